@@ -1,0 +1,154 @@
+"""`attach(model, reducer)`: the reduction put on a model, and taken off again without a trace."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from ..budget import Keep
+from ..layout import Batch
+from ..reducers import Reducer
+from .anatomy import Anatomy, dissect
+from .deepstack import patch_deepstack
+from .engine import Engine, Output
+from .kept import Kept
+from .patches import Patches
+
+MARK = "_dart_train_attached"
+
+
+class Attached:
+    """A model with its reduction. Also a context manager, which removes it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._patches = Patches()
+        self._handles: list[Any] = []
+
+    @property
+    def reducers(self) -> tuple[Reducer, ...]:
+        return self._engine.reducers
+
+    @property
+    def last(self) -> Kept | None:
+        """What the last forward with pictures kept; None if nothing was reduced in it."""
+        return None if self._engine.last is None else Kept.of(self._engine.last)
+
+    @property
+    def seed(self) -> int:
+        """Added to the seed of random choices; a trainer sets it to its step."""
+        return self._engine.seed
+
+    @seed.setter
+    def seed(self, value: int) -> None:
+        self._engine.seed = value
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Full tokens: the teacher, the baseline."""
+        before, self._engine.active = self._engine.active, False
+        try:
+            yield
+        finally:
+            self._engine.active = before
+
+    def set_keep(self, *keep: Keep) -> None:
+        """Another budget for each stage, from the next forward on."""
+        if len(keep) != len(self.reducers):
+            raise ValueError(f"{len(keep)} budgets were given for {len(self.reducers)} stages")
+        self._engine.reducers = tuple(replace(r, keep=k) for r, k in zip(self.reducers, keep, strict=True))
+
+    def expect(self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None) -> None:
+        """Tell the next forward's batch while it is still on the CPU: it then needs no synchronisation."""
+        self._engine.expected = Batch.of(input_ids, self._engine.parts.visual_ids, attention_mask, labels)
+
+    def refresh(self) -> None:
+        """Read the final norm's weight anew. Needed under ZeRO-3 only, where it is collective."""
+        self._engine.scale.refresh()
+
+    def remove(self) -> None:
+        """Leave the model as it was found. Twice does no harm."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._patches.undo()
+        self._engine.flight = None
+
+    def __enter__(self) -> Attached:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.remove()
+
+    def _install(self) -> Attached:
+        engine, parts = self._engine, self._engine.parts
+        self._patches.set(parts.top, MARK, self)
+        self._patches.set(parts.top, "_loss_function", engine.loss)
+        self._patches.set(parts.top, "generate", _knowing_the_prompt(engine, parts.top.generate))
+        for name, value in patch_deepstack(engine).items():
+            self._patches.set(parts.text, name, value)
+        self._handles = engine.hooks()
+        return self
+
+
+def attach(model: Any, reducer: Reducer | Sequence[Reducer], *, output: Output = "expand") -> Attached:
+    """Put a reduction, or several stages of it, on a Hugging Face vision-language model.
+
+    output: `expand` keeps the length of the model's output, for trainers and scripts that need not know;
+    `compact` gives short states, and with labels the logits of supervised positions only: the cheapest.
+    Both give the same loss.
+    """
+    parts = dissect(model)
+    if output not in ("expand", "compact"):
+        raise ValueError(f"output={output!r}: expected 'expand' or 'compact'")
+    if MARK in vars(parts.top):
+        raise ValueError("a reduction is attached to this model already: remove() it first, or use set_keep()")
+    stages = _stages(reducer, parts)
+    return Attached(Engine(parts, stages, output))._install()
+
+
+def _stages(reducer: Reducer | Sequence[Reducer], parts: Anatomy) -> list[Reducer]:
+    stages = [reducer] if isinstance(reducer, Reducer) else list(reducer)
+    if not stages or not all(isinstance(stage, Reducer) for stage in stages):
+        raise ValueError(f"expected a reducer or a list of reducers, such as DART(keep=64); given {reducer!r}")
+    problems = [*_layer_problems(stages, len(parts.layers))]
+    if len({stage.per for stage in stages}) > 1:
+        problems.append("all stages must budget per the same thing: give each the same `per`")
+    problems += [
+        f"{type(stage).__name__} at layer 0: there is no attention before the first layer; use layer >= 1"
+        for stage in stages
+        if stage.layer == 0 and "attention" in stage.required()
+    ]
+    if problems:
+        raise ValueError("; ".join(problems))
+    return stages
+
+
+def _layer_problems(stages: Sequence[Reducer], depth: int) -> list[str]:
+    layers = [stage.layer for stage in stages]
+    problems = [f"layer={k}: expected 0 to {depth - 1}, the model has {depth} layers" for k in layers if k >= depth]
+    if layers != sorted(set(layers)):
+        problems.append(f"stages at layers {layers}: expected each to come after the one before")
+    return problems
+
+
+def _knowing_the_prompt(engine: Engine, generate: Any) -> Any:
+    """In generation the prompt alone chooses: not the answer so far, not the drafts of assisted decoding."""
+
+    @functools.wraps(generate)
+    def generate_knowing(*args: Any, **kwargs: Any) -> Any:
+        ids = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
+        before = engine.prompt, engine.generating
+        if isinstance(ids, Tensor) and ids.ndim == 2:
+            engine.prompt, engine.generating = (ids.shape[0], ids.shape[1]), kwargs
+        try:
+            return generate(*args, **kwargs)
+        finally:
+            engine.prompt, engine.generating = before
+
+    return generate_knowing

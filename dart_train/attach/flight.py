@@ -1,0 +1,122 @@
+"""One forward pass under reduction: what is known before it, and what each stage kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..layout import Batch
+from ..pools import Pools
+from ..reducers import Reducer, Seen, View
+from ..reduction import Reduction
+from .memory import Memory
+
+
+@dataclass
+class Flight:
+    """A prefill (or training step) when `batch` is there; a decoding step when only `memory` is."""
+
+    mask: Tensor | None  # the full-length 2-D mask, cached tokens included
+    memory: Memory | None = None
+    past: int = 0
+    batch: Batch | None = None
+    pools: Pools | None = None
+    grid_shapes: Sequence[Sequence[tuple[int, int]]] | None = None
+    real: Tensor | None = None  # [B, L of the present stage]
+    visual: Tensor | None = None
+    labels: Tensor | None = None
+    seen: Seen = field(default_factory=Seen)
+    kept: list[Reduction] = field(default_factory=list)  # per stage, from the full sequence
+    kept_visual: list[tuple[int, ...]] = field(default_factory=list)
+    memo: dict[Any, Any] = field(default_factory=dict)
+
+    @property
+    def decoding(self) -> bool:
+        return self.batch is None
+
+    def reduce(self, reducer: Reducer, hidden: Tensor, scale: Tensor | None, seed: int) -> Tensor:
+        """hidden [B, L, D] at layer K -> [B, S, D], and everything else follows it."""
+        assert self.pools is not None and self.real is not None and self.visual is not None
+        pools = self.pools
+        counts = reducer.counts(pools)
+        view = View(pools, hidden, scale, self.seen, reducer.budgets(pools), self.grid_shapes, seed)
+        keep = _checked(reducer, reducer.select(view), pools, counts)
+        with torch.no_grad():
+            content = reducer.content(view, keep)
+        if content is not None:
+            hidden = pools.put(hidden, merged(pools.at(hidden), content, pools.valid))
+        kept = Reduction.of(pools.keep_mask(self.real & ~self.visual, keep), pools.row_counts(counts))
+        self.pools = pools.after(kept, keep, counts)
+        self.visual, self.real = kept.gather(self.visual) & kept.valid, kept.valid
+        self.kept.append(self.kept[-1].then(kept) if self.kept else kept)
+        self.kept_visual.append(tuple(counts))
+        self.seen = Seen()
+        return kept.gather(hidden)
+
+    def follow(self, x: Tensor, stage: int) -> Tensor:
+        """Rotary embeddings [B or 1, L, d], or [3, B, L, d], gathered once a stage."""
+        key = ("follow", stage, id(x))
+        if key not in self.memo:
+            self.memo[key] = (x, self.kept[stage].gather(x, -2, x.ndim - 3))
+        return self.memo[key][1]  # type: ignore[no-any-return]
+
+    def to_remember(self) -> Memory:
+        """The prompt alone: drafts of assisted decoding in the first forward may yet be taken back."""
+        assert self.batch is not None
+        length = self.batch.shape[1]
+        drafts = 0 if self.batch.prompt_length is None else max(0, length - self.batch.prompt_length)
+        valid = [self._with_past(stage, kept) for stage, kept in enumerate(self.kept)]
+        return Memory(self.past + length - drafts, [v[:, : v.shape[1] - drafts] for v in valid])
+
+    def _with_past(self, stage: int, kept: Reduction) -> Tensor:
+        return torch.cat([self.past_valid(stage), kept.valid], 1) if self.past else kept.valid
+
+    def past_valid(self, stage: int) -> Tensor:
+        """[B, cached tokens of this stage] bool."""
+        assert self.real is not None
+        if self.memory is not None:
+            after = self.past - self.memory.length
+            return _joined(self.memory, stage, self.mask, after)
+        if self.mask is not None:
+            return self.mask[:, : self.past].bool()
+        return self.real.new_ones(self.real.shape[0], self.past)
+
+
+def _joined(memory: Memory, stage: int, mask: Tensor | None, after: int) -> Tensor:
+    prefix = memory.valid[stage]
+    valid = memory.short_valid(stage, mask, 0, prefix.shape[1] + after)
+    assert valid is not None
+    return valid
+
+
+def merged(visual: Tensor, content: Tensor, valid: Tensor) -> Tensor:
+    """visual [R, N, D], content [R, N] (where each token's content goes) -> each place's mean, differentiable."""
+    weight = valid.to(visual.dtype)
+    into = content[..., None].expand_as(visual)
+    total = torch.zeros_like(visual).scatter_add(1, into, visual * weight[..., None])
+    number = torch.zeros_like(weight).scatter_add(1, content, weight).clamp_min(1)
+    return total / number[..., None]
+
+
+def _checked(reducer: Reducer, keep: Tensor, pools: Pools, counts: Sequence[int]) -> Tensor:
+    """A method that keeps another number than it said would silently misplace tokens: refuse it. On a GPU the
+    check runs beside the rest, without a synchronisation."""
+    if keep.shape != pools.valid.shape or keep.dtype != torch.bool:
+        raise ValueError(
+            f"{type(reducer).__name__}.select gave {keep.dtype} {tuple(keep.shape)}; "
+            f"expected bool {tuple(pools.valid.shape)}, like view.valid"
+        )
+    wanted = torch.tensor(counts).to(keep.device, non_blocking=True)
+    right = ((keep & pools.valid).sum(1) == wanted).all() & ~(keep & ~pools.valid).any()
+    if keep.device.type != "cpu":
+        torch._assert_async(right)
+    elif not right:
+        raise ValueError(
+            f"{type(reducer).__name__}.select kept {(keep & pools.valid).sum(1).tolist()} tokens a pool; its count() "
+            f"promised {list(counts)}, all inside view.valid"
+        )
+    return keep

@@ -1,0 +1,86 @@
+"""Seeing what the attention of one layer computes: keys and values as its cache would get them, and one row of
+attention, without switching the kernel.
+
+A hook on `k_proj` would see other numbers (no rotary embedding, no key norm) and choose other tokens.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+ROW_TAP = "dart_train_row_tap"
+
+
+class CacheTap:
+    """Stands in for the cache of one attention call: shows what it is given, and passes the call on."""
+
+    def __init__(self, cache: Any, sink: Callable[[Tensor, Tensor], None]) -> None:
+        self._cache, self._sink = cache, sink
+
+    def update(self, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        self._sink(key, value)
+        return (key, value) if self._cache is None else self._cache.update(key, value, *args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if self._cache is None:
+            raise AttributeError(name)
+        return getattr(self._cache, name)
+
+
+class RowConfig:
+    """Stands in for the config of one attention module, so that its next call comes to `_row_attention`."""
+
+    def __init__(self, config: Any, sink: Callable[..., None]) -> None:
+        self.original, self.sink = config, sink
+        self._attn_implementation = ROW_TAP
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.original, name)
+
+
+def _row_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, *args: Any, **kwargs: Any
+) -> Any:
+    """Show query and key, then run the very kernel that the model was configured with."""
+    tap: Any = module.config
+    module.config = tap.original
+    tap.sink(module, query, key, kwargs.get("scaling"), kwargs.get("softcap"))
+    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    kernel = ALL_ATTENTION_FUNCTIONS.get_interface(tap.original._attn_implementation, eager)
+    return kernel(module, query, key, value, mask, *args, **kwargs)
+
+
+ALL_ATTENTION_FUNCTIONS.register(ROW_TAP, _row_attention)
+
+
+@torch.no_grad()
+def attention_row(
+    query: Tensor,
+    key: Tensor,
+    rows: Tensor,
+    last: Tensor,
+    real: Tensor,
+    scaling: float | None,
+    softcap: float | None = None,
+    window: int | None = None,
+) -> Tensor:
+    """query [B, Hq, L, d], key [B, Hkv, P + L, d] with P cached tokens before; rows, last [R]; real [B, L]
+    -> [R, L]: what each pool's last prompt token pays to each place, mean over heads, in float32."""
+    past, length = key.shape[2] - query.shape[2], query.shape[2]
+    q = query[rows, :, last].float().unflatten(1, (key.shape[1], -1))  # [R, Hkv, G, d]
+    scores = torch.einsum("rhgd,rhld->rhgl", q, key[rows].float())
+    scores = scores * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    place = torch.arange(-past, length, device=key.device)
+    seen = (place <= last[:, None]) & torch.cat([real.new_ones(len(rows), past), real[rows]], 1)
+    if window is not None:
+        seen &= place > last[:, None] - window
+    scores = scores.masked_fill(~seen[:, None, None], -torch.inf)
+    return scores.softmax(-1).mean((1, 2))[:, past:]

@@ -1,0 +1,135 @@
+"""The one interface of all methods: a small dataclass that *is* its own configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ..budget import Keep, check_keep, share, tokens_to_keep
+from ..layout import Per
+from ..pools import Pools
+from .view import View
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reducer:
+    """Keeps some visual tokens of each pool. A new method overrides `select`, and names what it needs.
+
+    keep: a number of tokens, or a ratio of the original ones (1.0: all).
+    layer: K, the first decoder layer that runs on the short sequence; 0 is before the language model.
+    per: the budget is one sample's, or each image's.
+    merge: what becomes of dropped tokens: nothing, or each is averaged into the nearest kept one.
+    """
+
+    name: ClassVar[str] = ""
+    needs: ClassVar[frozenset[str]] = frozenset()  # of: keys, values, attention, grid
+
+    keep: Keep = 1.0
+    layer: int = 2
+    per: Per = "sample"
+    merge: Literal["none", "nearest"] = "none"
+
+    def __post_init__(self) -> None:
+        problems = [problem for problem in self.problems() if problem]
+        if problems:
+            raise ValueError(f"{type(self).__name__}: " + "; ".join(problems))
+
+    def problems(self) -> list[str | None]:
+        """Everything that is wrong with the configuration; subclasses add their own."""
+        return [
+            check_keep(self.keep),
+            check_whole("layer", self.layer, 0),
+            check_choice("per", self.per, ("sample", "image")),
+            check_choice("merge", self.merge, ("none", "nearest")),
+        ]
+
+    def required(self) -> frozenset[str]:
+        """What this configuration needs to see; the engine computes nothing else."""
+        return self.needs
+
+    def select(self, view: View) -> Tensor:
+        """keep [R, N] bool inside view.valid, exactly `count` of each pool."""
+        raise NotImplementedError(f"{type(self).__name__} must say which tokens it keeps: define select(view)")
+
+    def count(self, size: int, budget: int, prompt: int) -> int:
+        """How many of a pool's tokens are kept, known before the choice: lengths need no synchronisation."""
+        return min(size, budget)
+
+    def content(self, view: View, keep: Tensor) -> Tensor | None:
+        """[R, N] long: the kept token that takes in each token's content; None: dropped tokens are lost."""
+        return nearest_kept(view, keep) if self.merge == "nearest" else None
+
+    def budgets(self, pools: Pools) -> list[int]:
+        """The budget of each pool. Several pools of one sample (turns) share its number of tokens."""
+        if self.per == "image":
+            return [tokens_to_keep(self.keep, size) for size in pools.original]
+        budgets = [0] * len(pools.sizes)
+        for row in dict.fromkeys(pools.row_of):
+            mine = [r for r, owner in enumerate(pools.row_of) if owner == row]
+            for r, part in zip(mine, share(self.keep, [pools.original[r] for r in mine]), strict=True):
+                budgets[r] = part
+        return budgets
+
+    def counts(self, pools: Pools) -> list[int]:
+        """What each pool will keep."""
+        plan = zip(pools.sizes, self.budgets(pools), pools.prompt_sizes, strict=True)
+        return [self.count(size, budget, prompt) for size, budget, prompt in plan]
+
+    def kept_tokens(self, sizes: Sequence[int], prompt: int = 64) -> int:
+        """Tokens kept of a sample whose images have `sizes` tokens: for plans and checks, without a model."""
+        if not sizes:
+            return 0
+        pools = sizes if self.per == "image" else [sum(sizes)]
+        return sum(self.count(n, tokens_to_keep(self.keep, n), prompt) for n in pools)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"method": self.name or f"{type(self).__module__}:{type(self).__qualname__}", **asdict(self)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreReducer(Reducer):
+    """Keeps the highest of `score`."""
+
+    def score(self, view: View) -> Tensor:
+        """[R, N]: higher is kept."""
+        raise NotImplementedError(f"{type(self).__name__} must score tokens: define score(view)")
+
+    def select(self, view: View) -> Tensor:
+        return highest(self.score(view), view.valid, view.budget)
+
+
+def highest(score: Tensor, valid: Tensor, budget: Tensor) -> Tensor:
+    """The `budget` [R] highest of score [R, N] among valid ones, as a mask; ties go to the earlier token."""
+    order = torch.argsort(score.masked_fill(~valid, -torch.inf), dim=1, descending=True, stable=True)
+    rank = torch.empty_like(order).scatter_(1, order, _places(order))
+    return (rank < budget[:, None]) & valid
+
+
+def _places(order: Tensor) -> Tensor:
+    return torch.arange(order.shape[1], device=order.device).expand_as(order)
+
+
+def nearest_kept(view: View, keep: Tensor) -> Tensor:
+    """[R, N] long: for each token the kept one of highest cosine similarity (a kept token: itself)."""
+    unit = torch.nn.functional.normalize(view.hidden, dim=-1)
+    similarity = (unit @ unit.transpose(1, 2)).masked_fill(~keep[:, None, :], -torch.inf)
+    return torch.where(keep, _places(similarity[:, 0]), similarity.argmax(-1))
+
+
+def check_whole(name: str, value: object, least: int) -> str | None:
+    if isinstance(value, int) and not isinstance(value, bool) and value >= least:
+        return None
+    return f"{name}={value!r}: expected a whole number >= {least}"
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> str | None:
+    return None if value in choices else f"{name}={value!r}: expected one of {', '.join(choices)}"
+
+
+def check_unit(name: str, value: object) -> str | None:
+    ok = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+    return None if ok else f"{name}={value!r}: expected a number in [0, 1]"

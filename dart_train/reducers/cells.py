@@ -1,0 +1,71 @@
+"""A grid cut into exactly k cells of nearly equal size: what uniform, pooling and window methods share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..budget import share
+from .view import View, per_pool
+
+
+def cut_grid(rows: int, columns: int, cells: int) -> Tensor:
+    """[rows * columns] long: the cell of each place, in reading order. 24 x 24 into 144 gives 2 x 2 blocks.
+
+    The grid is cut into bands, and each band into its share of the cells; any number from 1 to
+    rows * columns comes out exactly.
+    """
+    bands = round(math.sqrt(cells * rows / columns))
+    bands = min(rows, cells, max(bands, math.ceil(cells / columns), 1))
+    band = torch.arange(rows) * bands // rows
+    in_band = torch.tensor(_deal(cells, bands))
+    start = torch.cumsum(in_band, 0) - in_band
+    column = torch.arange(columns) * in_band[band][:, None] // columns
+    return (start[band][:, None] + column).flatten()
+
+
+def _deal(cells: int, bands: int) -> list[int]:
+    """cells over bands, as evenly as whole numbers allow."""
+    return [(b + 1) * cells // bands - b * cells // bands for b in range(bands)]
+
+
+def tile_shapes(view: View, pool: int) -> Sequence[tuple[int, int]]:
+    """(rows, columns) of each tile of a pool. After an earlier stage the grid has holes: what is left, in
+    reading order, then serves as a grid of one row."""
+    if view.grid_shapes is None or view.pools.sizes[pool] != view.pools.original[pool]:
+        return [(1, view.pools.sizes[pool])]
+    return view.grid_shapes[pool]
+
+
+def cells_of(view: View, wanted: Sequence[int]) -> Tensor:
+    """[R, N] long: the cell of each token of each pool, `wanted` cells a pool, -1 for none (and padding)."""
+    out = torch.full(view.valid.shape, -1)
+    for pool, number in enumerate(wanted):
+        shapes = tile_shapes(view, pool)
+        parts, first = [], 0
+        for (rows, columns), cells in zip(shapes, share(number, [r * c for r, c in shapes]), strict=True):
+            parts.append(cut_grid(rows, columns, cells) + first if cells else torch.full((rows * columns,), -1))
+            first += cells
+        cell = torch.cat(parts)
+        out[pool, : len(cell)] = cell
+    return out
+
+
+def centres(cells: Tensor) -> Tensor:
+    """cells [R, N] -> [R, N] long: the place of the middle token of each token's cell (itself where none)."""
+    order = torch.argsort(cells, dim=1, stable=True)
+    ranked = cells.gather(1, order)
+    places = torch.arange(cells.shape[1])
+    out = places.expand_as(cells).clone()
+    for pool in range(cells.shape[0]):
+        _, group, counts = torch.unique_consecutive(ranked[pool], return_inverse=True, return_counts=True)
+        middle = order[pool][(torch.cumsum(counts, 0) - counts + counts // 2)[group]]
+        out[pool, order[pool]] = torch.where(ranked[pool] >= 0, middle, order[pool])
+    return out
+
+
+def to_device(cells: Tensor, view: View) -> Tensor:
+    return per_pool(cells.tolist(), view.valid)

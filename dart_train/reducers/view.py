@@ -1,0 +1,116 @@
+"""What a method may look at: the visual tokens of each pool, their keys, the prompt, the image's grid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..pools import Pools, upload
+
+Score = Literal["key", "value", "attention", "random"]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the attention of layer K-1 was seen to compute; at K = 0 there is none and all is None."""
+
+    keys: Tensor | None = None  # [B, H, L, d], after the rotary embedding and any key norm
+    values: Tensor | None = None  # [B, H, L, d]
+    attention: Tensor | None = None  # [R, L] of each pool's last prompt token, mean over heads
+
+
+@dataclass
+class View:
+    """R pools, at most N visual tokens each, in B sequences of length L and width D."""
+
+    pools: Pools
+    states: Tensor  # [B, L, D]: the input of layer K
+    scale: Tensor | None  # [D]: what the final RMSNorm multiplies by; None: 1
+    seen: Seen
+    budgets: Sequence[int]  # per pool, on the host
+    grid: Tensor | None = None  # [R, N, 3] long: (tile or frame, row, column)
+    grid_shapes: Sequence[Sequence[tuple[int, int]]] | None = None  # per pool: (rows, columns) of each tile
+    seed: int = 0
+    scores: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def valid(self) -> Tensor:
+        """[R, N] bool."""
+        return self.pools.valid
+
+    @cached_property
+    def budget(self) -> Tensor:
+        """[R] long, on the device."""
+        return per_pool(self.budgets, self.valid)
+
+    @cached_property
+    def hidden(self) -> Tensor:
+        """[R, N, D] float32, scaled as the final RMSNorm scales: what similarity is measured on."""
+        return self.scaled(self.pools.at(self.states))
+
+    def scaled(self, states: Tensor) -> Tensor:
+        """The norm's division by a token's own size does not change a cosine; its weight does."""
+        states = states.detach().float()
+        return states if self.scale is None else states * self.scale.to(states.device)
+
+    def hidden_at(self, positions: Tensor) -> Tensor:
+        """positions [R, P] of the sequence -> [R, P, D], scaled like `hidden`."""
+        return self.scaled(self.states[self.pools.rows[:, None], positions])
+
+    def score(self, kind: Score) -> Tensor:
+        """[R, L] float32: each pool's own view of the sequence, by a score that pivots can be taken from."""
+        if kind not in self.scores:
+            self.scores[kind] = getattr(self, f"_{kind}")().float()
+        return self.scores[kind]
+
+    def visual(self, kind: Score) -> Tensor:
+        """[R, N]: the same score at the visual tokens."""
+        return self.score(kind).gather(1, self.pools.slots)
+
+    def _key(self) -> Tensor:
+        return self._l1(self.seen.keys)
+
+    def _value(self) -> Tensor:
+        return self._l1(self.seen.values)
+
+    def _l1(self, heads: Tensor | None) -> Tensor:
+        """L1 norm over all heads, in float32: in bfloat16, 576 norms take only 36 distinct values.
+
+        Before the language model (K = 0) there is no key; the input embedding serves in its place.
+        """
+        if heads is None:
+            return self.states.detach().abs().sum(-1, dtype=torch.float32)[self.pools.rows]
+        return heads.detach().abs().sum((1, 3), dtype=torch.float32)[self.pools.rows]
+
+    def _attention(self) -> Tensor:
+        if self.seen.attention is None:
+            raise ValueError("attention scores need a layer to come from: use layer >= 1 for this method")
+        return self.seen.attention
+
+    def _random(self) -> Tensor:
+        return self.uniform(0)
+
+    def uniform(self, seed: int) -> Tensor:
+        """[R, L] in [0, 1): a function of the seeds, the prompt and the token's place, hence the same on every
+        rank, in every batch, and when a layer is recomputed under gradient checkpointing."""
+        order = torch.arange(self.pools.length, device=self.valid.device)
+        from_end = order[None] - self.pools.last[:, None]  # left padding moves both alike
+        return _hash(from_end, self.pools.seed[:, None], self.seed + seed)
+
+
+def _hash(place: Tensor, seed: Tensor, extra: int) -> Tensor:
+    """Integer mixing (multiply, xor-shift) of place and seed to [0, 1)."""
+    x = (place + 1_000_003) * 2_654_435_761 + seed * 40_503 + extra * 69_069 + 12_345
+    for shift, factor in ((15, 2_246_822_519), (13, 3_266_489_917), (16, 668_265_263)):
+        x = ((x ^ (x >> shift)) * factor) & 0x7FFFFFFF
+    return x.double() / 0x80000000
+
+
+def per_pool(numbers: Sequence[int] | Sequence[Sequence[int]], like: Tensor) -> Tensor:
+    """Host numbers [R] or [R, P] on the device of `like`, without waiting for it."""
+    return upload(torch.tensor(numbers, dtype=torch.long), like.device)

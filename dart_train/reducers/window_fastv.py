@@ -1,0 +1,55 @@
+"""WindowFastV: FastV inside windows of the image, the same ratio in each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..budget import share
+from ..pools import upload
+from .base import Reducer, check_whole
+from .cells import cells_of
+from .view import View, per_pool
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowFastV(Reducer):
+    """windows: into how many windows a pool's grid is cut. Attention favours late positions; windows do not
+    let it keep only those."""
+
+    name: ClassVar[str] = "window_fastv"
+    needs: ClassVar[frozenset[str]] = frozenset({"attention", "grid"})
+
+    windows: int = 16
+
+    def problems(self) -> list[str | None]:
+        return [*super().problems(), check_whole("windows", self.windows, 1)]
+
+    @torch.no_grad()
+    def select(self, view: View) -> Tensor:
+        window = cells_of(view, [min(self.windows, size) for size in view.pools.sizes])
+        quota = [_quotas(row, kept) for row, kept in zip(window, self.counts(view.pools), strict=True)]
+        widest = max(map(len, quota))
+        allowed = per_pool([q + [0] * (widest - len(q)) for q in quota], view.valid)
+        window = upload(window, view.valid.device).clamp_min(0)
+        rank = rank_within(window, view.visual("attention").masked_fill(~view.valid, -torch.inf))
+        return (rank < allowed.gather(1, window)) & view.valid
+
+
+def _quotas(window: Tensor, kept: int) -> list[int]:
+    return share(kept, torch.bincount(window[window >= 0]).tolist())
+
+
+def rank_within(group: Tensor, score: Tensor) -> Tensor:
+    """[R, N] long: how many of the same group have a higher score (ties: the earlier token first)."""
+    order = torch.argsort(score, dim=1, descending=True, stable=True)
+    order = order.gather(1, torch.argsort(group.gather(1, order), dim=1, stable=True))
+    sorted_group = group.gather(1, order)
+    place = torch.arange(group.shape[1], device=group.device).expand_as(group)
+    new = torch.ones_like(group, dtype=torch.bool)
+    new[:, 1:] = sorted_group[:, 1:] != sorted_group[:, :-1]
+    start = torch.where(new, place, 0).cummax(1).values
+    return torch.empty_like(place).scatter(1, order, place - start)
