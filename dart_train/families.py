@@ -87,6 +87,8 @@ def _anyres(config: Any, size: Sequence[int], tokens: int) -> list[Tile]:
 
     encoder = config.vision_config.image_size
     (side, _), extra = _encoder_side(config)
+    if tokens == side * side + 1 + len(extra):  # an image that was not tiled: the overview and one line break
+        return [*extra, (side, side), (1, 1)]
     tall, wide = get_anyres_image_grid_shape(list(size), config.image_grid_pinpoints, encoder)
     rows, columns = _unpadded(tall * side, wide * side, size)
     if str(getattr(config, "vision_aspect_ratio", "")).startswith("anyres_max_"):

@@ -63,10 +63,12 @@ class Batch:
         visual = torch.isin(ids, torch.tensor(list(visual_ids)))
         real = torch.ones_like(visual) if mask is None else mask.cpu().bool()
         visual = visual & real
+        end = ids.shape[1] if prompt_length is None else prompt_length
+        visual[:, end:] = False  # a model may well generate an image token
         supervised = torch.zeros_like(visual) if labels is None else (labels.cpu() != -100) & real
         images = tuple(_runs(row) for row in visual)
         prompt = real & (supervised.cumsum(1) == 0)
-        prompt[:, prompt_length:] = False
+        prompt[:, end:] = False
         return cls(visual, real, supervised, _fingerprint(ids, prompt), images, prompt_length)
 
     def with_images(self, sizes: Sequence[int]) -> Batch:

@@ -88,10 +88,11 @@ class Engine:
         self.flight, labels, self.labels = None, self.labels, None
         if not self.active:
             return None
-        self.last = None
         inputs = {**self.signature.bind_partial(*args, **kwargs).arguments}
         inputs |= inputs.pop("kwargs", {})
         self.flight = self._take_off(inputs, labels)
+        if self.flight is None or not self.flight.decoding:
+            self.last = None
         return self._with_positions(args, kwargs, inputs)
 
     def after(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -131,7 +132,8 @@ class Engine:
         needs_grid = any("grid" in r.required() for r in self.reducers)
         if needs_grid or per == "image":
             rows = None if self.prompt is None else self.prompt[0]
-            grids = Grids(self.parts, {**self.generating, **inputs}, rows)
+            given = {name: value for name, value in inputs.items() if value is not None}
+            grids = Grids(self.parts, {**self.generating, **given}, rows)
             sizes = grids.image_sizes(batch)
             flight.batch = batch = batch if sizes is None else batch.with_images(sizes)
             if needs_grid:

@@ -33,7 +33,6 @@ class View:
     scale: Tensor | None  # [D]: what the final RMSNorm multiplies by; None: 1
     seen: Seen
     budgets: Sequence[int]  # per pool, on the host
-    grid: Tensor | None = None  # [R, N, 3] long: (tile or frame, row, column)
     grid_shapes: Sequence[Sequence[tuple[int, int]]] | None = None  # per pool: (rows, columns) of each tile
     seed: int = 0
     scores: dict[str, Tensor] = field(default_factory=dict)

@@ -1,0 +1,128 @@
+"""The real processor of a model, on machines with torchvision and without it.
+
+Hugging Face's video processors need torchvision, and the processors of Qwen-VL, LLaVA-OneVision, InternVL and
+SmolVLM need a video processor even when only images come. Where torchvision is missing, `AutoProcessor` then
+fails, or hands back a mere tokenizer. Here the same processor class is put together from its parts, with
+`NoVideo` where the video processor would be: images work, a video is refused, and what is saved names the
+original classes, so that a machine with torchvision loads the complete processor again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, AutoTokenizer, ProcessorMixin
+from transformers.image_processing_utils import ImageProcessingMixin
+from transformers.image_utils import SizeDict
+from transformers.models.auto.image_processing_auto import get_image_processor_config
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING, processor_class_from_name
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
+from transformers.models.auto.video_processing_auto import get_video_processor_config
+from transformers.utils import is_torchvision_available
+
+_REMEDY = "save the model's own beside it: processor.save_pretrained(folder)"
+
+
+class NoVideo(ImageProcessingMixin):
+    """Stands where a video processor would be: keeps its settings, refuses videos."""
+
+    model_input_names: ClassVar[list[str]] = []
+    fps = None
+    num_frames = None  # SmolVLM's chat template call reads both, whatever the conversation holds
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        super().__init__(**settings)
+        self._settings = dict(settings)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise ValueError(
+            "a video was given, but this processor was loaded without torchvision and takes images only; "
+            "install torchvision and load it again"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return dict(self._settings)
+
+
+def load_processor(
+    path: str,
+    *,
+    trust_remote_code: bool = False,
+    max_pixels: int | None = None,
+    min_pixels: int | None = None,
+) -> ProcessorMixin:
+    """The processor that belongs to the model at `path`, a folder or a hub id.
+
+    `max_pixels` and `min_pixels` bound the area that a picture is resized to, for processors that resize to a
+    number of pixels (the Qwen family); any other refuses them with a `ValueError`.
+    """
+    processor = _load(str(path), trust_remote_code)
+    if not isinstance(processor, ProcessorMixin):
+        raise ValueError(f"{str(path)!r} holds no processor, only a {type(processor).__name__}; {_REMEDY}")
+    if max_pixels is not None or min_pixels is not None:
+        _limit_pixels(processor.image_processor, min_pixels, max_pixels)
+    return processor
+
+
+def assemble(kind: type[ProcessorMixin], parts: Iterable[Any], settings: dict[str, Any]) -> ProcessorMixin:
+    """A `kind` made of `parts` (in the order of `kind.get_attributes()`), `NoVideo` allowed among them.
+
+    A processor checks its parts against names that transformers has only together with torchvision. The check
+    is passed over while the object is built; the object is then an ordinary `kind`.
+    """
+    pass_over = {"check_argument_for_proper_class": lambda self, name, part: type(part)}
+    unchecked: Any = type(kind.__name__, (kind,), pass_over)
+    processor = unchecked.from_args_and_dict(list(parts), dict(settings))
+    processor.__class__ = kind
+    return processor
+
+
+def _load(path: str, trust_remote_code: bool) -> Any:
+    kind = _processor_class(path)
+    if kind is None and not trust_remote_code:
+        raise ValueError(
+            f"{path!r} holds no processor that transformers knows; {_REMEDY}, or set trust_remote_code if it "
+            "brings code of its own that you have read"
+        )
+    if kind is None or is_torchvision_available():
+        return AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
+    settings, _ = kind.get_processor_dict(path)
+    return assemble(kind, [_load_part(name, path) for name in kind.get_attributes()], settings)
+
+
+def _load_part(name: str, path: str) -> Any:
+    if name == "image_processor":
+        return AutoImageProcessor.from_pretrained(path, backend="pil")
+    if name == "video_processor":
+        return NoVideo(get_video_processor_config(path))
+    if name == "tokenizer":
+        return AutoTokenizer.from_pretrained(path)
+    raise ValueError(f"the processor of {path!r} needs a part {name!r}; only images and text are supported")
+
+
+def _processor_class(path: str) -> type[ProcessorMixin] | None:
+    """The class that the folder's files name, or the one that belongs to the model type."""
+    settings, _ = ProcessorMixin.get_processor_dict(path)
+    for written in (settings, get_image_processor_config(path), get_tokenizer_config(path)):
+        if written.get("processor_class"):
+            return processor_class_from_name(written["processor_class"])
+    try:
+        return PROCESSOR_MAPPING.get(type(AutoConfig.from_pretrained(path)))
+    except (OSError, ValueError):  # no config.json, or a model type that is not known
+        return None
+
+
+def _limit_pixels(image_processor: Any, min_pixels: int | None, max_pixels: int | None) -> None:
+    """Sets the least and the greatest area, in pixels, that a picture is resized to."""
+    if "max_pixels" not in image_processor.valid_kwargs.__annotations__:
+        raise ValueError(
+            f"min_pixels={min_pixels}, max_pixels={max_pixels} given, but {type(image_processor).__name__} "
+            "does not resize to a number of pixels (the Qwen family does); leave both out"
+        )
+    size = dict(image_processor.size)
+    least = size["shortest_edge"] if min_pixels is None else min_pixels
+    most = size["longest_edge"] if max_pixels is None else max_pixels
+    if not 0 < least <= most:
+        raise ValueError(f"pixel limits must satisfy 0 < min_pixels <= max_pixels, got {least} and {most}")
+    image_processor.size = SizeDict(shortest_edge=least, longest_edge=most)

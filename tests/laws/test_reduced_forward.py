@@ -1,0 +1,127 @@
+"""The reduced forward is the full-length forward with the dropped tokens hidden from layers >= K."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dart_train import DART, REDUCERS, FastV, Pooling, Random, Reducer, attach
+from tests.laws.cases import IMAGES, KERNELS, NAMES, ROUNDING, batch_of, model_of, reducer_of
+from tests.laws.oracle import first_difference, masked_logits
+
+METHODS = [method for method in REDUCERS if method != "pooling"]  # pooling merges: see below
+
+
+def reduced(model: Any, batch: dict[str, Tensor], reducer: Reducer | list[Reducer], **options: Any) -> Any:
+    with torch.no_grad(), attach(model, reducer, **options) as attached:
+        return model(**{k: v for k, v in batch.items() if k != "labels"}).logits, attached.last
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("images", IMAGES)
+@pytest.mark.parametrize("attn", KERNELS)
+@pytest.mark.parametrize("name", NAMES)
+def test_dart_equals_the_masked_forward(name: str, attn: str, images: tuple[int, ...], side: str) -> None:
+    model, batch = model_of(name, attn), batch_of(name, images, side)
+    logits, kept = reduced(model, batch, DART(keep=8))
+    assert kept.visual_after == tuple(min(8, n) for n in kept.visual_before)
+    with torch.no_grad():
+        truth = masked_logits(model, batch, [(2, kept.mask)])
+    assert first_difference(logits, truth, kept.mask) < ROUNDING
+
+
+@pytest.mark.parametrize("layer", [0, 1, 3])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", ["llava", "qwen3_vl", "gemma3"])
+def test_every_method_equals_the_masked_forward(name: str, method: str, layer: int) -> None:
+    if layer == 0 and "attention" in REDUCERS[method].needs:
+        pytest.skip("no attention before the first layer; refused, see test_refusals")
+    model, batch = model_of(name), batch_of(name)
+    logits, kept = reduced(model, batch, reducer_of(method, layer=layer))
+    with torch.no_grad():
+        truth = masked_logits(model, batch, [(layer, kept.mask)])
+    assert first_difference(logits, truth, kept.mask) < ROUNDING
+
+
+@pytest.mark.parametrize("attn", KERNELS)
+@pytest.mark.parametrize("name", NAMES)
+def test_two_stages_equal_the_forward_masked_twice(name: str, attn: str) -> None:
+    model, batch = model_of(name, attn), batch_of(name)
+    logits, kept = reduced(model, batch, [DART(layer=1, keep=12), FastV(layer=3, keep=5)])
+    assert bool((kept.stages[1] <= kept.stages[0]).all())
+    assert kept.visual_after == tuple(min(5, n) for n in kept.visual_before)
+    with torch.no_grad():
+        truth = masked_logits(model, batch, [(1, kept.stages[0]), (3, kept.stages[1])])
+    assert first_difference(logits, truth, kept.mask) < ROUNDING
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_compact_output_is_the_kept_part_of_the_expanded_one(name: str) -> None:
+    model, batch = model_of(name), batch_of(name)
+    long, kept = reduced(model, batch, Random(keep=6))
+    short, _ = reduced(model, batch, Random(keep=6), output="compact")
+    assert short.shape[1] == kept.length < long.shape[1]
+    for row in range(len(long)):
+        number = int(kept.mask[row].sum())
+        torch.testing.assert_close(short[row, -number:], long[row, kept.mask[row]])
+    assert torch.equal(long[:, -1], short[:, -1])
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_batch_is_its_samples_one_by_one(name: str, side: str) -> None:
+    from tests.zoo import conversation, encode
+
+    model = model_of(name)
+    rows = [conversation(n, question, seed=n)[0] for n, question in ((1, "what is it"), (2, "how many red ones"))]
+    together = encode(name, rows, padding_side=side)
+    _, kept = reduced(model, together, DART(keep=8))
+    for i, row in enumerate(rows):
+        _, alone = reduced(model, encode(name, [row], padding_side=side), DART(keep=8))
+        real = together["attention_mask"][i].bool()
+        assert torch.equal(kept.mask[i][real], alone.mask[0])
+
+
+def merged_by_hand(hidden: Tensor, kept: Tensor, visual: Tensor, scale: Tensor) -> Tensor:
+    """Plain loops: every dropped token goes to the kept one of highest cosine; each becomes the mean."""
+    out = hidden.clone()
+    for row in range(len(hidden)):
+        stays = (kept & visual)[row].nonzero().flatten().tolist()
+        groups = {place: [hidden[row, place]] for place in stays}
+        for place in (visual & ~kept)[row].nonzero().flatten().tolist():
+            of = [torch.cosine_similarity(hidden[row, place] * scale, hidden[row, s] * scale, 0) for s in stays]
+            groups[stays[int(torch.stack(of).argmax())]].append(hidden[row, place])
+        for place, members in groups.items():
+            out[row, place] = torch.stack(members).mean(0)
+    return out
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "gemma3"])
+def test_merging_averages_dropped_tokens_into_the_nearest_kept_one(name: str) -> None:
+    model, batch = model_of(name), batch_of(name, (1, 2))
+    logits, kept = reduced(model, batch, Random(keep=6, merge="nearest"))
+    norm = model.get_decoder().norm
+    scale = 1 + norm.weight if name == "gemma3" else norm.weight
+    with torch.no_grad():
+        change = lambda hidden: merged_by_hand(hidden, kept.mask, kept.visual, scale)  # noqa: E731
+        truth = masked_logits(model, batch, [(2, kept.mask)], change)
+    assert first_difference(logits, truth, kept.mask) < ROUNDING
+
+
+def test_pooling_puts_the_mean_of_each_cell_at_its_middle() -> None:
+    model, batch = model_of("llava"), batch_of("llava", (1,))
+    logits, kept = reduced(model, batch, Pooling(keep=16))  # 8 x 8 tokens in 2 x 2 cells
+    start = int(kept.visual[0].nonzero()[0])
+
+    def change(hidden: Tensor) -> Tensor:
+        grid = hidden[0, start : start + 64].T.reshape(-1, 8, 8)
+        means = torch.nn.functional.avg_pool2d(grid, 2).flatten(1).T
+        places = kept.kept_visual[0].nonzero().flatten()
+        return hidden.index_copy(1, places, means[None])
+
+    with torch.no_grad():
+        truth = masked_logits(model, batch, [(2, kept.mask)], change)
+    assert first_difference(logits, truth, kept.mask) < ROUNDING

@@ -1,0 +1,44 @@
+"""Ten tiny vision-language models: real configurations, model classes and processors, random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from transformers import PreTrainedModel, ProcessorMixin
+
+from tests.zoo.batches import conversation, encode, make_batch, picture, sentence
+from tests.zoo.folders import save_folder
+from tests.zoo.models import CONFIGS, build
+from tests.zoo.processors import processor_of
+from tests.zoo.video import FAMILIES_WITH_VIDEO, make_video_batch
+
+
+@dataclass(frozen=True)
+class TinyFamily:
+    name: str
+    build: Callable[..., PreTrainedModel]
+    processor: Callable[[], ProcessorMixin]
+
+    def model(self, attn: str = "sdpa") -> PreTrainedModel:
+        """A fresh model in eval mode; the same weights every time."""
+        return self.build(attn=attn)
+
+
+FAMILIES: dict[str, TinyFamily] = {
+    name: TinyFamily(name, partial(build, name), partial(processor_of, name)) for name in CONFIGS
+}
+
+__all__ = [
+    "FAMILIES",
+    "FAMILIES_WITH_VIDEO",
+    "TinyFamily",
+    "conversation",
+    "encode",
+    "make_batch",
+    "make_video_batch",
+    "picture",
+    "save_folder",
+    "sentence",
+]

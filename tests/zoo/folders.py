@@ -1,0 +1,42 @@
+"""Model folders as they lie on a hub, written from the tiny families."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tests.zoo.models import build
+from tests.zoo.processors import processor_of
+
+
+def save_folder(name: str, path: str | Path, older_layout: bool = False) -> Path:
+    """Model, tokenizer and processor of a family in one folder.
+
+    `older_layout` is how most published repositories still look: the image processor in a file of its own,
+    which also names the processor's class, the chat template in a JSON file, nothing about videos.
+    """
+    folder = Path(path)
+    build(name).save_pretrained(folder)
+    processor_of(name).save_pretrained(folder)
+    if older_layout:
+        _split(folder)
+    return folder
+
+
+def _split(folder: Path) -> None:
+    settings = json.loads((folder / "processor_config.json").read_text())
+    settings.pop("video_processor", None)
+    images = {**settings.pop("image_processor"), "processor_class": settings["processor_class"]}
+    _write(folder / "preprocessor_config.json", images)
+    if set(settings) == {"processor_class"}:
+        (folder / "processor_config.json").unlink()
+    else:
+        _write(folder / "processor_config.json", settings)
+    template = folder / "chat_template.jinja"
+    _write(folder / "chat_template.json", {"chat_template": template.read_text()})
+    template.unlink()
+
+
+def _write(file: Path, content: dict[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2))
