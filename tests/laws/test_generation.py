@@ -1,0 +1,145 @@
+"""Generation with a cache is generation without one; the prompt alone chooses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from dart_train import DART, REDUCERS, FastV, KeepAll, attach
+from tests.laws.cases import KERNELS, NAMES, ROUNDING, batch_of, model_of, new_tokens, reducer_of
+from tests.laws.oracle import masked_logits
+from tests.zoo import conversation, encode
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("attn", KERNELS)
+@pytest.mark.parametrize("name", NAMES)
+def test_cached_generation_equals_recomputation(name: str, attn: str, beams: int) -> None:
+    model, batch = model_of(name, attn), batch_of(name)
+    with attach(model, DART(keep=8)) as attached:
+        cached = new_tokens(model, batch, num_beams=beams)
+        assert attached.last is not None
+        assert attached.last.visual_after == tuple(min(8, n) for n in attached.last.visual_before)
+        assert torch.equal(cached, new_tokens(model, batch, num_beams=beams, use_cache=False))
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+@pytest.mark.parametrize("method", REDUCERS)
+@pytest.mark.parametrize("name", ["llava_onevision", "qwen2_5_vl", "idefics3"])
+def test_every_method_generates_alike_with_and_without_a_cache(name: str, method: str, layer: int) -> None:
+    if layer == 0 and "attention" in REDUCERS[method].needs:
+        pytest.skip("no attention before the first layer; refused, see test_refusals")
+    model, batch = model_of(name), batch_of(name)
+    with attach(model, reducer_of(method, 7, layer=layer, per="image")):
+        cached = new_tokens(model, batch)
+        assert torch.equal(cached, new_tokens(model, batch, use_cache=False))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_stages_generate_alike_with_and_without_a_cache(name: str) -> None:
+    model, batch = model_of(name), batch_of(name)
+    with attach(model, [DART(layer=1, keep=12), FastV(layer=3, keep=5)]):
+        cached = new_tokens(model, batch, num_beams=2)
+        assert torch.equal(cached, new_tokens(model, batch, num_beams=2, use_cache=False))
+
+
+@pytest.mark.parametrize("output", ["expand", "compact"])
+@pytest.mark.parametrize("name", NAMES)
+def test_each_step_is_the_masked_forward(name: str, output: Any) -> None:
+    """Greedy tokens step by step against the full-length forward that hides what the prefill dropped."""
+    model, batch = model_of(name), batch_of(name, (1, 2))
+    with attach(model, DART(keep=8), output=output) as attached:
+        tokens = new_tokens(model, batch, 4)
+        assert attached.last is not None
+        keep = attached.last.mask
+    longer = {**batch, "input_ids": torch.cat([batch["input_ids"], tokens], 1)}
+    for mask in ("attention_mask", "token_type_ids", "mm_token_type_ids"):
+        if mask in batch:
+            filler = torch.full_like(tokens, int(mask == "attention_mask"))
+            longer[mask] = torch.cat([batch[mask], filler], 1)
+    keep = torch.cat([keep, torch.ones_like(tokens, dtype=torch.bool)], 1)
+    with torch.no_grad():
+        logits = masked_logits(model, longer, [(2, keep)])
+    visual = [i for i in (getattr(model.config, n, None) for n in ("image_token_id", "video_token_id")) if i]
+    logits[..., visual] = -torch.inf  # never generated here
+    predicted = logits[:, batch["input_ids"].shape[1] - 1 : -1].clone()
+    eos = model.generation_config.eos_token_id
+    predicted[..., [eos] if isinstance(eos, int) else eos or []] = -torch.inf  # min_new_tokens forbids it
+    assert torch.equal(predicted.argmax(-1), tokens)
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_vl", "internvl"])
+def test_prompt_lookup_drafts_choose_nothing(name: str) -> None:
+    model, batch = model_of(name), batch_of(name, (1,))
+    with attach(model, DART(keep=8)):
+        plain = new_tokens(model, batch, 8)
+        assert torch.equal(new_tokens(model, batch, 8, prompt_lookup_num_tokens=3), plain)
+
+
+def turn_by_turn(model: Any, name: str, keep: int) -> tuple[Any, Any, Any]:
+    """Two turns, a picture in each: the second continues the first one's cache."""
+    first, _ = conversation(1, "what is here", "a red one", seed=1)
+    second, _ = conversation(1, "and which is here", seed=2)
+    both = encode(name, [first + second])
+    visual = both["input_ids"][0] == model.config.image_token_id
+    edges = torch.diff(visual.int()).nonzero().flatten().tolist()  # before and at the end of each picture
+    split = edges[2] - 2
+    pictures = {k: v for k, v in both.items() if k in ("pixel_values", "image_sizes")}
+    ids, mask = both["input_ids"], both["attention_mask"]
+    with torch.no_grad(), attach(model, DART(keep=keep)) as attached:
+        now = {k: v[:1] for k, v in pictures.items()}
+        cache = model(input_ids=ids[:, :split], attention_mask=mask[:, :split], use_cache=True, **now)
+        before, cache = attached.last, cache.past_key_values
+        later = {k: v[1:] for k, v in pictures.items()}
+        logits = model(input_ids=ids[:, split:], attention_mask=mask, past_key_values=cache, **later).logits
+    return both, logits, (before, attached.last)
+
+
+@pytest.mark.parametrize("name", ["llava", "llava_next"])
+def test_a_picture_in_a_later_turn_is_reduced_too_and_earlier_positions_stay(name: str) -> None:
+    model = model_of(name)
+    both, logits, (before, after) = turn_by_turn(model, name, 8)
+    assert before.visual_after == (8,) and after.visual_after == (8,)
+    keep = torch.cat([before.mask, after.mask], 1)
+    with torch.no_grad():
+        truth = masked_logits(model, both, [(2, keep)])[:, -logits.shape[1] :]
+    difference = (logits - truth)[after.mask].abs().max() / truth.abs().max()
+    assert difference < ROUNDING
+
+
+def test_a_second_call_of_generate_goes_on_from_the_first_ones_cache() -> None:
+    model, batch = model_of("llava"), batch_of("llava", (1,))
+    with attach(model, DART(keep=8)):
+        first = model.generate(
+            **batch, do_sample=False, max_new_tokens=4, min_new_tokens=4, return_dict_in_generate=True
+        )
+        rest = model.generate(
+            input_ids=first.sequences,
+            attention_mask=torch.ones_like(first.sequences),
+            past_key_values=first.past_key_values,
+            do_sample=False,
+            max_new_tokens=4,
+            min_new_tokens=4,
+        )
+        whole = model.generate(**batch, do_sample=False, max_new_tokens=8, min_new_tokens=8)
+    assert torch.equal(rest, whole)
+
+
+def test_layers_hold_in_their_caches_what_they_saw() -> None:
+    model, batch = model_of("llava"), batch_of("llava", (1,))
+    with torch.no_grad(), attach(model, DART(keep=8)):
+        cache = model(**batch, use_cache=True).past_key_values
+    full, short = batch["input_ids"].shape[1], batch["input_ids"].shape[1] - 64 + 8
+    assert [cache.get_seq_length(i) for i in range(5)] == [full, full, short, short, short]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_text_alone_generates_as_ever(name: str) -> None:
+    model, batch = model_of(name), batch_of(name, (0, 0))
+    plain = new_tokens(model, batch)
+    for reducer in (DART(keep=4), KeepAll(layer=0)):
+        with attach(model, reducer) as attached:
+            assert torch.equal(new_tokens(model, batch), plain)
+            assert attached.last is None
