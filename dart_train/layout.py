@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 Per = Literal["sample", "image"]
+IGNORED = -100  # labels of what is not supervised
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,15 @@ class Batch:
         labels: Tensor | None = None,
         prompt_length: int | None = None,
     ) -> Batch:
-        """ids, mask, labels [B, L], moved to the host here: the one synchronisation of a reduction."""
-        ids = ids.cpu()
-        visual = torch.isin(ids, torch.tensor(list(visual_ids)))
-        real = torch.ones_like(visual) if mask is None else mask.cpu().bool()
-        visual = visual & real
+        """ids, mask, labels [B, L], moved to the host here, together: the one synchronisation of a reduction."""
+        mask = torch.ones_like(ids) if mask is None else mask
+        labels = torch.full_like(ids, IGNORED) if labels is None else labels
+        ids, mask, labels = torch.stack([x.to(ids.device, torch.long) for x in (ids, mask, labels)]).cpu()
+        real = mask.bool()
+        visual = torch.isin(ids, torch.tensor(list(visual_ids))) & real
+        supervised = (labels != IGNORED) & real
         end = ids.shape[1] if prompt_length is None else prompt_length
         visual[:, end:] = False  # a model may well generate an image token
-        supervised = torch.zeros_like(visual) if labels is None else (labels.cpu() != -100) & real
         images = tuple(_runs(row) for row in visual)
         prompt = real & (supervised.cumsum(1) == 0)
         prompt[:, end:] = False

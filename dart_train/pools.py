@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,7 +65,8 @@ class Pools:
         if device == self.rows.device:
             return self
         names = ("rows", "slots", "valid", "prompt", "last", "seed")
-        return replace(self, **{name: upload(getattr(self, name), device) for name in names})
+        there: dict[str, Any] = {name: upload(getattr(self, name), device) for name in names}
+        return replace(self, **there)
 
     def at(self, x: Tensor) -> Tensor:
         """x [B, L, ...] at the visual tokens of each pool: [R, N, ...]."""

@@ -35,7 +35,7 @@ class Reduction:
         return self.index.shape[1]
 
     def gather(self, x: Tensor, dim: int = 1, batch: int = 0) -> Tensor:
-        """The slots' entries of x along `dim`; x has the batch (or 1) at `batch`, and L at `dim`."""
+        """The slots' entries of x along `dim`; x has the batch (or 1) at `batch`, and L at `dim` behind it."""
         dim, rows = dim % x.ndim, self.index.shape[0]
         if x.shape[batch] != rows:
             x = x.expand(*(rows if d == batch else n for d, n in enumerate(x.shape)))
@@ -50,7 +50,9 @@ class Reduction:
 
     def mask(self) -> Tensor:
         """[B, L] bool: which positions of the long sequence were kept."""
-        kept = torch.zeros(self.index.shape[0], self.source_length, dtype=torch.bool, device=self.index.device)
+        kept = torch.zeros(
+            self.index.shape[0], self.source_length, dtype=torch.bool, device=self.index.device
+        )
         return kept.scatter(1, self.index, self.valid)
 
     def expand(self, short: Tensor) -> Tensor:

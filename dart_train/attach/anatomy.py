@@ -25,8 +25,8 @@ class Anatomy:
     def text_config(self) -> Any:
         return self.text.config
 
-    def attention(self, layer: int) -> nn.Module:
-        return self.layers[layer].self_attn  # type: ignore[no-any-return, union-attr]
+    def attention(self, layer: int) -> Any:
+        return self.layers[layer].self_attn
 
 
 def unwrap(model: Any) -> Any:

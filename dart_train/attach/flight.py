@@ -62,7 +62,8 @@ class Flight:
         key = ("follow", stage, id(x))
         if key not in self.memo:
             self.memo[key] = (x, self.kept[stage].gather(x, -2, x.ndim - 3))
-        return self.memo[key][1]  # type: ignore[no-any-return]
+        short: Tensor = self.memo[key][1]
+        return short
 
     def to_remember(self) -> Memory:
         """The prompt alone: drafts of assisted decoding in the first forward may yet be taken back."""
@@ -79,18 +80,11 @@ class Flight:
         """[B, cached tokens of this stage] bool."""
         assert self.real is not None
         if self.memory is not None:
-            after = self.past - self.memory.length
-            return _joined(self.memory, stage, self.mask, after)
+            held = self.memory.valid[stage].shape[1] + self.past - self.memory.length
+            return self.memory.short_valid(stage, self.mask, 0, held)
         if self.mask is not None:
             return self.mask[:, : self.past].bool()
         return self.real.new_ones(self.real.shape[0], self.past)
-
-
-def _joined(memory: Memory, stage: int, mask: Tensor | None, after: int) -> Tensor:
-    prefix = memory.valid[stage]
-    valid = memory.short_valid(stage, mask, 0, prefix.shape[1] + after)
-    assert valid is not None
-    return valid
 
 
 def merged(visual: Tensor, content: Tensor, valid: Tensor) -> Tensor:

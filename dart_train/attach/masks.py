@@ -9,6 +9,9 @@ from torch import Tensor
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
 from ..reduction import Reduction
+from . import memory
+from .flight import Flight
+from .intake import check_cache
 
 
 def layer_type(config: Any, layer: int) -> str:
@@ -28,6 +31,25 @@ def check_window(config: Any, layer: int, seen: int, gathered: bool = False) -> 
         f"layer {layer} has a sliding window of {window}, and {seen} tokens came in: over the short sequence the "
         "window would slide by kept tokens, not by positions. Use fewer tokens, or a full-attention model."
     )
+
+
+def layer_mask(flight: Flight, stage: int, given: Any, cache: Any, hidden: Tensor, config: Any, layer: int) -> Any:
+    """The mask of a layer of `stage`, whose hidden states are short, from the one that the model gave it."""
+    if not flight.decoding and not flight.past:
+        kept = flight.kept[stage]
+        by_position = isinstance(given, Tensor) and given.ndim == 4
+        check_window(config, layer, kept.source_length, gathered=by_position and cache is None)
+        return short_mask(given, kept, hidden, config, layer)
+    check_cache(cache)
+    held, new = memory.held_by(cache, layer), hidden.shape[1]
+    check_window(config, layer, held + new)
+    if flight.decoding:
+        assert flight.memory is not None
+        valid = flight.memory.short_valid(stage, flight.mask, new, held)
+    else:
+        valid = torch.cat([flight.past_valid(stage), flight.kept[stage].valid], 1)
+    one_row = valid.shape[0] == 1  # it has no padding once it is short
+    return build(config, hidden, None if one_row else valid, cache, layer)
 
 
 def short_mask(mask: Any, kept: Reduction, hidden: Tensor, config: Any, layer: int) -> Any:

@@ -22,7 +22,7 @@ class Memory:
     def of(cache: Any) -> Memory | None:
         return getattr(cache, ATTRIBUTE, None)
 
-    def short_valid(self, stage: int, mask: Tensor | None, new: int, held: int) -> Tensor | None:
+    def short_valid(self, stage: int, mask: Tensor | None, new: int, held: int) -> Tensor:
         """[B, held + new] bool: which of a stage's cached and new tokens are real. `mask` is the full-length
         2-D mask; what came after the prefill is in it at the same places, counted from the prefill's end."""
         prefix = self.valid[stage]

@@ -46,9 +46,10 @@ class FinalScale:
 
 
 @torch.no_grad()
-def _scale(norm: nn.Module) -> Tensor:
+def _scale(norm: Any) -> Tensor:
     """[D] float32: what the norm multiplies by, asked of the norm itself, so that Gemma's 1 + weight needs no
     knowledge: ones have an RMS of one. (The class's forward, so that no hook runs.)"""
-    weight: Tensor = norm.weight
+    weight = norm.weight
     ones = torch.ones(1, weight.shape[0], dtype=torch.float32, device=weight.device)
-    return type(norm).forward(norm, ones)[0].float()
+    scale: Tensor = type(norm).forward(norm, ones)[0].float()
+    return scale

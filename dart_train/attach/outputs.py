@@ -74,4 +74,3 @@ class Loss:
             raise ValueError("shift_labels came with a reduction: give labels, they are shifted after the choice")
         labels = compact_labels(kept, labels) if self.short else full_labels(kept, labels)
         return self.original(logits, labels, *args, **kwargs)
-

@@ -7,7 +7,6 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity
 
 from .base import ScoreReducer, check_unit
 from .view import View
@@ -31,7 +30,7 @@ class Balance(ScoreReducer):
 
     @torch.no_grad()
     def score(self, view: View) -> Tensor:
-        similarity = cosine_similarity(view.hidden, view.hidden_at(view.pools.last[:, None]), dim=-1)
+        similarity = view.cosine(view.pools.last[:, None])[:, 0]
         importance = min_max(view.visual("attention"), view.valid)
         return self.alpha * importance + (1 - self.alpha) * (1 - min_max(similarity, view.valid))
 

@@ -53,7 +53,9 @@ class Reducer:
 
     def select(self, view: View) -> Tensor:
         """keep [R, N] bool inside view.valid, exactly `count` of each pool."""
-        raise NotImplementedError(f"{type(self).__name__} must say which tokens it keeps: define select(view)")
+        raise NotImplementedError(
+            f"{type(self).__name__} must say which tokens it keeps: define select(view)"
+        )
 
     def count(self, size: int, budget: int, prompt: int) -> int:
         """How many of a pool's tokens are kept, known before the choice: lengths need no synchronisation."""
@@ -61,7 +63,7 @@ class Reducer:
 
     def content(self, view: View, keep: Tensor) -> Tensor | None:
         """[R, N] long: the kept token that takes in each token's content; None: dropped tokens are lost."""
-        return nearest_kept(view, keep) if self.merge == "nearest" else None
+        return nearest_kept(view, keep, max(self.counts(view.pools))) if self.merge == "nearest" else None
 
     def budgets(self, pools: Pools) -> list[int]:
         """The budget of each pool. Several pools of one sample (turns) share its number of tokens."""
@@ -87,7 +89,11 @@ class Reducer:
         return sum(self.count(n, tokens_to_keep(self.keep, n), prompt) for n in pools)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"method": self.name or f"{type(self).__module__}:{type(self).__qualname__}", **asdict(self)}
+        """What `from_config` makes this very reducer of. A class of another package is named by its place, even
+        where it inherits the name of one of ours."""
+        cls = type(self)
+        ours = cls.__module__.startswith(f"{__package__}.")
+        return {"method": cls.name if ours else f"{cls.__module__}:{cls.__qualname__}", **asdict(self)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,20 +110,29 @@ class ScoreReducer(Reducer):
 
 def highest(score: Tensor, valid: Tensor, budget: Tensor) -> Tensor:
     """The `budget` [R] highest of score [R, N] among valid ones, as a mask; ties go to the earlier token."""
-    order = torch.argsort(score.masked_fill(~valid, -torch.inf), dim=1, descending=True, stable=True)
+    order = highest_places(score, valid, score.shape[1])
     rank = torch.empty_like(order).scatter_(1, order, _places(order))
     return (rank < budget[:, None]) & valid
+
+
+def highest_places(score: Tensor, among: Tensor, number: int) -> Tensor:
+    """[R, number] places of the highest scores, the earlier of equal ones first; past the last of `among`
+    come others, never to be used. (`topk` breaks ties by the width of the batch.)"""
+    order = torch.argsort(score.masked_fill(~among, -torch.inf), dim=1, descending=True, stable=True)
+    return order[:, :number]
 
 
 def _places(order: Tensor) -> Tensor:
     return torch.arange(order.shape[1], device=order.device).expand_as(order)
 
 
-def nearest_kept(view: View, keep: Tensor) -> Tensor:
-    """[R, N] long: for each token the kept one of highest cosine similarity (a kept token: itself)."""
-    unit = torch.nn.functional.normalize(view.hidden, dim=-1)
-    similarity = (unit @ unit.transpose(1, 2)).masked_fill(~keep[:, None, :], -torch.inf)
-    return torch.where(keep, _places(similarity[:, 0]), similarity.argmax(-1))
+def nearest_kept(view: View, keep: Tensor, most: int) -> Tensor:
+    """[R, N] long: for each token the kept one of highest cosine similarity (a kept token: itself), where no
+    pool keeps more than `most`."""
+    kept = torch.argsort(keep.logical_not().to(torch.uint8), dim=1, stable=True)[:, : max(1, most)]
+    similarity = view.cosine(view.pools.slots.gather(1, kept))
+    nearest = similarity.masked_fill(~keep.gather(1, kept)[..., None], -torch.inf).argmax(1)
+    return torch.where(keep, _places(keep), kept.gather(1, nearest))
 
 
 def check_whole(name: str, value: object, least: int) -> str | None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..budget import share
-from .view import View, per_pool
+from .view import View
 
 
 def cut_grid(rows: int, columns: int, cells: int) -> Tensor:
@@ -21,15 +21,16 @@ def cut_grid(rows: int, columns: int, cells: int) -> Tensor:
     bands = round(math.sqrt(cells * rows / columns))
     bands = min(rows, cells, max(bands, math.ceil(cells / columns), 1))
     band = torch.arange(rows) * bands // rows
-    in_band = torch.tensor(_deal(cells, bands))
+    in_band = torch.tensor(_deal(cells, torch.bincount(band).tolist(), columns))
     start = torch.cumsum(in_band, 0) - in_band
     column = torch.arange(columns) * in_band[band][:, None] // columns
     return (start[band][:, None] + column).flatten()
 
 
-def _deal(cells: int, bands: int) -> list[int]:
-    """cells over bands, as evenly as whole numbers allow."""
-    return [(b + 1) * cells // bands - b * cells // bands for b in range(bands)]
+def _deal(cells: int, heights: Sequence[int], columns: int) -> list[int]:
+    """Cells over bands by their heights; evenly where a band would get more cells than it has columns."""
+    by_height = share(cells, [height * columns for height in heights])
+    return by_height if max(by_height) <= columns else share(cells, [columns] * len(heights))
 
 
 def tile_shapes(view: View, pool: int) -> Sequence[tuple[int, int]]:
@@ -47,7 +48,8 @@ def cells_of(view: View, wanted: Sequence[int]) -> Tensor:
         shapes = tile_shapes(view, pool)
         parts, first = [], 0
         for (rows, columns), cells in zip(shapes, share(number, [r * c for r, c in shapes]), strict=True):
-            parts.append(cut_grid(rows, columns, cells) + first if cells else torch.full((rows * columns,), -1))
+            none = torch.full((rows * columns,), -1)
+            parts.append(cut_grid(rows, columns, cells) + first if cells else none)
             first += cells
         cell = torch.cat(parts)
         out[pool, : len(cell)] = cell
@@ -65,7 +67,3 @@ def centres(cells: Tensor) -> Tensor:
         middle = order[pool][(torch.cumsum(counts, 0) - counts + counts // 2)[group]]
         out[pool, order[pool]] = torch.where(ranked[pool] >= 0, middle, order[pool])
     return out
-
-
-def to_device(cells: Tensor, view: View) -> Tensor:
-    return per_pool(cells.tolist(), view.valid)

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, cast
 import torch
 from torch import Tensor
 
-from .base import Reducer, check_choice, check_whole
+from .base import Reducer, check_choice, check_whole, highest, highest_places
 from .view import Score, View, per_pool
 
 PIVOTS = ("key_max", "key_min", "value_max", "value_min", "attention_max", "attention_min", "random")
@@ -72,66 +72,43 @@ class DART(Reducer):
         limit = size if self.rule == "paper" else min(size, budget)
         return min(wanted, limit), texts
 
-    def _plan(self, view: View) -> tuple[list[int], list[list[int]]]:
-        """Host numbers of each pool: its image pivots, and how many tokens each pivot takes."""
-        pools = zip(view.pools.sizes, view.budgets, view.pools.prompt_sizes, strict=True)
+    def _plan(self, view: View, slots: int) -> tuple[list[int], list[list[int]]]:
+        """Host numbers of each pool: its image pivots, and how many tokens each pivot takes; `slots` of the
+        pivots are image pivots."""
         images, quotas = [], []
-        for size, budget, prompt in pools:
+        for size, budget, prompt in zip(view.pools.sizes, view.budgets, view.pools.prompt_sizes, strict=True):
             n_image, n_text = self._pivot_counts(size, budget, prompt)
+            takes = self._takes(self.count(size, budget, prompt) - n_image, budget, n_image + n_text)
             images.append(n_image)
-            quotas.append(self._quotas(self.count(size, budget, prompt) - n_image, budget, n_image, n_text))
-        return images, quotas
+            quotas.append([*takes[:n_image], *[0] * (slots - n_image), *takes[n_image:]])
+        return images, [[*takes, *[0] * (slots + self.text_pivots - len(takes))] for takes in quotas]
 
-    def _quotas(self, wanted: int, budget: int, n_image: int, n_text: int) -> list[int]:
-        """In the order of the visit; a pivot that this pool lacks takes nothing."""
-        each, extra = divmod(wanted, max(1, n_image + n_text))
+    def _takes(self, wanted: int, budget: int, pivots: int) -> list[int]:
+        """In the order of the visit."""
         if self.rule == "paper":
-            each, extra = self._paper_quota(budget), 0
-        takes = [each + (i < extra) for i in range(n_image + n_text)]
-        lacking = max(1, self.image_pivots) - n_image
-        return takes[:n_image] + [0] * lacking + takes[n_image:] + [0] * (self.text_pivots - n_text)
+            return [self._paper_quota(budget)] * pivots
+        return [wanted // pivots + (i < wanted % pivots) for i in range(pivots)]
 
     @torch.no_grad()
     def select(self, view: View) -> Tensor:
-        n_image, quotas = self._plan(view)
         kind, _, side = self.pivot.partition("_")
         score, sign = cast(Score, kind), -1.0 if side == "min" else 1.0
-        image = _top(sign * view.visual(score), view.valid, max(1, self.image_pivots))
-        used = _places(image) < per_pool(n_image, image)[:, None]
-        text = _top(sign * view.score(score), view.pools.prompt, self.text_pivots)
-        own = view.hidden.gather(1, image[..., None].expand(-1, -1, view.hidden.shape[-1]))
-        missing = max(1, self.image_pivots) - image.shape[1]
-        own = torch.nn.functional.pad(own, (0, 0, 0, missing))
-        pivots = torch.cat([own, view.hidden_at(text)], 1)
-        keep = torch.zeros_like(view.valid).scatter(1, image, used)
-        return take_least_similar(view.hidden, pivots, keep, view.valid, quotas)
+        visual = sign * view.visual(score)
+        own = highest_places(visual, view.valid, max(1, self.image_pivots))
+        text = highest_places(sign * view.score(score), view.pools.prompt, self.text_pivots)
+        n_image, quotas = self._plan(view, own.shape[1])
+        keep = highest(visual, view.valid, per_pool(n_image, visual))
+        similarity = view.cosine(torch.cat([view.pools.slots.gather(1, own), text], 1))
+        return take_least_similar(similarity, keep, view.valid, quotas)
 
 
-def _top(score: Tensor, among: Tensor, number: int) -> Tensor:
-    """[R, number] positions of the highest scores; where there are fewer, what follows is never used."""
-    return score.masked_fill(~among, -torch.inf).topk(min(number, score.shape[1]), dim=1).indices
+def take_least_similar(similarity: Tensor, keep: Tensor, valid: Tensor, quotas: list[list[int]]) -> Tensor:
+    """similarity [R, P, N] to the pivots, keep [R, N] the image pivots -> keep with every quota taken.
 
-
-def _places(x: Tensor) -> Tensor:
-    return torch.arange(x.shape[1], device=x.device)
-
-
-def take_least_similar(
-    hidden: Tensor, pivots: Tensor, keep: Tensor, valid: Tensor, quotas: list[list[int]]
-) -> Tensor:
-    """hidden [R, N, D], pivots [R, P, D], keep [R, N] the image pivots -> keep with every quota taken.
-
-    One batched similarity; a loop over the P pivots only, none over tokens, and nothing read back.
-    Dividing by the pivot's own norm would not change an order, so it is left out.
+    A loop over the P pivots only, none over tokens, and nothing read back.
     """
-    inverse = torch.linalg.vector_norm(hidden, dim=-1).clamp_min(1e-8).reciprocal()
-    similarity = torch.bmm(pivots, hidden.transpose(1, 2)) * inverse[:, None]  # [R, P, N]
-    free, quota = valid & ~keep, per_pool(quotas, hidden)
-    for p in range(pivots.shape[1]):
-        largest = min(max(takes[p] for takes in quotas), hidden.shape[1])
-        if largest:
-            distance = similarity[:, p].masked_fill(~free, torch.inf)
-            found = distance.topk(largest, dim=1, largest=False).indices
-            picked = torch.zeros_like(keep).scatter(1, found, _places(found) < quota[:, p, None]) & free
-            keep, free = keep | picked, free & ~picked
+    free, quota = valid & ~keep, per_pool(quotas, similarity)
+    for p in range(similarity.shape[1]):
+        picked = highest(-similarity[:, p], free, quota[:, p])
+        keep, free = keep | picked, free & ~picked
     return keep

@@ -52,24 +52,30 @@ def _imported(method: str) -> type[Reducer]:
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"method={method!r}: cannot be imported ({error}); is the package installed?") from error
+        raise ValueError(
+            f"method={method!r}: cannot be imported ({error}); is the package installed?"
+        ) from error
     if not (isinstance(found, type) and issubclass(found, Reducer)):
         raise ValueError(f"method={method!r}: expected a subclass of dart_train.Reducer, found {found!r}")
     return found
 
 
 def from_config(config: Mapping[str, Any]) -> Reducer:
-    """{"method": "dart", "keep": 64, ...} -> DART(keep=64); every unknown option is named at once."""
+    """{"method": "dart", "keep": 64, ...} -> DART(keep=64); everything wrong is named at once."""
     options = dict(config)
     method = options.pop("method", None)
     if not isinstance(method, str):
         raise ValueError(f"method={method!r}: expected the name of a method, one of {', '.join(REDUCERS)}")
     cls = reducer_class(method)
     known = [field.name for field in fields(cls)]
-    unknown = [_unknown(key, known) for key in options if key not in known]
-    if unknown:
-        raise ValueError(f"{method}: " + "; ".join(unknown))
-    return cls(**options)
+    problems = [_unknown(key, known) for key in options if key not in known]
+    try:
+        reducer = cls(**{key: value for key, value in options.items() if key in known})
+    except ValueError as error:
+        problems.append(str(error))
+    if problems:
+        raise ValueError(f"{method}: " + "; ".join(problems))
+    return reducer
 
 
 def _unknown(key: str, known: list[str]) -> str:

@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from ..pools import Pools, upload
 
@@ -50,16 +51,25 @@ class View:
     @cached_property
     def hidden(self) -> Tensor:
         """[R, N, D] float32, scaled as the final RMSNorm scales: what similarity is measured on."""
-        return self.scaled(self.pools.at(self.states))
-
-    def scaled(self, states: Tensor) -> Tensor:
-        """The norm's division by a token's own size does not change a cosine; its weight does."""
-        states = states.detach().float()
-        return states if self.scale is None else states * self.scale.to(states.device)
+        return self.hidden_at(self.pools.slots)
 
     def hidden_at(self, positions: Tensor) -> Tensor:
-        """positions [R, P] of the sequence -> [R, P, D], scaled like `hidden`."""
-        return self.scaled(self.states[self.pools.rows[:, None], positions])
+        """positions [R, P] of the sequence -> [R, P, D] float32, scaled: the norm's division by a token's own
+        size does not change a cosine; its weight does."""
+        found = self.states.detach()[self.pools.rows[:, None], positions].float()
+        return found if self.scale is None else found.mul_(self.scale.to(found.device))
+
+    def cosine(self, positions: Tensor) -> Tensor:
+        """positions [R, P] of the sequence -> [R, P, N] float32: their similarity to every visual token."""
+        mine = normalize(self.hidden_at(positions), dim=-1)
+        length = _slice_length(self.states, self.pools.slots.shape[0] * self.states.shape[2])
+        return torch.cat([self._cosine(mine, slots) for slots in self.pools.slots.split(length, 1)], 2)
+
+    def _cosine(self, mine: Tensor, slots: Tensor) -> Tensor:
+        """Dividing the product, not the tokens: there are far fewer products."""
+        tokens = self.hidden_at(slots)
+        norm = torch.linalg.vector_norm(tokens, dim=-1).clamp_min(1e-12)
+        return torch.bmm(mine, tokens.transpose(1, 2)) / norm[:, None]
 
     def score(self, kind: Score) -> Tensor:
         """[R, L] float32: each pool's own view of the sequence, by a score that pivots can be taken from."""
@@ -82,9 +92,10 @@ class View:
 
         Before the language model (K = 0) there is no key; the input embedding serves in its place.
         """
-        if heads is None:
-            return self.states.detach().abs().sum(-1, dtype=torch.float32)[self.pools.rows]
-        return heads.detach().abs().sum((1, 3), dtype=torch.float32)[self.pools.rows]
+        heads = self.states[:, None] if heads is None else heads
+        length = _slice_length(heads, heads.shape[0] * heads.shape[1] * heads.shape[3])
+        norms = [part.detach().abs().sum((1, 3), dtype=torch.float32) for part in heads.split(length, 2)]
+        return torch.cat(norms, 1)[self.pools.rows]
 
     def _attention(self) -> Tensor:
         if self.seen.attention is None:
@@ -100,6 +111,12 @@ class View:
         order = torch.arange(self.pools.length, device=self.valid.device)
         from_end = order[None] - self.pools.last[:, None]  # left padding moves both alike
         return _hash(from_end, self.pools.seed[:, None], self.seed + seed)
+
+
+def _slice_length(x: Tensor, numbers: int) -> int:
+    """How many places, of so many `numbers` each, to work on at a time. In one piece, the memory of the
+    temporary copies would cost more than the arithmetic: 78 ms instead of 26 at 2,880 tokens on one CPU thread."""
+    return max(1, (1 << 20 if x.device.type == "cpu" else 1 << 26) // numbers)
 
 
 def _hash(place: Tensor, seed: Tensor, extra: int) -> Tensor:

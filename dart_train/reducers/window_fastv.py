@@ -30,13 +30,21 @@ class WindowFastV(Reducer):
 
     @torch.no_grad()
     def select(self, view: View) -> Tensor:
-        window = cells_of(view, [min(self.windows, size) for size in view.pools.sizes])
+        window = windows_of(view, self.windows)
         quota = [_quotas(row, kept) for row, kept in zip(window, self.counts(view.pools), strict=True)]
         widest = max(map(len, quota))
         allowed = per_pool([q + [0] * (widest - len(q)) for q in quota], view.valid)
         window = upload(window, view.valid.device).clamp_min(0)
         rank = rank_within(window, view.visual("attention").masked_fill(~view.valid, -torch.inf))
         return (rank < allowed.gather(1, window)) & view.valid
+
+
+def windows_of(view: View, number: int) -> Tensor:
+    """[R, N] long, -1 for padding. Tiles too small for a window of their own make one more together."""
+    window = cells_of(view, [min(number, size) for size in view.pools.sizes])
+    for row, size in zip(window, view.pools.sizes, strict=True):
+        row[:size][row[:size] < 0] = row.max() + 1
+    return window
 
 
 def _quotas(window: Tensor, kept: int) -> list[int]:

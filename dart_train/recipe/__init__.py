@@ -1,0 +1,31 @@
+"""Recipes: YAML into typed, frozen dataclasses, with every mistake told at once."""
+
+from .errors import Problem, RecipeError
+from .recipe import Recipe, load_recipe, read_recipe
+from .reduction import Elastic, Fixed, Progressive, Reduction, Schedule
+from .sections import Data, Distill, Log, Lora, Model, Part, Parts, Source
+from .verbs import Compare, QuestionSet, Train
+
+__all__ = [
+    "Compare",
+    "Data",
+    "Distill",
+    "Elastic",
+    "Fixed",
+    "Log",
+    "Lora",
+    "Model",
+    "Part",
+    "Parts",
+    "Problem",
+    "Progressive",
+    "QuestionSet",
+    "Recipe",
+    "RecipeError",
+    "Reduction",
+    "Schedule",
+    "Source",
+    "Train",
+    "load_recipe",
+    "read_recipe",
+]

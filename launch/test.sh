@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Everything that has to hold: ruff, mypy, pytest. Makes .venv when there is none.
+#   bash launch/test.sh              the quick set
+#   bash launch/test.sh --all        slow tests and drills too
+#   bash launch/test.sh -k recipe    whatever follows goes to pytest (so: -m gpu on a machine with a GPU)
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+. launch/lib/setup.sh
+
+markers="not slow and not drill and not gpu"
+if [ "${1:-}" = "--all" ]; then
+    markers="not gpu"
+    shift
+fi
+
+ready
+# Two workers with one thread each: more threads than cores make everything slower.
+export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 WANDB_MODE=offline MPLBACKEND=Agg
+
+ruff check .
+mypy
+exec python -m pytest -n 2 -m "$markers" "$@"
