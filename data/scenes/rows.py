@@ -1,0 +1,60 @@
+"""Scenes as rows: the conversations of LLaVA, in a JSON file or, with the pictures, in a parquet file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from data.scenes.questions import Question
+
+ROWS_AT_A_TIME = 256
+
+Row = dict[str, Any]
+
+
+def rows_of(name: str, image: Any, asked: list[Question], group: bool) -> list[Row]:
+    """One row a question, or with `group` one conversation about the picture."""
+    if group:
+        kinds = [question.kind for question in asked]
+        return [{"id": name, "image": image, "conversations": _turns(asked), "kind": kinds}] if asked else []
+    return [
+        {"id": f"{name}-{one.kind}", "image": image, "conversations": _turns([one]), "kind": one.kind}
+        for one in asked
+    ]
+
+
+def _turns(asked: list[Question]) -> list[dict[str, str]]:
+    turns = []
+    for place, one in enumerate(asked):
+        mark = "" if place else "<image>\n"
+        turns += [{"from": "human", "value": mark + one.question}, {"from": "gpt", "value": one.answer}]
+    return turns
+
+
+def write_json(path: Path, rows: Iterable[Row]) -> None:
+    """A JSON list, one row a line, without ever holding all rows."""
+    with path.open("w", newline="\n") as file:
+        lead = "[\n"
+        for row in rows:
+            file.write(lead + json.dumps(row))
+            lead = ",\n"
+        file.write("\n]\n" if lead == ",\n" else "[]\n")
+
+
+def write_parquet(path: Path, rows: Iterable[Row], group: bool) -> None:
+    """With the schema of `datasets`, so that `load_dataset` gives back pictures."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from datasets import Features, Image, List, Value
+
+    text = Value("string")
+    turns = List({"from": text, "value": text})
+    kind = List(text) if group else text
+    schema = Features({"id": text, "image": Image(), "conversations": turns, "kind": kind}).arrow_schema
+    left = iter(rows)
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        while some := list(islice(left, ROWS_AT_A_TIME)):
+            writer.write_table(pa.Table.from_pylist(some, schema=schema))
