@@ -53,6 +53,7 @@ def check_cache(cache: Any) -> None:
 def _restarts(inputs: Mapping[str, Any]) -> bool:
     """Without a mask, position ids that go back mark packed samples."""
     positions = inputs.get("position_ids")
-    if positions is None or inputs.get("attention_mask") is not None or positions.ndim != 2:
+    told_apart = inputs.get("attention_mask") is not None or inputs.get("past_key_values") is not None
+    if positions is None or told_apart or positions.ndim != 2:
         return False
     return bool((torch.diff(positions.cpu(), dim=1) < 0).any())
