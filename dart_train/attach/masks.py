@@ -22,10 +22,11 @@ def layer_type(config: Any, layer: int) -> str:
     return "sliding_attention" if getattr(config, "sliding_window", None) is not None else "full_attention"
 
 
-def check_window(config: Any, layer: int, seen: int, gathered: bool = False) -> None:
-    """A window counts positions; a short cache or an index-based kernel would count kept tokens."""
+def check_window(config: Any, layer: int, seen: int, by_position: bool = False) -> None:
+    """A window counts positions; a short cache or an index-based kernel would count kept tokens. A mask that is
+    gathered from the full one still goes by position, so training may be longer than the window."""
     window = getattr(config, "sliding_window", None)
-    if layer_type(config, layer) != "sliding_attention" or window is None or seen <= window or gathered:
+    if layer_type(config, layer) != "sliding_attention" or window is None or seen <= window or by_position:
         return
     raise NotImplementedError(
         f"layer {layer} has a sliding window of {window}, and {seen} tokens came in: over the short sequence the "
@@ -38,15 +39,16 @@ def layer_mask(flight: Flight, stage: int, given: Any, cache: Any, hidden: Tenso
     if not flight.decoding and not flight.past:
         kept = flight.kept[stage]
         by_position = isinstance(given, Tensor) and given.ndim == 4
-        check_window(config, layer, kept.source_length, gathered=by_position and cache is None)
+        check_window(config, layer, kept.source_length, by_position)
         return short_mask(given, kept, hidden, config, layer)
     check_cache(cache)
     held, new = memory.held_by(cache, layer), hidden.shape[1]
-    check_window(config, layer, held + new)
     if flight.decoding:
         assert flight.memory is not None
         valid = flight.memory.short_valid(stage, flight.mask, new, held)
+        check_window(config, layer, flight.memory.length + valid.shape[1] - flight.memory.valid[stage].shape[1])
     else:
+        check_window(config, layer, flight.past + flight.kept[stage].source_length)
         valid = torch.cat([flight.past_valid(stage), flight.kept[stage].valid], 1)
     one_row = valid.shape[0] == 1  # it has no padding once it is short
     return build(config, hidden, None if one_row else valid, cache, layer)

@@ -9,7 +9,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dart_train import DART, Balance, FastV, Pooling, UniformGrid, attach
-from tests.laws.cases import batch_of, model_of
+from tests.laws.cases import ROUNDING, batch_of, model_of
+from tests.laws.oracle import first_difference, masked_logits
 from tests.zoo import FAMILIES
 
 LLAVA = "llava"
@@ -101,13 +102,32 @@ def test_positions_of_logits_in_short_output() -> None:
         model(**batch_of(LLAVA, (1,)), logits_to_keep=torch.tensor([3]))
 
 
-def test_a_window_shorter_than_what_came_in() -> None:
+def gemma_with_a_window(window: int) -> Any:
     model = FAMILIES["gemma3"].model()
-    for config in {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values():
-        if hasattr(config, "sliding_window"):
-            config.sliding_window = 8
-    with pytest.raises(NotImplementedError, match="sliding window of 8"), attach(model, DART(keep=8)):
-        model.generate(**batch_of("gemma3", (1,)), max_new_tokens=2)
+    for module in model.modules():
+        if hasattr(getattr(module, "config", None), "sliding_window"):
+            module.config.sliding_window = window
+    return model
+
+
+def test_decoding_past_a_window() -> None:
+    with (
+        pytest.raises(NotImplementedError, match="sliding window of 8"),
+        attach(model := gemma_with_a_window(8), DART(keep=8)),
+    ):
+        model.generate(**batch_of("gemma3", (1,)), max_new_tokens=3)
+
+
+def test_training_may_be_longer_than_the_window() -> None:
+    """There the mask is gathered by position; it is the masked forward still."""
+    model, batch = gemma_with_a_window(8), batch_of("gemma3")
+    with torch.no_grad(), attach(model, DART(keep=8)) as attached:
+        logits = model(**batch).logits
+    assert attached.last is not None
+    with torch.no_grad():
+        truth = masked_logits(model, batch, [(2, attached.last.mask)])
+        assert first_difference(truth, model_of("gemma3")(**batch).logits, attached.last.mask) > 1e-3
+    assert first_difference(logits, truth, attached.last.mask) < ROUNDING
 
 
 def test_a_method_that_needs_a_grid_nobody_knows() -> None:
