@@ -13,7 +13,7 @@ def check_keep(keep: object) -> str | None:
     if isinstance(keep, bool) or not isinstance(keep, int | float):
         return f"keep={keep!r}: {expected}"
     if isinstance(keep, float) and not 0.0 < keep <= 1.0:
-        hint = f"; for {keep:g} tokens write keep={int(keep)}" if keep > 1 and keep == int(keep) else ""
+        hint = f"; for {keep:g} tokens write keep={keep:.0f}" if keep > 1 and keep.is_integer() else ""
         return f"keep={keep!r}: {expected}{hint}"
     if isinstance(keep, int) and keep < 1:
         return f"keep={keep!r}: {expected}; to see no image at all, leave it out of the prompt"

@@ -78,28 +78,33 @@ def _in_order(inputs: Inputs, runs: Sequence[int]) -> list[list[int]]:
 
 
 def anyres_tiles(config: Any, inputs: Inputs, runs: Sequence[int]) -> list[list[Tile]]:
-    """LLaVA-NeXT and OneVision: the small overview, then the large picture with a line break per row."""
-    return [_anyres(config, size, run) for size, run in zip(_need(inputs, "image_sizes"), runs, strict=True)]
+    """LLaVA-NeXT and OneVision: the small overview, then the large picture with a line break per row.
+    OneVision tiles an image only where it is alone in its sample; otherwise one line break ends the overview."""
+    sizes = _need(inputs, "image_sizes")
+    several = "batch_num_images"
+    numbers = [1] * len(sizes) if inputs.get(several) is None else _need(inputs, several)
+    alone = [number == 1 for number in numbers for _ in range(number)]
+    (side, _), extra = _encoder_side(config)
+    large = [_anyres(config, side, size) if one else (1, 1) for size, one in zip(sizes, alone, strict=True)]
+    tokens = sum(rows * columns for rows, columns in [*large, *[*extra, (side, side)] * len(sizes)])
+    if tokens != sum(runs):
+        raise NoGrid(f"images of sizes {sizes} make {tokens} visual tokens, but {sum(runs)} stand in the prompt")
+    return [[*extra, (side, side), tile] for tile in large]
 
 
-def _anyres(config: Any, size: Sequence[int], tokens: int) -> list[Tile]:
+def _anyres(config: Any, side: int, size: Sequence[int]) -> Tile:
+    """The large picture: without its padding, shrunk where the model has a limit, and with its line breaks."""
     from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
 
     encoder = config.vision_config.image_size
-    (side, _), extra = _encoder_side(config)
-    if tokens == side * side + 1 + len(extra):  # an image that was not tiled: the overview and one line break
-        return [*extra, (side, side), (1, 1)]
     tall, wide = get_anyres_image_grid_shape(list(size), config.image_grid_pinpoints, encoder)
     rows, columns = _unpadded(tall * side, wide * side, size)
-    if str(getattr(config, "vision_aspect_ratio", "")).startswith("anyres_max_"):
-        limit = int(config.vision_aspect_ratio.removeprefix("anyres_max_")) * side**2
-        ratio = math.sqrt(rows * columns / limit)
+    limit = str(getattr(config, "vision_aspect_ratio", "")).removeprefix("anyres_max_")
+    if limit.isdecimal():
+        ratio = math.sqrt(rows * columns / (int(limit) * side**2))
         if ratio > 1.1:
             rows, columns = int(rows // ratio), int(columns // ratio)
-    tiles = [*extra, (side, side), (rows, columns + 1)]
-    if sum(r * c for r, c in tiles) != tokens:
-        raise NoGrid(f"an image of {tuple(size)} should have {tiles} tokens, but {tokens} stand in the prompt")
-    return tiles
+    return rows, columns + 1
 
 
 def _unpadded(rows: int, columns: int, size: Sequence[int]) -> Tile:

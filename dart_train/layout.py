@@ -120,9 +120,7 @@ def _runs(row: Tensor) -> tuple[tuple[int, int], ...]:
     return tuple(zip(starts, [*stops, len(row)][: len(starts)], strict=True))
 
 
-def _cut(
-    runs: Sequence[tuple[tuple[int, int], ...]], sizes: Sequence[int]
-) -> tuple[tuple[tuple[int, int], ...], ...]:
+def _cut(runs: Sequence[tuple[tuple[int, int], ...]], sizes: Sequence[int]) -> tuple[tuple[tuple[int, int], ...], ...]:
     """Cut runs where one image ends and the next begins with nothing between; sizes in batch order."""
     remaining = list(sizes)
     rows = []

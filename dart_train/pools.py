@@ -96,7 +96,7 @@ class Pools:
         order = torch.argsort(keep.logical_not().to(torch.uint8), dim=1, stable=True)[:, : max(kept)]
         padding = (~reduction.valid).sum(1, keepdim=True)
         place = (reduction.mask().long().cumsum(1) - 1 + padding).clamp_min(0)  # [B, L] -> short position
-        prompt = self.prompt.gather(1, reduction.index[self.rows]) & reduction.valid[self.rows]
+        prompt = self.prompt.gather(1, reduction.index[self.rows])  # text is kept: padding points at none
         return replace(
             self,
             slots=self.at(place).gather(1, order),

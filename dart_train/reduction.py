@@ -44,15 +44,12 @@ class Reduction:
         return x.gather(dim, index.expand(*(self.length if d == dim else n for d, n in enumerate(x.shape))))
 
     def then(self, later: Reduction) -> Reduction:
-        """This reduction followed by another one of its short sequence, as one."""
-        valid = later.valid & later.gather(self.valid)
-        return Reduction(later.gather(self.index), valid, later.ragged, self.source_length)
+        """This reduction followed by another one of its short sequence, of whose padding it keeps none, as one."""
+        return Reduction(later.gather(self.index), later.valid, later.ragged, self.source_length)
 
     def mask(self) -> Tensor:
         """[B, L] bool: which positions of the long sequence were kept."""
-        kept = torch.zeros(
-            self.index.shape[0], self.source_length, dtype=torch.bool, device=self.index.device
-        )
+        kept = torch.zeros(self.index.shape[0], self.source_length, dtype=torch.bool, device=self.index.device)
         return kept.scatter(1, self.index, self.valid)
 
     def expand(self, short: Tensor) -> Tensor:

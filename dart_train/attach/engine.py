@@ -55,7 +55,7 @@ class Engine:
             parts.text.register_forward_hook(eager(self.after_text)),
             parts.norm.register_forward_hook(eager(self.scale.seen)),
         ]
-        for layer in {r.layer - 1 for r in self.reducers if r.layer > 0 and r.required()}:
+        for layer in {r.layer - 1 for r in self.reducers if r.layer > 0 and r.required() - {"grid"}}:
             attention = parts.attention(layer)
             handles.append(attention.register_forward_pre_hook(self._for(self.tap, layer), with_kwargs=True))
             handles.append(attention.register_forward_hook(eager(untap), always_call=True))

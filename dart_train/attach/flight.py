@@ -88,12 +88,13 @@ class Flight:
 
 
 def merged(visual: Tensor, content: Tensor, valid: Tensor) -> Tensor:
-    """visual [R, N, D], content [R, N] (where each token's content goes) -> each place's mean, differentiable."""
-    weight = valid.to(visual.dtype)
+    """visual [R, N, D], content [R, N] (where each token's content goes) -> each place's mean, differentiable.
+    In float32: a sum of many tokens in bfloat16 stops growing."""
+    weight = valid.float()
     into = content[..., None].expand_as(visual)
-    total = torch.zeros_like(visual).scatter_add(1, into, visual * weight[..., None])
+    total = torch.zeros(visual.shape, device=visual.device).scatter_add(1, into, visual.float() * weight[..., None])
     number = torch.zeros_like(weight).scatter_add(1, content, weight).clamp_min(1)
-    return total / number[..., None]
+    return (total / number[..., None]).to(visual.dtype)
 
 
 def _checked(reducer: Reducer, keep: Tensor, pools: Pools, counts: Sequence[int]) -> Tensor:

@@ -8,11 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ..layout import Batch
+from ..layout import IGNORED, Batch
 from ..pools import upload
 from ..reduction import Reduction
-
-IGNORED = -100
 
 
 @dataclass(frozen=True)

@@ -53,9 +53,7 @@ class Reducer:
 
     def select(self, view: View) -> Tensor:
         """keep [R, N] bool inside view.valid, exactly `count` of each pool."""
-        raise NotImplementedError(
-            f"{type(self).__name__} must say which tokens it keeps: define select(view)"
-        )
+        raise NotImplementedError(f"{type(self).__name__} must say which tokens it keeps: define select(view)")
 
     def count(self, size: int, budget: int, prompt: int) -> int:
         """How many of a pool's tokens are kept, known before the choice: lengths need no synchronisation."""
@@ -66,13 +64,15 @@ class Reducer:
         return nearest_kept(view, keep, max(self.counts(view.pools))) if self.merge == "nearest" else None
 
     def budgets(self, pools: Pools) -> list[int]:
-        """The budget of each pool. Several pools of one sample (turns) share its number of tokens."""
+        """The budget of each pool. A ratio is one of the original tokens; a number is shared by the pools of a
+        sample (turns) in proportion to what is left of them, so that a later stage meets it exactly too."""
+        sizes = pools.original if isinstance(self.keep, float) else pools.sizes
         if self.per == "image":
-            return [tokens_to_keep(self.keep, size) for size in pools.original]
-        budgets = [0] * len(pools.sizes)
+            return [tokens_to_keep(self.keep, size) for size in sizes]
+        budgets = [0] * len(sizes)
         for row in dict.fromkeys(pools.row_of):
             mine = [r for r, owner in enumerate(pools.row_of) if owner == row]
-            for r, part in zip(mine, share(self.keep, [pools.original[r] for r in mine]), strict=True):
+            for r, part in zip(mine, share(self.keep, [sizes[r] for r in mine]), strict=True):
                 budgets[r] = part
         return budgets
 

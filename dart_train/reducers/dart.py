@@ -36,9 +36,9 @@ class DART(Reducer):
 
     image_pivots: int = 4
     text_pivots: int = 4
-    pivot: Literal[
-        "key_max", "key_min", "value_max", "value_min", "attention_max", "attention_min", "random"
-    ] = "key_max"
+    pivot: Literal["key_max", "key_min", "value_max", "value_min", "attention_max", "attention_min", "random"] = (
+        "key_max"
+    )
     rule: Literal["exact", "paper"] = "exact"
 
     def problems(self) -> list[str | None]:

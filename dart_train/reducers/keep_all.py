@@ -22,3 +22,6 @@ class KeepAll(Reducer):
 
     def select(self, view: View) -> Tensor:
         return view.valid
+
+    def content(self, view: View, keep: Tensor) -> Tensor | None:
+        return None

@@ -41,9 +41,7 @@ def reducer_class(method: str) -> type[Reducer]:
     if method not in REDUCERS:
         near = difflib.get_close_matches(method, REDUCERS, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(
-            f"method={method!r}: expected one of {', '.join(REDUCERS)}, or package.module:Class{hint}"
-        )
+        raise ValueError(f"method={method!r}: expected one of {', '.join(REDUCERS)}, or package.module:Class{hint}")
     return REDUCERS[method]
 
 
@@ -52,9 +50,7 @@ def _imported(method: str) -> type[Reducer]:
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"method={method!r}: cannot be imported ({error}); is the package installed?"
-        ) from error
+        raise ValueError(f"method={method!r}: cannot be imported ({error}); is the package installed?") from error
     if not (isinstance(found, type) and issubclass(found, Reducer)):
         raise ValueError(f"method={method!r}: expected a subclass of dart_train.Reducer, found {found!r}")
     return found
