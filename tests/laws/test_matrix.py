@@ -1,0 +1,66 @@
+"""Every method on every family, in prefill, training and generation; a new method is tested by existing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dart_train import REDUCERS, attach
+from tests.laws.cases import KERNELS, NAMES, ROUNDING, batch_of, model_of, new_tokens, reducer_of
+from tests.laws.oracle import first_difference, masked_logits
+
+MERGING = {"pooling"}  # what merges is no masked forward; its own laws are in test_reduced_forward
+
+
+@pytest.mark.parametrize("attn", KERNELS)
+@pytest.mark.parametrize("method", [method for method in REDUCERS if method not in MERGING])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_reduced_forward_is_the_masked_one(name: str, method: str, attn: str) -> None:
+    model, batch = model_of(name, attn), batch_of(name)
+    with torch.no_grad(), attach(model, reducer_of(method)) as attached:
+        logits = model(**batch).logits
+    assert attached.last is not None
+    with torch.no_grad():
+        truth = masked_logits(model, batch, [(2, attached.last.mask)])
+    assert first_difference(logits, truth, attached.last.mask) < ROUNDING
+
+
+@pytest.mark.parametrize("method", REDUCERS)
+@pytest.mark.parametrize("name", NAMES)
+def test_full_tokens_are_the_plain_model(name: str, method: str) -> None:
+    model, batch = model_of(name), batch_of(name, side="right", labels=True)
+    with torch.no_grad():
+        plain = model(**batch)
+        with attach(model, reducer_of(method, 1.0)) as attached:
+            full = model(**batch)
+    assert attached.last is not None and attached.last.visual_after == attached.last.visual_before
+    assert first_difference(full.logits, plain.logits, batch["attention_mask"].bool()) < ROUNDING
+    torch.testing.assert_close(full.loss, plain.loss, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", REDUCERS)
+@pytest.mark.parametrize("name", NAMES)
+def test_training_keeps_the_budget_and_both_outputs_agree(name: str, method: str) -> None:
+    model, batch, losses = model_of(name), batch_of(name, labels=True), []
+    budget = None if method in ("keep_all", "fewer_pixels") else 5
+    for output in ("expand", "compact"):
+        with attach(model, reducer_of(method, 5), output=output) as attached:
+            loss = model(**batch).loss
+            loss.backward()
+            losses.append(loss.detach())
+        kept = attached.last
+        assert kept is not None
+        assert kept.visual_after == tuple(n if budget is None else min(budget, n) for n in kept.visual_before)
+        assert kept.kept_visual.sum(1).tolist() == list(kept.visual_after)
+        assert bool((kept.mask | kept.visual)[batch["attention_mask"].bool()].all()), "text is never dropped"
+    model.zero_grad()
+    torch.testing.assert_close(losses[0], losses[1], rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("method", REDUCERS)
+@pytest.mark.parametrize("name", NAMES)
+def test_cached_generation_is_recomputation(name: str, method: str) -> None:
+    model, batch = model_of(name), batch_of(name)
+    with attach(model, reducer_of(method, 6)):
+        cached = new_tokens(model, batch, 3)
+        assert torch.equal(cached, new_tokens(model, batch, 3, use_cache=False))
