@@ -20,12 +20,11 @@ from .intake import has_images
 class DummyImage:
     """Handle of `attach_dummy_image`: `remove()` leaves the model as it was. Also a context manager."""
 
-    def __init__(self, inner: Any, inputs: Mapping[str, Any]) -> None:
+    def __init__(self, inner: Any, decoder: Any, inputs: Mapping[str, Any]) -> None:
         self.inner, self.inputs, self.missing = inner, dict(inputs), False
-        embedding = inner.get_input_embeddings()
         self._hooks = [
             inner.register_forward_pre_hook(self._look, with_kwargs=True),
-            embedding.register_forward_hook(self._add),
+            decoder.register_forward_pre_hook(self._add, with_kwargs=True),
         ]
 
     def remove(self) -> None:
@@ -44,15 +43,17 @@ class DummyImage:
         wanted = inner.training or (_partitioned(inner) and (cache is None or cache.get_seq_length() == 0))
         self.missing = wanted and not has_images(kwargs)
 
-    def _add(self, embedding: nn.Module, args: tuple[Any, ...], embedded: Tensor) -> Tensor | None:
+    def _add(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Before the decoder and after the embedding is through with all its hooks: were this a hook of the
+        embedding, its weight would be gathered before the tower's in the backward, and with a picture after them."""
         if not self.missing:
             return None
-        self.missing = False
+        self.missing, embedded = False, kwargs["inputs_embeds"]
         inputs = {name: _like(value, embedded) for name, value in self.inputs.items()}
         features = self.inner.get_image_features(**inputs, return_dict=True)
         # Each tensor times zero before it is summed: a sum in half precision may overflow, and inf times 0 is nan.
-        nothing = sum((tensor * 0).sum().to(embedded.dtype) for tensor in _tensors(features))
-        return embedded + nothing
+        nothing = sum((tensor * 0).sum().to(embedded.dtype) for tensor in _tensors(_used(features)))
+        return args, {**kwargs, "inputs_embeds": embedded + nothing}
 
 
 def attach_dummy_image(model: Any, dummy_inputs: Mapping[str, Any]) -> DummyImage:
@@ -68,7 +69,7 @@ def attach_dummy_image(model: Any, dummy_inputs: Mapping[str, Any]) -> DummyImag
     inputs = {name: value for name, value in dummy_inputs.items() if name in accepted}
     if "pixel_values" not in inputs:
         raise ValueError(f"dummy_inputs: got {sorted(dummy_inputs)}; expected pixel_values among them")
-    return DummyImage(inner, inputs)
+    return DummyImage(inner, unwrap(model).get_decoder(), inputs)
 
 
 def _like(value: Any, embedded: Tensor) -> Any:
@@ -77,8 +78,16 @@ def _like(value: Any, embedded: Tensor) -> Any:
     return value.to(embedded.device, embedded.dtype if value.is_floating_point() else None)
 
 
+def _used(features: Any) -> Any:
+    """What a forward with a picture takes of the output. The tower's other states (its last layer, where an earlier
+    one is selected) get no gradient there, so they must get none here."""
+    if not hasattr(features, "pooler_output"):
+        return features
+    return features.pooler_output, getattr(features, "deepstack_features", ())
+
+
 def _tensors(value: Any) -> Iterator[Tensor]:
-    """Every float tensor in an output, however nested: Qwen3-VL's deepstack features too."""
+    """Every float tensor, however nested."""
     if isinstance(value, Tensor):
         if torch.is_floating_point(value):
             yield value

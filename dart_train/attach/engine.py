@@ -127,7 +127,9 @@ class Engine:
         flight = self.flight
         assert flight is not None and flight.pools is not None and flight.real is not None
         pools, window = flight.pools, getattr(module, "sliding_window", None)
-        row = attention_row(query.detach(), key.detach(), pools.rows, pools.last, flight.real, scaling, softcap, window)
+        row = attention_row(
+            query.detach(), key.detach(), pools.row_of, pools.last, flight.real, scaling, softcap, window
+        )
         flight.seen = Seen(flight.seen.keys, flight.seen.values, row)
 
     def short_layer(self, layer: int, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:

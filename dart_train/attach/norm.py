@@ -20,10 +20,11 @@ class FinalScale:
         self.refresh()
 
     def read(self) -> Tensor | None:
-        weight = getattr(self.norm, "weight", None)
+        # Out of the dictionary: during a forward ZeRO-3 gathers what is asked for as an attribute, on this rank alone.
+        weight = dict.get(self.norm._parameters, "weight")
         if weight is None:
             return None
-        if weight.numel():
+        if not hasattr(weight, "ds_id"):
             return _scale(self.norm)
         if self.copy is None:
             raise RuntimeError("the final norm's weight is partitioned and was never gathered: call refresh()")

@@ -7,7 +7,7 @@ A hook on `k_proj` would see other numbers (no rotary embedding, no key norm) an
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -63,23 +63,26 @@ ALL_ATTENTION_FUNCTIONS.register(ROW_TAP, _row_attention)
 def attention_row(
     query: Tensor,
     key: Tensor,
-    rows: Tensor,
+    rows: Sequence[int],
     last: Tensor,
     real: Tensor,
     scaling: float | None,
     softcap: float | None = None,
     window: int | None = None,
 ) -> Tensor:
-    """query [B, Hq, L, d], key [B, Hkv, P + L, d] with P cached tokens before; rows, last [R]; real [B, L]
-    -> [R, L]: what each pool's last prompt token pays to each place, mean over heads, in float32."""
+    """query [B, Hq, L, d], key [B, Hkv, P + L, d] with P cached tokens before; rows (the sample of each of R pools),
+    last [R]; real [B, L] -> [R, L]: what each pool's last prompt token pays to each place, mean over heads, in
+    float32. Sample by sample: all keys at once would be copied, and the copy would cost more than the products."""
     past, length = key.shape[2] - query.shape[2], query.shape[2]
-    q = query[rows, :, last].float().unflatten(1, (key.shape[1], -1))  # [R, Hkv, G, d]
-    scores = torch.einsum("rhgd,rhld->rhgl", q, key[rows].float())
+    of = torch.tensor(rows).to(key.device, non_blocking=True)
+    q = query[of, :, last].float().unflatten(1, (key.shape[1], -1))  # [R, Hkv, G, d]
+    pairs = zip(q.unbind(), rows, strict=True)
+    scores = torch.stack([one @ key[row].float().transpose(-1, -2) for one, row in pairs])  # [R, Hkv, G, P + L]
     scores = scores * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
     place = torch.arange(-past, length, device=key.device)
-    seen = (place <= last[:, None]) & torch.cat([real.new_ones(len(rows), past), real[rows]], 1)
+    seen = (place <= last[:, None]) & torch.cat([real.new_ones(len(rows), past), real[of]], 1)
     if window is not None:
         seen &= place > last[:, None] - window
     scores = scores.masked_fill(~seen[:, None, None], -torch.inf)

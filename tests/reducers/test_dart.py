@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -101,9 +103,12 @@ def test_working_in_slices_changes_nothing(dtype: torch.dtype, monkeypatch: pyte
     view = Scene(RAGGED, dtype=dtype).view(DART(keep=2))
     positions = torch.arange(8).reshape(4, 2)
     whole = cosine_similarity(view.hidden_at(positions)[:, :, None], view.hidden[:, None], dim=-1)
+    real = view.valid[:, None].expand_as(whole)
+    gathered = replace(view, pools=replace(view.pools, starts=None))
     norms = view.score("key")
     for length in (1, 4, 100):
         monkeypatch.setattr("dart_train.reducers.view._slice_length", lambda *_, length=length: length)
         view.scores.clear()
-        assert torch.allclose(view.cosine(positions), whole, atol=1e-6)
+        for way in (view, gathered):
+            assert torch.allclose(way.cosine(positions)[real], whole[real], atol=1e-6)
         assert torch.allclose(view.score("key"), norms)

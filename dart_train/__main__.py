@@ -1,0 +1,47 @@
+"""`python -m dart_train VERB ...`: a verb is a module with `main(argv) -> exit code`, imported on call."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+VERBS = {
+    "train": ("dart_train.train.command", "fine-tune with the reduction on"),
+    "check": ("dart_train.check.command", "hold the laws of the reduction against a model"),
+    "bench": ("dart_train.bench", "measure what the reduction costs and gains on this machine"),
+    "data": ("dart_train.data.cli", "check data before a run"),
+}
+USAGE = "usage: python -m dart_train VERB ...   (VERB --help tells its options)\n\nverbs:"
+WRONG_USE = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    verb = arguments.pop(0) if arguments else None
+    if verb not in VERBS:
+        return _tell_verbs(verb)
+    try:
+        return int(importlib.import_module(VERBS[verb][0]).main(arguments))
+    except (ValueError, NotImplementedError, OSError, ImportError) as error:
+        if os.environ.get("DART_TRAIN_DEBUG") == "1":
+            raise
+        print(f"dart_train {verb}: {error}", file=sys.stderr)
+        return WRONG_USE
+    except KeyboardInterrupt:
+        return 130
+
+
+def _tell_verbs(verb: str | None) -> int:
+    """Asked for help: to the screen, and all is well. Anything else is an error."""
+    asked = verb in ("-h", "--help", "help")
+    lines = [USAGE, *(f"  {name:8} {what}" for name, (_, what) in VERBS.items())]
+    if verb is not None and not asked:
+        lines.insert(0, f"unknown verb {verb!r}\n")
+    print("\n".join(lines), file=sys.stdout if asked else sys.stderr)
+    return 0 if asked else WRONG_USE
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

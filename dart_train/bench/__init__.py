@@ -1,0 +1,79 @@
+"""`python -m dart_train bench {select,all}`: what the reduction costs and gains on this very machine.
+
+One module per bench, with `add_options(parser)` and `run(options) -> Table`; a new one is one more line here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from .facts import facts_of, load
+from .table import Report
+
+BENCHES = {"select": "the choice of tokens: every method, against one layer's forward and the usual code"}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def main(argv: Sequence[str]) -> int:
+    options = _parser().parse_args(argv)
+    options.device, options.dtype = torch.device(options.device), DTYPES[options.dtype]
+    _check(options)
+    names = list(BENCHES) if options.bench == "all" else [options.bench]
+    facts = facts_of(options.device, options.dtype)
+    tables = [_bench(name).run(options) for name in names]
+    report = Report(_command(argv), {**facts, "load after": load()}, tables)
+    print(report.markdown(), end="")
+    if options.out is not None:
+        print("written: " + ", ".join(str(file) for file in report.save(options.out)), file=sys.stderr)
+    return 0
+
+
+def _command(argv: Sequence[str]) -> str:
+    """What to type for the same measurement; where it was written is nobody's business."""
+    words = list(argv)
+    if "--out" in words:
+        del words[words.index("--out") : words.index("--out") + 2]
+    return " ".join(["python -m dart_train bench", *words])
+
+
+def _check(options: argparse.Namespace) -> None:
+    problems = []
+    if options.device.type == "cuda" and not torch.cuda.is_available():
+        problems.append("--device cuda: no GPU is seen here; use --device cpu")
+    problems += [
+        f"--{name} {getattr(options, name)}: expected more than 0"
+        for name in ("repeats", "seconds")
+        if getattr(options, name) <= 0
+    ]
+    if problems:
+        raise ValueError("; ".join(problems))
+
+
+def _bench(name: str):  # type: ignore[no-untyped-def]  # a module
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m dart_train bench", description=__doc__)
+    benches = parser.add_subparsers(dest="bench", required=True, metavar="{" + ",".join([*BENCHES, "all"]) + "}")
+    for name, what in {**BENCHES, "all": "all of them"}.items():
+        sub = benches.add_parser(name, help=what, description=what)
+        _add_common(sub)
+        for part in BENCHES if name == "all" else (name,):
+            _bench(part).add_options(sub)
+    return parser
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=list(DTYPES), default="float32")
+    parser.add_argument("--repeats", type=int, default=9, help="rounds in which everything is timed once (9)")
+    parser.add_argument("--seconds", type=float, default=20.0, help="what one thing may take in all rounds (20)")
+    parser.add_argument("--quick", action="store_true", help="small sizes and few rounds: does it run?")
+    parser.add_argument("--out", type=Path, help="folder for bench.json and bench.md")

@@ -1,0 +1,73 @@
+"""Times that can be compared: interleaved repeats (A B A B), warm-up apart, median and quartiles."""
+
+from __future__ import annotations
+
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+Job = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds. warm: False where the only run there was time for was the first one."""
+
+    median: float
+    low: float  # first quartile
+    high: float  # third quartile
+    repeats: int
+    warm: bool = True
+
+    @classmethod
+    def of(cls, seconds: Sequence[float], warm: bool = True) -> Timing:
+        if len(seconds) == 1:
+            return cls(seconds[0], seconds[0], seconds[0], 1, warm)
+        low, median, high = statistics.quantiles(seconds, n=4, method="inclusive")
+        return cls(median, low, high, len(seconds), warm)
+
+
+def interleaved(jobs: Mapping[str, Job], device: torch.device, repeats: int, seconds: float) -> dict[str, Timing]:
+    """Each job once a round, so that whatever slows the machine down for a while slows all of them.
+
+    A job that has used up its `seconds` sits out the rounds that are left; one that needs more than that for
+    a single run is not run twice.
+    """
+    first = {name: once(job, device) for name, job in jobs.items()}
+    times: dict[str, list[float]] = {name: [] for name in jobs}
+    for _ in range(repeats):
+        for name, job in jobs.items():
+            if first[name] <= seconds and sum(times[name]) + first[name] <= seconds:
+                times[name].append(once(job, device))
+    return {name: Timing.of(times[name] or [first[name]], warm=bool(times[name])) for name in jobs}
+
+
+def once(job: Job, device: torch.device) -> float:
+    synchronize(device)
+    start = time.perf_counter()
+    job()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def host_syncs(job: Job, device: torch.device) -> int | None:
+    """How often the host waits for the GPU within the job; None where there is none."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            job()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return sum("synchroniz" in str(warning.message) for warning in caught)
