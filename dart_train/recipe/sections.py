@@ -50,7 +50,7 @@ class Source:
     path: Text  # a file, a folder or a hub id
     name: str | None = None  # in reports; null: from the path
     images: str | None = None  # folder that image names are relative to; null: the file's own folder
-    format: Literal["auto", "llava", "messages", "openai", "datasets"] = "auto"  # auto: looked up in the rows
+    format: Literal["auto", "llava", "messages", "openai", "qa", "datasets"] = "auto"  # auto: looked up in the rows
     split: str = "train"  # of a datasets folder or hub id that has several
     columns: dict[str, str] = field(default_factory=dict)  # our name of a column: its name there
     streaming: bool = False  # read as it comes, never whole

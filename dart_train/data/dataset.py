@@ -1,0 +1,108 @@
+"""What a `DataLoader` reads: rows opened, checked and encoded when they are asked for. A bad row is skipped, logged
+by its id and counted, or ends the run; it is replaced by nothing, so no other row moves to another place."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset, get_worker_info
+
+from .encode import Encoded, Encoder
+from .findings import BadRow
+from .sources import Source
+
+log = logging.getLogger(__name__)
+_SLOTS = 256  # loader processes that may count at once
+_KINDS = ("rows", "bad", "too_long", "shortened")
+_FIRST = 100  # rows before which the fraction of bad ones says little
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """Stands where a bad row was; the collator leaves it out."""
+
+    id: str
+    code: str
+
+
+class Reader:
+    """One row of one source -> `Encoded` or `Skipped`. Counts are shared with the loader's processes."""
+
+    def __init__(
+        self, sources: Sequence[Source], encoder: Encoder, on_bad_row: str = "skip", max_bad_fraction: float = 0.05
+    ) -> None:
+        if on_bad_row not in ("skip", "error"):
+            raise ValueError(f"on_bad_row: got {on_bad_row!r}, expected skip or error")
+        self.sources, self.encoder = list(sources), encoder
+        self.on_bad_row, self.max_bad_fraction = on_bad_row, max_bad_fraction
+        self._counts = torch.zeros(_SLOTS, len(_KINDS), dtype=torch.int64).share_memory_()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Rows read (ahead of the model, as loaders do); of them bad and skipped, dropped for their length,
+        shortened to max_length."""
+        return dict(zip(_KINDS, self._counts.sum(0).tolist(), strict=True))
+
+    def read(self, source: Source, row: Any, index: int) -> Encoded | Skipped:
+        self._count("rows")
+        row_id = source.row_id(index)
+        try:
+            sample = source.sample(row, index)
+            row_id = sample.named(row_id)
+            encoded = self.encoder.encode(sample, [source.store.open(ref) for ref in sample.images])
+        except BadRow as bad:
+            return self._skip(row_id, bad)
+        if encoded.notes:
+            self._count("shortened")
+        return encoded
+
+    def _skip(self, row_id: str, bad: BadRow) -> Skipped:
+        if bad.code == "too_long":  # the user's choice, not a fault of the data
+            self._count("too_long")
+            log.info("row %s dropped: %s", row_id, bad.message)
+            return Skipped(row_id, bad.code)
+        if self.on_bad_row == "error":
+            raise ValueError(f"row {row_id}: {bad} (on_bad_row: error; skip would go on without it)") from bad
+        self._count("bad")
+        log.warning("row %s skipped: %s", row_id, bad)
+        counts = self.counts
+        if counts["bad"] > self.max_bad_fraction * max(counts["rows"], _FIRST):
+            raise ValueError(
+                f"{counts['bad']} of {counts['rows']} rows are bad, more than max_bad_fraction "
+                f"{self.max_bad_fraction}; the last one is {row_id}: {bad}. "
+                "Look at all of them: python -m dart_train data check RECIPE"
+            )
+        return Skipped(row_id, bad.code)
+
+    def _count(self, kind: str) -> None:
+        worker = get_worker_info()
+        self._counts[0 if worker is None else 1 + worker.id % (_SLOTS - 1), _KINDS.index(kind)] += 1
+
+
+class RowDataset(Dataset[Encoded | Skipped]):
+    """Map-style, for sources that are on disk. Row numbers run through the sources, as in `RowOrder`."""
+
+    def __init__(self, reader: Reader) -> None:
+        self.reader = reader
+        self.sizes = [len(source.rows) for source in reader.sources]
+        self._ends = list(itertools.accumulate(self.sizes))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, number: int) -> Encoded | Skipped:
+        source, index = self.locate(number)
+        return self.reader.read(source, source.rows[index], index)
+
+    def locate(self, number: int) -> tuple[Source, int]:
+        """The source that row `number` lies in, and its place there."""
+        if not 0 <= number < len(self):
+            raise IndexError(f"row {number} of {len(self)}")
+        at = bisect.bisect_right(self._ends, number)
+        return self.reader.sources[at], number - (self._ends[at] - self.sizes[at])

@@ -1,0 +1,71 @@
+"""The one shape that every format is brought into: turns of interleaved text and image references."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from typing import Any
+
+ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True)
+class ImageRef:
+    """Where a picture is: a path inside the image folder, bytes, or a URL. It is opened only when needed."""
+
+    path: str | None = None
+    data: bytes | None = None
+    url: str | None = None
+
+
+@dataclass(frozen=True)
+class Turn:
+    role: str
+    parts: tuple[str | ImageRef, ...]
+
+    @property
+    def texts(self) -> list[str]:
+        return [part for part in self.parts if isinstance(part, str)]
+
+    def with_text(self, index: int, text: str) -> Turn:
+        """The same turn with part `index` replaced by `text`."""
+        return replace(self, parts=(*self.parts[:index], text, *self.parts[index + 1 :]))
+
+
+@dataclass(frozen=True)
+class Sample:
+    id: str
+    turns: tuple[Turn, ...]
+
+    @property
+    def images(self) -> list[ImageRef]:
+        """Every image reference, in the order in which the conversation shows them."""
+        return [part for turn in self.turns for part in turn.parts if isinstance(part, ImageRef)]
+
+    def messages(self) -> list[dict[str, Any]]:
+        """What a chat template reads; images are marks only, the pictures go to the processor beside it."""
+        return [{"role": turn.role, "content": [_content(part) for part in turn.parts]} for turn in self.turns]
+
+    def named(self, place: str) -> str:
+        """Where the row lies, and its own id where it has one."""
+        return place if self.id == place else f"{place} (id {self.id})"
+
+    def digest(self, root: str = "") -> int:
+        """64 bits, equal for two rows with the same turns and images, whatever their ids. `root` tells apart equal
+        names in different image folders."""
+        hasher = hashlib.blake2b(digest_size=8)
+        for turn in self.turns:
+            for part in (turn.role, *turn.parts):
+                value = part.encode() if isinstance(part, str) else _image_key(part, root)
+                hasher.update(b"%d:" % len(value) + value)
+        return int.from_bytes(hasher.digest(), "little", signed=True)
+
+
+def _content(part: str | ImageRef) -> dict[str, Any]:
+    return {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"}
+
+
+def _image_key(ref: ImageRef, root: str) -> bytes:
+    if ref.data is not None:
+        return b"image:" + ref.data
+    return f"image:{ref.url or root + '/' + (ref.path or '')}".encode()

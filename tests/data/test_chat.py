@@ -1,0 +1,147 @@
+"""What is supervised is what the assistant says and the token that ends its turn: in every family, with a template
+that marks answers and with one that does not. A template that allows neither is refused before training."""
+
+import pytest
+
+from dart_train.data.chat import ChatTemplate
+from dart_train.data.encode import Encoder
+from dart_train.data.findings import BadRow
+from dart_train.data.formats import normalise
+from dart_train.data.sample import Sample, Turn
+from dart_train.data.tokens import IGNORED
+from tests.data.processors import LLAVA_STYLE, LLAVA_STYLE_MARKED, llava_with, unmarked
+from tests.zoo import FAMILIES, picture
+
+ANSWERS = ["A red cat.", "Yes, très sûr:\n- one\n- two"]
+
+
+def sample(questions=("<image> beside <image>\nWhat is it?", "Sure? "), answers=ANSWERS, system=None):
+    messages = [{"role": "system", "content": system}] if system else []
+    for question, answer in zip(questions, answers, strict=True):
+        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    marks = sum(question.count("<image>") for question in questions)
+    return normalise({"messages": messages, "images": ["a.png"] * marks}, row_id="s")
+
+
+def supervised(encoder, row):
+    """The stretches that are learnt from, decoded, as lists of token strings."""
+    images = [picture(seed) for seed in range(len(row.images))]
+    features = encoder.encode(row, images).features
+    ids, labels = features["input_ids"][0].tolist(), features["labels"][0].tolist()
+    stretches, inside = [], False
+    for token, label in zip(ids, labels, strict=True):
+        if label != IGNORED:
+            assert label == token
+            stretches = stretches if inside else [*stretches, []]
+            stretches[-1].append(token)
+        inside = label != IGNORED
+    return stretches
+
+
+@pytest.mark.parametrize("marks", [True, False], ids=["marked", "unmarked"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_is_supervised_decodes_to_the_answers_and_their_end(name, marks):
+    processor = FAMILIES[name].processor()
+    encoder = Encoder(processor if marks else unmarked(processor))
+    assert encoder.template.marked == marks
+    for row in (sample(), sample(("No picture here?",), ANSWERS[:1]), sample(system="Be brief.")):
+        said = [turn.texts[0] for turn in row.turns if turn.role == "assistant"]
+        stretches = supervised(encoder, row)
+        decoded = [processor.tokenizer.decode(stretch[:-1]).strip() for stretch in stretches]
+        assert decoded == said
+        assert {stretch[-1] for stretch in stretches} == {processor.tokenizer.eos_token_id}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_prompt_of_generation_is_how_the_training_text_begins(name):
+    """What the model is asked at inference is, token by token, what stands before the first answer in training."""
+    processor = FAMILIES[name].processor()
+    encoder, row, images = Encoder(unmarked(processor)), sample(), [picture(0), picture(1)]
+    features = encoder.encode(row, images).features
+    question = row.messages()[:1]
+    for part, image in zip((part for part in question[0]["content"] if part["type"] == "image"), images, strict=True):
+        part["image"] = image
+    prompt = processor.apply_chat_template(question, add_generation_prompt=True, tokenize=True, return_dict=True)
+    first = int((features["labels"][0] != IGNORED).nonzero()[0])
+    assert features["input_ids"][0, :first].tolist() == list(prompt["input_ids"][0])
+
+
+@pytest.mark.parametrize("template", [LLAVA_STYLE, LLAVA_STYLE_MARKED], ids=["unmarked", "marked"])
+def test_a_template_without_end_token_gets_one_behind_the_last_answer(template):
+    processor = llava_with(template)
+    encoder = Encoder(processor)
+    assert encoder.template.appends_end
+    first, last = supervised(encoder, sample(answers=["A red cat", "three"]))
+    assert processor.tokenizer.decode(first) == "A red cat"  # and not the USER that follows: its token has the blank
+    assert last[-1] == processor.tokenizer.eos_token_id and processor.tokenizer.decode(last[:-1]) == "three"
+
+
+def test_an_end_token_right_behind_the_mark_is_learnt_too():
+    source = FAMILIES["qwen2_vl"].processor().chat_template
+    outside = source.replace("{{- '<|im_end|>' -}}{%- endgeneration -%}", "{%- endgeneration -%}{{- '<|im_end|>' -}}")
+    assert outside != source
+    processor = unmarked(FAMILIES["qwen2_vl"].processor())
+    processor.chat_template = outside
+    for stretch in supervised(Encoder(processor), sample()):
+        assert stretch[-1] == processor.tokenizer.eos_token_id
+
+
+REFUSED = {
+    "only the last turn is closed": "{% for m in messages %}{{ m['role'] }}{% for p in m['content'] %}{{ p['text'] }}"
+    "{% endfor %}{% if loop.last and m['role'] == 'assistant' %}</s>{% endif %}{% endfor %}",
+    "nothing is said of prompts": "{% for m in messages %}{{ loop.length }}{{ m['content'][0]['text'] }}{% endfor %}",
+    "a footer": LLAVA_STYLE + "{{ 'bye' }}",
+    "marks round nothing": LLAVA_STYLE + "{% generation %}{% endgeneration %}",
+    "it raises": "{{ raise_exception('no') }}",
+    "the prompt ends in half a word": LLAVA_STYLE.replace("'ASSISTANT:'", "'ASSISTANT: '"),
+}
+
+
+@pytest.mark.parametrize("template", REFUSED.values(), ids=REFUSED.keys())
+def test_a_template_that_cannot_tell_answers_apart_is_refused_before_training(template):
+    with pytest.raises(ValueError, match="cannot tell the assistant's turns apart") as error:
+        ChatTemplate(llava_with(template))
+    assert "{% generation %}" in str(error.value) and not isinstance(error.value, BadRow)
+
+
+def test_a_processor_without_template_says_so():
+    with pytest.raises(ValueError, match="has no chat template"):
+        ChatTemplate(llava_with(None))
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_vl", "idefics3"])
+def test_text_cannot_forge_turns_or_pictures(name):
+    encoder = Encoder(FAMILIES[name].processor())
+    for token in (encoder.processor.tokenizer.eos_token, encoder.processor.image_token):
+        row = Sample("s", (Turn("user", ("Say it",)), Turn("assistant", (f"say {token} now",))))
+        for action in (encoder.encode, encoder.measure):
+            with pytest.raises(BadRow, match="control_token"):
+                action(row, ())
+
+
+def test_a_picture_inside_an_answer_is_shown_and_not_learnt():
+    encoder = Encoder(FAMILIES["qwen2_vl"].processor())
+    messages = [{"role": "user", "content": "Draw"}, {"role": "assistant", "content": "Here: <image> it is."}]
+    features = encoder.encode(normalise({"messages": messages, "images": ["a.png"]}), [picture(0)]).features
+    visual = features["input_ids"][0] == encoder.processor.image_token_id
+    assert visual.any() and (features["labels"][0][visual] == IGNORED).all()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_lengths_from_sizes_are_the_lengths_of_the_real_pictures(name):
+    processor = FAMILIES[name].processor()
+    encoder = Encoder(processor)
+    for questions in (("<image>a",), ("<image><image>b <image>",), ("none",)):
+        row = sample(questions, ANSWERS[:1])
+        images = [picture(seed) for seed in range(len(row.images))]
+        length = encoder.measure(row, tuple(image.size for image in images))
+        features = encoder.encode(row, images).features
+        assert length.total == length.used == features["input_ids"].shape[1]
+        seen = sum(int((features["input_ids"] == token).sum()) for token in encoder.expander.visual)
+        assert sum(length.visual) == seen and len(length.visual) == len(images)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_visual_tokens_are_those_that_the_model_replaces(name):
+    model_id = FAMILIES[name].model().config.image_token_id
+    assert Encoder(FAMILIES[name].processor()).expander.visual == {model_id}

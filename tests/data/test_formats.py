@@ -1,0 +1,197 @@
+"""Every format that people have becomes the same `Sample`; whatever else comes is one `BadRow`."""
+
+import base64
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dart_train.data.findings import CODES, BadRow
+from dart_train.data.formats import detect, normalise
+from dart_train.data.sample import ImageRef, Sample, Turn
+
+CAT = ImageRef(path="cat.png")
+ASKED = (Turn("user", (CAT, "What is it?")), Turn("assistant", ("A cat.",)))
+PNG = b"\x89PNG not really"
+
+LLAVA = {
+    "id": "1",
+    "image": "cat.png",
+    "conversations": [
+        {"from": "human", "value": "<image>\nWhat is it?"},
+        {"from": "gpt", "value": "A cat."},
+    ],
+}
+MESSAGES = {
+    "messages": [
+        {"role": "user", "content": "<image>What is it?"},
+        {"role": "assistant", "content": "A cat."},
+    ],
+    "images": ["cat.png"],
+}
+OPENAI = {
+    "messages": [
+        {"role": "user", "content": [{"type": "image", "image": "cat.png"}, {"type": "text", "text": "What is it?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "A cat."}]},
+    ]
+}
+FLAT = {"image": "cat.png", "question": "What is it?", "answer": ["A cat.", "A pet."]}
+
+
+@pytest.mark.parametrize(
+    "name, row", [("llava", LLAVA), ("messages", MESSAGES), ("openai", OPENAI), ("qa", FLAT)], ids=lambda v: str(v)[:6]
+)
+def test_every_format_is_found_and_means_the_same(name, row):
+    assert detect(row) == name
+    assert normalise(row).turns == normalise(json.dumps(row)).turns == normalise(row, format=name).turns == ASKED
+
+
+def test_ids_come_from_the_row_or_from_where_it_lies():
+    assert normalise(LLAVA, row_id="file:7").id == "1"
+    assert normalise({**LLAVA, "id": 12}).id == "12"
+    assert normalise(MESSAGES, row_id="file:7").id == "file:7"
+
+
+def with_image(value):
+    part = value if isinstance(value, dict) else {"type": "image", "image": value}
+    return normalise({"messages": [{"role": "user", "content": [part, "?"]}, {"role": "assistant", "content": "!"}]})
+
+
+@pytest.mark.parametrize(
+    "value, expected",
+    [
+        ("a/b.png", ImageRef(path="a/b.png")),
+        ("file://a/b.png", ImageRef(path="a/b.png")),
+        (PNG, ImageRef(data=PNG)),
+        ({"type": "image", "image": {"bytes": PNG, "path": "x.png"}}, ImageRef(data=PNG)),
+        ({"type": "image", "image": {"bytes": None, "path": "x.png"}}, ImageRef(path="x.png")),
+        ({"type": "image", "base64": base64.b64encode(PNG).decode()}, ImageRef(data=PNG)),
+        ({"type": "image_url", "image_url": {"url": "data:image/png;base64," + base64.b64encode(PNG).decode()}},
+         ImageRef(data=PNG)),
+        ({"type": "image_url", "image_url": {"url": "https://host/a.png"}}, ImageRef(url="https://host/a.png")),
+        ({"type": "input_image", "image_url": "HTTP://host/a.png"}, ImageRef(url="HTTP://host/a.png")),
+        ({"type": "image", "image": None, "text": None, "path": "x.png"}, ImageRef(path="x.png")),
+    ],
+    ids=range(10),
+)  # fmt: skip
+def test_an_image_may_be_given_in_many_ways(value, expected):
+    assert with_image(value).images == [expected]
+
+
+def test_several_images_interleave_with_text_over_several_turns():
+    sample = normalise(
+        {
+            "messages": [
+                {"role": "system", "content": "Be brief."},
+                {"role": "user", "content": "Left: <image> right:\n<image>\nSame?"},
+                {"role": "assistant", "content": "No."},
+                {"role": "user", "content": [{"type": "text", "text": "And"}, {"type": "image"}, "?"]},
+                {"role": "assistant", "content": "Yes."},
+            ],
+            "images": ["a.png", "b.png", "c.png"],
+        }
+    )
+    a, b, c = (ImageRef(path=f"{name}.png") for name in "abc")
+    assert [turn.parts for turn in sample.turns] == [
+        ("Be brief.",), ("Left: ", a, " right:", b, "Same?"), ("No.",), ("And", c, "?"), ("Yes.",),
+    ]  # fmt: skip
+    assert sample.images == [a, b, c]
+    assert [part["type"] for part in sample.messages()[1]["content"]] == ["text", "image", "text", "image", "text"]
+
+
+def test_a_row_without_images_is_text_only():
+    row = {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}], "image": ""}
+    assert normalise(row).images == []
+
+
+def test_columns_map_our_names_to_theirs():
+    row = {"picture": "cat.png", "query": "What is it?", "label": "A cat.", "key": "k1"}
+    columns = {"image": "picture", "question": "query", "answer": "label", "id": "key"}
+    assert normalise(row, columns) == Sample("k1", ASKED)
+    with pytest.raises(BadRow, match="columns names nope"):
+        normalise(row, {"image": "nope"})
+
+
+def test_a_tar_row_brings_its_own_picture():
+    row = {"__key__": "000", "__url__": "x.tar", "jpg": {"bytes": PNG, "path": "000.jpg"}, "json": LLAVA}
+    sample = normalise(row)
+    assert sample.id == "1" and sample.images == [ImageRef(data=PNG)]
+
+
+def talk(*turns):
+    return {"conversations": [{"from": role, "value": value} for role, value in turns]}
+
+
+@pytest.mark.parametrize(
+    "code, row",
+    [
+        ("bad_json", '{"conversations": ['),
+        ("bad_json", "[" * 100_000),
+        ("bad_type", "[1, 2]"),
+        ("bad_type", None),
+        ("unknown_format", {"text": "hi"}),
+        ("unknown_role", talk(("robot", "hi"))),
+        ("unknown_role", talk(({"a": 1}, "hi"))),
+        ("empty_turn", talk(("human", "hi"), ("gpt", " "))),
+        ("empty_turn", talk(("human", None), ("gpt", "ho"))),
+        ("role_order", talk()),
+        ("role_order", talk(("gpt", "hi"), ("human", "ho"))),
+        ("role_order", talk(("human", "hi"), ("gpt", "ho"), ("human", "hi"))),
+        ("role_order", talk(("human", "hi"), ("system", "ho"))),
+        ("mark_mismatch", talk(("human", "<image>hi"), ("gpt", "ho"))),
+        ("mark_mismatch", {**talk(("human", "hi"), ("gpt", "ho")), "image": "a.png"}),
+        ("mark_mismatch", {**LLAVA, "image": ["a.png", "b.png"]}),
+        ("bad_type", {**LLAVA, "image": 3}),
+        ("bad_text", talk(("human", "hi \ud800"), ("gpt", "ho"))),
+        ("unsupported_media", {**LLAVA, "video": "a.mp4"}),
+        ("unsupported_media", {"messages": [{"role": "user", "content": [{"type": "video", "video": "a.mp4"}]}]}),
+        ("bad_base64", {**LLAVA, "image": "data:image/png;base64,####"}),
+        ("bad_type", {"question": {"a": 1}, "answer": "b"}),
+    ],
+)
+def test_each_fault_has_its_name(code, row):
+    with pytest.raises(BadRow) as error:
+        normalise(row)
+    assert error.value.code == code and len(str(error.value)) < 400
+
+
+def test_a_format_that_is_not_known_is_the_users_mistake_not_the_rows():
+    with pytest.raises(ValueError, match="expected auto or one of llava, messages, openai, qa") as error:
+        normalise(LLAVA, format="csv")
+    assert not isinstance(error.value, BadRow)
+
+
+SCALARS = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20), st.binary(max_size=20),
+    st.sampled_from(["<image>", "<image>\n", "user", "gpt", "text", "image", "a.png", "http://x", "data:;base64,"]),
+)  # fmt: skip
+KEYS = st.sampled_from([
+    "id", "image", "images", "conversations", "messages", "from", "value", "role", "content", "type", "text", "url",
+    "path", "bytes", "base64", "image_url", "question", "answer", "system", "json", "__key__", "jpg", "video",
+])  # fmt: skip
+JUNK = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS | st.text(max_size=3), inner, max_size=6)
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(JUNK | st.text(alphabet=st.characters(codec=None), max_size=30))
+def test_junk_is_a_sample_or_a_bad_row_and_never_a_crash(row):
+    try:
+        sample = normalise(row, row_id="x")
+    except BadRow as bad:
+        assert bad.code in CODES
+    else:
+        assert sample.turns[-1].role == "assistant" and sample.id
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.dictionaries(st.sampled_from(["from", "value", "role", "content"]), JUNK, max_size=3), max_size=5), JUNK
+)
+def test_junk_inside_a_known_frame_never_crashes(turns, image):
+    try:
+        normalise({"conversations": turns, "image": image})
+    except BadRow as bad:
+        assert bad.code in CODES

@@ -1,0 +1,112 @@
+"""The length limit shortens text or drops the row, and never takes an image token away."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dart_train.data.encode import Encoder, TooLongError
+from dart_train.data.findings import BadRow
+from dart_train.data.formats import normalise
+from dart_train.data.tokens import IGNORED
+from tests.zoo import FAMILIES, picture, sentence
+
+IMAGES = [picture(seed) for seed in range(4)]
+
+
+def talk(*exchanges):
+    """(number of pictures, words asked, words answered) for each exchange."""
+    messages = []
+    for number, (pictures, asked, answered) in enumerate(exchanges):
+        question = "<image>" * pictures + sentence(max(1, asked), number)
+        messages.append({"role": "user", "content": question})
+        messages.append({"role": "assistant", "content": sentence(max(1, answered), 50 + number)})
+    total = sum(pictures for pictures, _, _ in exchanges)
+    return normalise({"messages": messages, "images": ["a.png"] * total}, row_id="the-row")
+
+
+def encode(name, row, limit=None, policy="truncate_text"):
+    encoder = Encoder(FAMILIES[name].processor(), limit, policy)
+    return encoder, encoder.encode(row, IMAGES[: len(row.images)])
+
+
+def visual(encoder, encoded):
+    ids = encoded.features["input_ids"]
+    return sum(int((ids == token).sum()) for token in encoder.expander.visual)
+
+
+EXCHANGES = st.lists(st.tuples(st.integers(0, 2), st.integers(1, 60), st.integers(1, 60)), min_size=1, max_size=3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(EXCHANGES.filter(lambda x: sum(e[0] for e in x) <= 4), st.integers(20, 500), st.sampled_from(list(FAMILIES)))
+def test_no_image_token_is_ever_cut_and_the_limit_is_kept(exchanges, limit, name):
+    row = talk(*exchanges)
+    encoder, whole = encode(name, row)
+    try:
+        _, short = encode(name, row, limit)
+    except BadRow as bad:
+        assert bad.code == "too_long" and whole.length > limit
+        assert visual(encoder, whole) > 0 or limit < 60  # text alone can always be shortened, markup cannot
+        return
+    assert short.length <= limit and visual(encoder, short) == visual(encoder, whole)
+    for key, value in whole.features.items():  # the pictures themselves are the same
+        if value.shape != whole.features["input_ids"].shape:
+            assert torch.equal(value, short.features[key])
+        else:
+            assert short.features[key].shape == short.features["input_ids"].shape
+    assert (short.features["labels"] != IGNORED).any()
+    assert bool(short.notes) == (whole.length > limit)
+    sizes = tuple(image.size for image in IMAGES[: len(row.images)])
+    measured = Encoder(FAMILIES[name].processor(), limit, "truncate_text").measure(row, sizes)
+    assert (measured.total, measured.used) == (whole.length, short.length)
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_vl", "idefics3"])
+def test_later_exchanges_go_first_and_leave_whole_turns(name):
+    row = talk((1, 4, 4), (0, 4, 4), (0, 4, 4))
+    encoder, first_two = encode(name, talk((1, 4, 4), (0, 4, 4)))
+    _, short = encode(name, row, first_two.length + 5)
+    assert torch.equal(short.features["input_ids"], first_two.features["input_ids"])
+    assert short.features["labels"][0][short.features["labels"][0] != IGNORED][-1] == eos(encoder)
+
+
+def eos(encoder):
+    return encoder.processor.tokenizer.eos_token_id
+
+
+def test_a_long_question_loses_its_middle_and_the_answer_stays():
+    encoder, whole = encode("qwen2_vl", talk((1, 100, 4)))
+    _, short = encode("qwen2_vl", talk((1, 100, 4)), whole.length - 200)
+    learnt = [e.features["labels"][e.features["labels"] != IGNORED] for e in (whole, short)]
+    assert torch.equal(*learnt)
+    asked = encoder.processor.tokenizer.decode(short.features["input_ids"][0])
+    question = talk((1, 100, 4)).turns[0].texts[0]
+    assert question[:20] in asked and question[-20:] in asked and " ... " in asked
+
+
+def test_a_long_answer_loses_its_tail_and_does_not_teach_to_stop_there():
+    encoder, whole = encode("qwen2_vl", talk((1, 4, 100)))
+    _, short = encode("qwen2_vl", talk((1, 4, 100)), whole.length - 200)
+    assert short.length == whole.length - 200
+    assert torch.equal(short.features["input_ids"], whole.features["input_ids"][:, : short.length])
+    assert (short.features["labels"] != eos(encoder)).all() and (whole.features["labels"] == eos(encoder)).any()
+
+
+def test_drop_and_error_name_the_row_its_length_and_the_limit():
+    row = talk((1, 4, 4))
+    with pytest.raises(BadRow, match=r"too_long: the-row: \d+ tokens, max_length is 50"):
+        encode("llava", row, 50, "drop")
+    with pytest.raises(TooLongError, match="raise max_length, or set on_too_long") as error:
+        encode("llava", row, 50, "error")
+    assert not isinstance(error.value, BadRow)  # it ends the run, and is not skipped as a bad row
+
+
+def test_pictures_larger_than_the_limit_drop_the_row_whatever_the_policy():
+    with pytest.raises(BadRow, match="its images and markup alone leave no room"):
+        encode("llava", talk((2, 4, 4)), 100)
+
+
+def test_an_unknown_policy_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="on_too_long: got 'cut', expected one of drop, error, truncate_text"):
+        Encoder(FAMILIES["llava"].processor(), 10, "cut")
