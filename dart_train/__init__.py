@@ -1,6 +1,7 @@
 """DART inside the forward pass: train multimodal language models for fewer visual tokens, and serve them so."""
 
 from .attach import Attached, Kept, attach
+from .check import check
 from .reducers import (
     DART,
     REDUCERS,
@@ -18,6 +19,7 @@ from .reducers import (
     WindowFastV,
     from_config,
 )
+from .train import train
 
 __version__ = "0.1.0"
 
@@ -39,5 +41,7 @@ __all__ = [
     "View",
     "WindowFastV",
     "attach",
+    "check",
     "from_config",
+    "train",
 ]

@@ -19,4 +19,4 @@ export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 WANDB_MOD
 
 ruff check .
 mypy
-exec python -m pytest -n 2 -m "$markers" "$@"
+exec python -m pytest -n 2 --dist loadgroup -m "$markers" "$@"

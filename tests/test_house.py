@@ -17,7 +17,7 @@ PACKAGE = ROOT / "dart_train"
 FLOORS = (
     ("budget", "layout", "pools", "reducers", "reduction"),
     ("attach", "families", "pixels", "processors"),
-    ("checkpoint", "data", "loss", "measure", "recipe"),
+    ("checkpoint", "data", "loss", "measure", "recipe", "schedule"),
     ("bench", "chat", "check", "compare", "export", "plan", "report", "show", "train"),
     ("__init__", "__main__"),
 )

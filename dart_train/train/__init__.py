@@ -1,0 +1,28 @@
+"""The train verb: `train(recipe)`, `python -m dart_train train RECIPE`, `deepspeed launch/train.py RECIPE`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..recipe import Recipe
+    from .run import Outcome
+
+
+def train(recipe: Recipe | str | Path, overrides: Iterable[str] = ()) -> Outcome:
+    """Fine-tunes as the recipe (or the file of one) says; resumes by itself where its run folder holds a whole
+    checkpoint. overrides: such as `train.max_steps=10`."""
+    from ..recipe import Recipe as Read
+    from ..recipe import load_recipe
+    from .run import run
+
+    if isinstance(recipe, Read):
+        if tuple(overrides):
+            raise ValueError("overrides are for a recipe in a file; this one is read already")
+        return run(recipe)
+    return run(load_recipe(recipe, overrides, needs=("data.train",)))
+
+
+__all__ = ["train"]

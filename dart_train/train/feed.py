@@ -1,0 +1,111 @@
+"""From the recipe's data section to the batches of one rank."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from ..data.collate import Collator
+from ..data.dataset import Reader, RowDataset
+from ..data.encode import Encoder
+from ..data.images import ImageStore
+from ..data.order import RankBatches, RowOrder, steps_for
+from ..data.sources import Source, open_sources
+from ..data.stream import RowStream
+from ..data.survey import row_lengths
+from ..recipe import Data, Recipe
+from .ranks import Ranks
+
+
+@dataclass
+class Feed:
+    """The rows of a run, opened, and in which order they come. `order` is None where rows are streamed."""
+
+    recipe: Recipe
+    ranks: Ranks
+    reader: Reader
+    collator: Collator
+    order: RowOrder | None
+
+    @classmethod
+    def open(cls, recipe: Recipe, ranks: Ranks, processor: Any) -> Feed:
+        data = recipe.data
+        sources = open_sources(data.train, image_store(data))
+        encoder = Encoder(processor, data.max_length, data.on_too_long)
+        reader = Reader(sources, encoder, data.on_bad_row, data.max_bad_fraction)
+        collator = Collator(processor, data.pad_to_multiple_of)
+        return cls(recipe, ranks, reader, collator, _order(recipe, ranks, sources, encoder))
+
+    @property
+    def rows_per_step(self) -> int:
+        train = self.recipe.train
+        return train.per_device_batch_size * self.ranks.world * train.gradient_accumulation_steps
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        train = self.recipe.train
+        if train.max_steps is not None:
+            return train.max_steps
+        assert self.order is not None and train.epochs is not None
+        shape = train.per_device_batch_size, self.ranks.world, train.gradient_accumulation_steps
+        return max(1, steps_for(self.order, train.epochs, *shape))
+
+    def epoch(self, step: int) -> float | None:
+        """Passes over the data that `step` steps have made."""
+        return None if self.order is None else step * self.rows_per_step / len(self.order)
+
+    def loader(self, start_step: int) -> DataLoader[Any]:
+        """This rank's batches from `start_step` on; nothing may divide them again."""
+        train = self.recipe.train
+        if self.order is None:
+            return _loader(self._stream(start_step), self, batch_size=train.per_device_batch_size)
+        shape = train.per_device_batch_size, self.steps, self.ranks.rank, self.ranks.world
+        batches = RankBatches(self.order, *shape, train.gradient_accumulation_steps, start_step)
+        return _loader(RowDataset(self.reader), self, batch_sampler=batches)
+
+    def _stream(self, start_step: int) -> RowStream:
+        per_step = self.rows_per_step
+        return RowStream(
+            self.reader,
+            [source.weight for source in self.recipe.data.train],
+            self.recipe.train.per_device_batch_size,
+            stop=self.steps * per_step,
+            start=start_step * per_step,
+            rank=self.ranks.rank,
+            world=self.ranks.world,
+            seed=self.recipe.data.seed,
+        )
+
+
+def image_store(data: Data) -> ImageStore:
+    return ImageStore(None, data.allow_urls, data.max_pixels, data.min_pixels)
+
+
+def _order(recipe: Recipe, ranks: Ranks, sources: Sequence[Source], encoder: Encoder) -> RowOrder | None:
+    data, train = recipe.data, recipe.train
+    if any(source.streaming for source in data.train):
+        return None
+    lengths, group = None, train.per_device_batch_size * ranks.world
+    if data.group_by_length:
+        lengths = row_lengths(sources, encoder, recipe.reduction.reducers())
+    sizes, weights = [len(source.rows) for source in sources], [source.weight for source in data.train]
+    return RowOrder(sizes, weights, data.seed, lengths, group)
+
+
+def _loader(dataset: Dataset[Any], feed: Feed, **how: Any) -> DataLoader[Any]:
+    workers = feed.recipe.data.workers
+    return DataLoader(
+        dataset,
+        collate_fn=feed.collator,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        # Its own generator: starting a loader must not move the generator that dropout draws from.
+        generator=torch.Generator(),
+        multiprocessing_context="fork" if workers else None,
+        **how,
+    )

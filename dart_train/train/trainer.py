@@ -1,0 +1,182 @@
+"""Hugging Face's Trainer with the reduction on: its loop, accumulation and schedule; our loss, data and saving."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from ..attach import Attached
+from ..attach.anatomy import dissect
+from ..recipe import Recipe
+from .budgets import Budgets
+from .feed import Feed
+from .groups import learning_rates, parameter_groups
+from .losses import Told, number, tell
+from .meter import Meter
+from .saving import Saver
+from .validate import Validation
+from .zero import keep_gradient_norm
+
+Batch = Mapping[str, Any]
+
+
+class DartTrainer(Trainer):
+    """One run of a recipe. `attached` is None where nothing is reduced."""
+
+    optimizer: Any
+    control: Any
+
+    def __init__(
+        self,
+        model: Any,
+        args: TrainingArguments,
+        recipe: Recipe,
+        feed: Feed,
+        attached: Attached | None,
+        processor: Any,
+        validation: Validation | None = None,
+        start_step: int = 0,
+        callbacks: list[TrainerCallback] | None = None,
+    ) -> None:
+        self.recipe, self.feed, self.attached, self.validation = recipe, feed, attached, validation
+        self.start_step, self.meter = start_step, Meter()
+        self.budgets = Budgets(recipe, attached, feed.steps, dissect(model).visual_ids)
+        self.saver = Saver(recipe, Path(recipe.train.output_dir))
+        self.host: Batch = {}
+        self.rates: dict[str, float] = {}
+        judged = None if validation is None else validation.batches.dataset
+        callbacks = [StepBegins(self), *(callbacks or [])]
+        super().__init__(model, args, processing_class=processor, eval_dataset=judged, callbacks=callbacks)
+        self.remove_callback(PrinterCallback)  # ours tells more
+        self.model_accepts_loss_kwargs = True  # so that the Trainer counts the targets of the global batch
+
+    # data -----------------------------------------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> Any:
+        return self.feed.loader(self.start_step)
+
+    def set_initial_training_values(self, args: TrainingArguments, dataloader: Any) -> Any:
+        """One line of steps: epochs are counted by the feed, whose batches run over their ends."""
+        steps, rows = self.feed.steps, self.feed.rows_per_step
+        return 1, steps, steps * rows, steps * rows, rows, steps * args.gradient_accumulation_steps, steps
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
+        begin = time.perf_counter()
+        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        self.meter.waited(time.perf_counter() - begin)
+        items = torch.tensor(sum(number(batch) for batch in batches), device=device)
+        total = self.accelerator.reduce(items, "sum")
+        return batches, total.clamp_min(1)  # a step that teaches nothing divides by one, not by zero
+
+    # loss -----------------------------------------------------------------------------------------------------
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        self.host = inputs
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self.meter.forward(inputs, self.attached)
+        return loss
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The sum over this rank's targets, divided by all targets of the global batch. Ranks are averaged
+        afterwards, hence the factor."""
+        teacher = self._teacher(model, inputs)
+        told = tell(model, self.attached, inputs, self.host)
+        loss, distill = told.loss(), self.recipe.distill
+        if teacher is not None:
+            divergence = told.divergence(teacher.logits, distill.temperature)
+            self.meter.taught(loss, divergence)
+            loss = distill.alpha * divergence + (1 - distill.alpha) * loss
+        loss = loss * self.accelerator.num_processes / num_items_in_batch
+        return (loss, told) if return_outputs else loss
+
+    def _teacher(self, model: Any, inputs: Batch) -> Told | None:
+        if not self.recipe.distill.enabled:
+            return None
+        model.eval()
+        try:
+            with torch.no_grad(), self.budgets.teaching(self.state.global_step, self.host):
+                return tell(model, self.attached, inputs, self.host)
+        finally:
+            model.train()
+
+    # optimizer ------------------------------------------------------------------------------------------------
+
+    def _prepare_for_training(self, *args: Any) -> Any:
+        model, loader = super()._prepare_for_training(*args)
+        if self.is_deepspeed_enabled:
+            keep_gradient_norm(model)
+        return model, loader
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            model = self.model if model is None else model
+            groups = parameter_groups(model, self.recipe, set(self.get_decay_parameter_names(model)))
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+            self.optimizer = kind(groups, **options)
+        return self.optimizer
+
+    # telling --------------------------------------------------------------------------------------------------
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        self.state.epoch = self.feed.epoch(self.state.global_step) or self.state.epoch
+        if "loss" in logs:
+            logs.update({f"lr_{part}": rate for part, rate in self.rates.items()})
+            logs.update(self.meter.read(self.accelerator, self.feed.reader.counts))
+            self._refuse(logs["loss"])
+            logs.update(self.budgets.told())
+        super().log(logs, start_time)
+
+    def _refuse(self, loss: float) -> None:
+        """`loss` is that of all ranks, so all of them stop here."""
+        if not math.isfinite(loss):
+            raise ValueError(
+                f"the loss is {loss} at step {self.state.global_step} or since the last line of metrics; nothing was "
+                "saved since. Lower train.learning_rate, or look at the rows: python -m dart_train data check RECIPE"
+            )
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        if self.validation is None:
+            return {}
+        metrics = self.validation.judge(self.model_wrapped, self)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    # checkpoints ----------------------------------------------------------------------------------------------
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self.saver.writing or self.args.output_dir)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self._refuse(float(self.accelerator.reduce(self._tr_loss.detach().clone(), "sum")))
+        self.saver.save(self, lambda: super(DartTrainer, self)._save_checkpoint(model, trial))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Full weights are read by the class that wrote them: their names in the file are not those in the model."""
+        if self.saver.restore(self.model if model is None else model, Path(resume_from_checkpoint)):
+            return
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+
+class StepBegins(TrainerCallback):
+    """Before the forwards of an optimizer step: its budget, the same on every rank."""
+
+    def __init__(self, trainer: DartTrainer) -> None:
+        self.trainer = trainer
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.budgets.begin(state.global_step)
+        self.trainer.rates = learning_rates(self.trainer.optimizer)
+        self.trainer.meter.begin()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.meter.end()
