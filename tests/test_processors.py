@@ -23,7 +23,9 @@ REFUSES_PIXELS = [name for name in FAMILIES if not name.startswith("qwen")]
 def _prepared(processor: ProcessorMixin) -> dict[str, torch.Tensor]:
     rows = [conversation(count, "what is it?", "blue", seed=count)[0] for count in (1, 2)]
     settings = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
-    return dict(processor.apply_chat_template(rows, processor_kwargs={"padding": True}, **settings))
+    return dict(
+        processor.apply_chat_template(rows, processor_kwargs={"padding": True, "padding_side": "right"}, **settings)
+    )
 
 
 def _check_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from ..recipe import load_recipe
 
 WRONG = 2
-_GRACE_SECONDS = 2.0
+_GRACE_SECONDS = 30.0
 
 
 def main(argv: Sequence[str]) -> int:
