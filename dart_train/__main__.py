@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 VERBS = {
     "train": ("dart_train.train.command", "fine-tune with the reduction on"),
+    "plan": ("dart_train.plan.command", "predict time, memory and tokens of a training: will the reduction pay?"),
     "check": ("dart_train.check.command", "hold the laws of the reduction against a model"),
     "bench": ("dart_train.bench", "measure what the reduction costs and gains on this machine"),
     "data": ("dart_train.data.cli", "check data before a run"),
