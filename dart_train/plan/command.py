@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..recipe import load_recipe
+from .actual import measured
 from .predict import ROWS, SECONDS, predict
+from .result import Plan
 
 
 def main(argv: Sequence[str]) -> int:
@@ -27,12 +29,22 @@ def main(argv: Sequence[str]) -> int:
         name=Path(options.recipe).stem,
     )
     print(plan)
+    if options.beside is not None:
+        _lay_beside(plan, options.beside)
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
         file = options.out / "plan.json"
         file.write_text(json.dumps(plan.to_dict(), indent=1) + "\n", encoding="utf-8")
         print(f"written: {file}", file=sys.stderr)
     return 0
+
+
+def _lay_beside(plan: Plan, run: Path) -> None:
+    actual = measured(run)
+    print("\n" + plan.beside(actual))
+    file = run / "plan_vs_actual.json"
+    file.write_text(json.dumps(plan.compared(actual), indent=1) + "\n", encoding="utf-8")
+    print(f"written: {file}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -47,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--ranks", type=_positive, help="processes of the run (default: those of this launcher)")
     parser.add_argument("--rows", type=_whole, default=ROWS, help=f"rows to look at, 0 for all ({ROWS})")
     parser.add_argument("--seconds", type=_some, default=SECONDS, help=f"for each timed call ({SECONDS:g})")
+    parser.add_argument("--beside", type=Path, metavar="RUN", help="a finished run's folder: predicted and actual")
     parser.add_argument("--out", type=Path, help="folder for plan.json")
     return parser
 

@@ -70,6 +70,7 @@ class Plan:
         found = {
             "visual_tokens_per_sample": self.data["visual_tokens"],
             "visual_tokens_kept_per_sample": self.recipe.visual_kept,
+            "share_of_visual_tokens_kept": self.recipe.visual_kept / (self.data["visual_tokens"] or 1),
             "tokens_per_sample": self.data["tokens"],
             "peak_memory_bytes": float(self.recipe.peak_bytes),
         }
