@@ -88,7 +88,7 @@ def _even(plan: Plan) -> str:
 
 
 def _said(plan: Plan) -> list[str]:
-    timed = sorted({call.split()[0] for call in plan.timings})
+    timed = sorted({call.rstrip("0123456789 ") for call in plan.timings})
     measured = f"measured on this device: {', '.join(timed)}" if timed else "measured: nothing but the data"
     return [measured, _COMPUTED, _APART, *plan.notes]
 

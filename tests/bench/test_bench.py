@@ -180,7 +180,7 @@ def test_the_committed_table_is_whole() -> None:
     rows = content["tables"]["Selection"]["rows"]
     cells = {(row["tokens"], row["batch"], row["width"]) for row in rows}
     assert cells == {(t, b, w) for t in FULL["tokens"] for b in FULL["batch"] for w in FULL["width"]}
-    assert len(rows) == len(cells) * (len(REDUCERS) + 4)
+    assert len(rows) == len(cells) * (len(REDUCERS) + 6)
     assert content["command"].startswith("python -m dart_train bench select")
     assert content["facts"]["device"] and content["facts"]["threads"] == 1
     table = (COMMITTED / "select_cpu.md").read_text()
