@@ -9,7 +9,7 @@ import pytest
 
 from tests.train.scene import ROOT, launch, losses, make_recipe
 
-pytestmark = pytest.mark.deepspeed
+pytestmark = [pytest.mark.deepspeed, pytest.mark.slow]
 FULL = ["parts.vision={mode: full}", "parts.language={mode: full}"]
 LORA = ["parts.lora={rank: 4, dropout: 0.2}", "train.gradient_checkpointing=true"]
 RUNS = {

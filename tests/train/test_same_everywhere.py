@@ -11,7 +11,7 @@ import pytest
 from dart_train import train
 from tests.train.scene import ROOT, launch, losses, make_recipe
 
-pytestmark = pytest.mark.deepspeed
+pytestmark = [pytest.mark.deepspeed, pytest.mark.slow]
 STAGES = ("ddp", "0", "1", "2", "3")
 MODES = {
     "lora": [],
