@@ -1,0 +1,83 @@
+"""Combinations that are known to fail or to run slower than they could, each with what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .facts import Facts
+
+SMALL_SHARED_MEMORY = 1.0  # GiB; containers come with 64 MiB, and loader workers hand batches over through it
+AMPERE = (8, 0)
+
+
+def warnings_for(facts: Facts) -> list[str]:
+    return [*_versions(facts), *_kernels(facts), *_device(facts), *_ranks(facts)]
+
+
+def _versions(facts: Facts) -> Iterator[str]:
+    if _before(facts, "transformers", (5, 20)):
+        yield _old(facts, "transformers", "5.20", "the hooks rely on the way of calling layers that came with 5")
+    if _before(facts, "deepspeed", (0, 19)):
+        yield _old(facts, "deepspeed", "0.19", "older ones do not know transformers 5")
+    if _before(facts, "peft", (0, 21)):
+        yield _old(facts, "peft", "0.21", "older ones do not know transformers 5")
+    if facts.has("torchvision") and _build(facts, "torch") != _build(facts, "torchvision"):
+        yield (
+            f"torch {facts.versions['torch']} and torchvision {facts.versions['torchvision']} are builds for different "
+            "devices: importing torchvision fails; install both from one index, or leave torchvision out (pictures "
+            "are then prepared with Pillow)"
+        )
+
+
+def _kernels(facts: Facts) -> Iterator[str]:
+    if facts.has("flash-attn") and not facts.gpus:
+        yield "flash-attn is installed and there is no GPU: sdpa will be used"
+    old = [gpu.name for gpu in facts.gpus if gpu.capability < AMPERE]
+    if facts.has("flash-attn") and old:
+        yield f"flash-attn needs an Ampere GPU or newer, not {old[0]}: set model.attn_implementation: sdpa"
+    if facts.has("liger-kernel") and not facts.gpus:
+        yield "liger-kernel is installed and there is no GPU: leave train.liger off"
+
+
+def _device(facts: Facts) -> Iterator[str]:
+    if facts.cuda is not None and not facts.gpus:
+        yield (
+            f"torch is a build for CUDA {facts.cuda} and no GPU is seen: look at nvidia-smi, the driver and "
+            "CUDA_VISIBLE_DEVICES; on purpose on a CPU, the CPU build is gigabytes smaller"
+        )
+    if facts.cuda is None and facts.nvcc:
+        yield "there is a CUDA compiler and torch is a CPU build: install torch for CUDA to train on the GPU"
+    if any(not gpu.bf16 for gpu in facts.gpus):
+        yield "a GPU here has no bfloat16: set train.precision: fp16"
+    if facts.gpus and facts.nvcc is None:
+        yield "nvcc is missing: DeepSpeed cannot build its optimizers, so train.offload_optimizer fails"
+
+
+def _ranks(facts: Facts) -> Iterator[str]:
+    threads = facts.variables.get("OMP_NUM_THREADS")
+    if not facts.gpus and facts.cores > 1 and threads is None:
+        yield "OMP_NUM_THREADS is not set: ranks on one CPU fight for its cores; export OMP_NUM_THREADS=1"
+    if facts.shared_memory_gib is not None and facts.shared_memory_gib < SMALL_SHARED_MEMORY:
+        yield (
+            f"/dev/shm has {facts.shared_memory_gib} GiB: loader workers may die with a bus error; start the "
+            "container with --shm-size=8g, or set data.workers: 0"
+        )
+
+
+def _before(facts: Facts, package: str, least: tuple[int, int]) -> bool:
+    version = facts.versions.get(package)
+    return version is not None and _numbers(version) < least
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    parts = version.split("+")[0].split(".")[:2]
+    return tuple(int("".join(filter(str.isdigit, part)) or 0) for part in parts)
+
+
+def _old(facts: Facts, package: str, least: str, why: str) -> str:
+    return f"{package} {facts.versions[package]} is older than {least}: {why}; pip install '{package}>={least}'"
+
+
+def _build(facts: Facts, package: str) -> str:
+    """The local part of a version: +cu128, +cpu, or nothing."""
+    return str(facts.versions[package]).partition("+")[2]
