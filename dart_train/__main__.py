@@ -13,6 +13,7 @@ VERBS = {
     "check": ("dart_train.check.command", "hold the laws of the reduction against a model"),
     "bench": ("dart_train.bench", "measure what the reduction costs and gains on this machine"),
     "data": ("dart_train.data.cli", "check data before a run"),
+    "base": ("dart_train.base.command", "train a small base model on drawn shapes, from nothing"),
     "env": ("dart_train.env.command", "what a bug report needs, and known bad combinations"),
 }
 USAGE = "usage: python -m dart_train VERB ...   (VERB --help tells its options)\n\nverbs:"

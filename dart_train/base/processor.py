@@ -1,0 +1,75 @@
+"""The base model's processor: a tokenizer that spells plates character by character, and CLIP's pictures."""
+
+from __future__ import annotations
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlavaProcessor, PreTrainedTokenizerFast
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from data.shapes import LABELS, LEVELS, vocabulary
+
+from ..processors import assemble
+
+PAD, START, END, UNKNOWN, IMAGE, USER, ASSISTANT = (
+    "<pad>", "<s>", "</s>", "<unk>", "<image>", "<user>", "<assistant>",
+)  # fmt: skip
+SPECIALS = (PAD, START, END, UNKNOWN, IMAGE, USER, ASSISTANT)
+CHARACTERS = LABELS["character"][1:]
+
+TEMPLATE = """
+{%- macro parts(content) -%}
+{%- if content is string -%}{{ content }}
+{%- else -%}
+{%- for part in content if part['type'] == 'image' -%}{{ '<image>' }}{%- endfor -%}
+{%- for part in content if part['type'] == 'text' -%}{{ part['text'] }}{%- endfor -%}
+{%- endif -%}
+{%- endmacro -%}
+{{- '<s>' -}}
+{%- for message in messages -%}
+{%- if message['role'] == 'assistant' -%}
+{{- '<assistant>' -}}
+{%- generation -%}{{- parts(message['content']) -}}{{- '</s>' -}}{%- endgeneration -%}
+{%- else -%}
+{{- '<user>' -}}{{- parts(message['content']) -}}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<assistant>' -}}{%- endif -%}
+"""
+
+
+def words() -> list[str]:
+    """All that pictures of any difficulty can be asked about; characters also in the form that continues a text."""
+    known = [word for level in LEVELS for word in vocabulary(level)]
+    return list(dict.fromkeys([*known, *CHARACTERS, *(f"##{character}" for character in CHARACTERS)]))
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Whole words; `742` is `7 ##4 ##2`."""
+    table = {token: number for number, token in enumerate([*SPECIALS, *words()])}
+    backend = Tokenizer(models.WordPiece(table, unk_token=UNKNOWN, continuing_subword_prefix="##"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.decoder = decoders.WordPiece(prefix="##", cleanup=True)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=START,
+        eos_token=END,
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        extra_special_tokens=[USER, ASSISTANT],
+        model_specific_special_tokens={"image_token": IMAGE},
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def processor(size: int, patch: int) -> LlavaProcessor:
+    """For pictures of `size` x `size` pixels and a tower that sees patches of `patch` x `patch`."""
+    square = {"height": size, "width": size}
+    pictures = CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size=square)
+    settings = {
+        "patch_size": patch,
+        "vision_feature_select_strategy": "default",
+        "num_additional_image_tokens": 1,
+        "chat_template": TEMPLATE,
+    }
+    return assemble(LlavaProcessor, [pictures, tokenizer()], settings)
