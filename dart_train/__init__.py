@@ -2,6 +2,7 @@
 
 from .attach import Attached, Kept, attach
 from .check import check
+from .checkpoint import load
 from .reducers import (
     DART,
     REDUCERS,
@@ -43,5 +44,6 @@ __all__ = [
     "attach",
     "check",
     "from_config",
+    "load",
     "train",
 ]

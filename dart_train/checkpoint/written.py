@@ -23,8 +23,16 @@ def read_reducers(folder: Path) -> list[Reducer] | None:
     file = folder / NAME
     if not file.is_file():
         return None
-    content = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} cannot be read: {error}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         given = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise ValueError(f"{file}: format {given!r}, expected {FORMAT}; update dart_train to read it")
-    return [from_config(stage) for stage in content["stages"]]
+    try:
+        return [from_config(stage) for stage in content["stages"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{file}: {error}; is it of a newer version, or its method of a package that is not here?"
+        ) from error

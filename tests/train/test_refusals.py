@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from dart_train.checkpoint import weights
 from dart_train.recipe import load_recipe
-from dart_train.train import loading
 from dart_train.train.command import main
 from dart_train.train.ranks import Ranks
 from dart_train.train.run import prepare
@@ -27,7 +27,7 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*args: object) -> None:
         raise AssertionError("weights were to be read")
 
-    monkeypatch.setattr(loading.AutoModelForImageTextToText, "from_pretrained", never)
+    monkeypatch.setattr(weights.AutoModelForImageTextToText, "from_pretrained", never)
 
 
 def refused(recipe: Path, capsys: pytest.CaptureFixture[str], *overrides: str) -> str:
