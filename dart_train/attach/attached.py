@@ -14,6 +14,7 @@ from ..budget import Keep
 from ..layout import Batch
 from ..reducers import Reducer
 from .anatomy import Anatomy, dissect
+from .companion import Companion
 from .deepstack import patch_deepstack
 from .engine import Engine, Output
 from .kept import Kept
@@ -59,9 +60,22 @@ class Attached:
 
     def set_keep(self, *keep: Keep) -> None:
         """Another budget for each stage, from the next forward on."""
+        self._engine.reducers = self._at(keep)
+
+    def _at(self, keep: Sequence[Keep]) -> tuple[Reducer, ...]:
         if len(keep) != len(self.reducers):
             raise ValueError(f"{len(keep)} budgets were given for {len(self.reducers)} stages")
-        self._engine.reducers = tuple(replace(r, keep=k) for r, k in zip(self.reducers, keep, strict=True))
+        return tuple(replace(r, keep=k) for r, k in zip(self.reducers, keep, strict=True))
+
+    @contextmanager
+    def beside(self, *keep: Keep) -> Iterator[None]:
+        """Forwards within also say what they would at this other budget of each stage, without gradient: logits come
+        twice along the first axis, the other budget's behind. Vision tower and layers < K run once for both."""
+        before, self._engine.companion = self._engine.companion, Companion(self._at(keep))
+        try:
+            yield
+        finally:
+            self._engine.companion = before
 
     def expect(self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None) -> None:
         """Tell the next forward's batch while it is still on the CPU: it then needs no synchronisation."""

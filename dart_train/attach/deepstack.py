@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .engine import Engine
+from .flight import Flight
 
 
 def following_deepstack(engine: Engine, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -15,7 +17,13 @@ def following_deepstack(engine: Engine, original: Callable[..., Tensor]) -> Call
 
     def process(hidden: Tensor, visual: Tensor, features: Tensor) -> Tensor:
         """hidden [B, S, D], visual [B, L] bool, features [all visual tokens of the batch, D]."""
-        flight = engine.flight
+        companion = engine.companion
+        if companion is not None and companion.hidden is not None:
+            with torch.no_grad():
+                companion.hidden = add(companion.flight, companion.hidden, visual, features)
+        return add(engine.flight, hidden, visual, features)
+
+    def add(flight: Flight | None, hidden: Tensor, visual: Tensor, features: Tensor) -> Tensor:
         if flight is None or flight.decoding or not flight.kept:
             return original(hidden, visual, features)
         kept, visual = flight.kept[-1], visual.to(hidden.device)

@@ -14,6 +14,7 @@ from ..layout import Batch
 from ..reducers import Reducer, Seen
 from . import masks, memory
 from .anatomy import Anatomy
+from .companion import Companion, beside
 from .flight import Flight
 from .norm import FinalScale
 from .outputs import Loss, Targets
@@ -37,6 +38,7 @@ class Engine:
         self.expected: Batch | None = None
         self.prompt: tuple[int, int] | None = None  # (rows, length) of the prompt that `generate` was given
         self.generating: Mapping[str, Any] = {}
+        self.companion: Companion | None = None
         self.scale = FinalScale(parts.norm)
         self.loss = Loss(parts.top.loss_function, output == "compact")
         self.signature = inspect.signature(parts.inner.forward)
@@ -88,6 +90,8 @@ class Engine:
 
     def before(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         self.flight, labels, self.labels = None, self.labels, None
+        if self.companion is not None:
+            self.companion.begin()
         if not self.active:
             return None
         inputs = {**self.signature.bind_partial(*args, **kwargs).arguments}
@@ -134,6 +138,8 @@ class Engine:
 
     def short_layer(self, layer: int, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         """Before a layer >= K: at K the choice is made; everything of full length follows it."""
+        if self.companion is not None and not self.companion.running:
+            self.companion.run(self, module, args, kwargs)
         flight = self.flight
         if flight is None:
             return None
@@ -185,22 +191,31 @@ class Engine:
     # the way out ---------------------------------------------------------------------------------------------
 
     def after_text(self, module: nn.Module, args: Any, output: Any) -> Any:
-        flight = self.flight
-        if flight is None or flight.decoding or not flight.kept:
+        flight, companion = self.flight, self.companion
+        reduced = flight is not None and not flight.decoding and bool(flight.kept)
+        if not reduced and companion is None:
             return None
+        states, targets = self._leaving(flight, output.last_hidden_state)
+        if companion is not None:
+            states = beside(states, self._leaving(companion.flight, companion.states(self.parts.norm))[0])
+        output.last_hidden_state = states
+        kept = flight.kept[-1] if reduced and flight is not None else None
+        self.loss.expect(kept, targets, twice=companion is not None)
         cache = getattr(output, "past_key_values", None)
-        if cache is not None:
+        if kept is not None and flight is not None and cache is not None:
             memory.remember(cache, flight.to_remember(), self.reducers[0].layer == 0)
-        kept, targets = flight.kept[-1], None
-        if self.output == "expand":
-            output.last_hidden_state = kept.expand(output.last_hidden_state)
-        elif flight.labels is not None:
-            assert flight.batch is not None
-            targets = Targets.of(flight.batch, kept, flight.labels)
-            if targets is not None:
-                output.last_hidden_state = targets.states(output.last_hidden_state)
-        self.loss.expect(kept, targets)
         return output
+
+    def _leaving(self, flight: Flight | None, states: Tensor) -> tuple[Tensor, Targets | None]:
+        if flight is None or flight.decoding or not flight.kept:
+            return states, None
+        if self.output == "expand":
+            return flight.kept[-1].expand(states), None
+        if flight.labels is None:
+            return states, None
+        assert flight.batch is not None
+        targets = Targets.of(flight.batch, flight.kept[-1], flight.labels)
+        return (states, None) if targets is None else (targets.states(states), targets)
 
 
 def untap(module: Any, args: Any, output: Any) -> None:

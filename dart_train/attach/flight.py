@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -56,6 +56,10 @@ class Flight:
         self.kept_visual.append(tuple(counts))
         self.seen = Seen()
         return kept.gather(hidden)
+
+    def fork(self) -> Flight:
+        """The same forward, its choices yet to be made, for another budget."""
+        return replace(self, kept=[], kept_visual=[], memo={})
 
     def follow(self, x: Tensor, stage: int) -> Tensor:
         """Rotary embeddings [B or 1, L, d], or [3, B, L, d], gathered once a stage."""

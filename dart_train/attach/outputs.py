@@ -58,12 +58,16 @@ class Loss:
         self.original, self.short = original, short
         self.kept: Reduction | None = None
         self.targets: Targets | None = None
+        self.twice = False
 
-    def expect(self, kept: Reduction | None, targets: Targets | None) -> None:
-        self.kept, self.targets = kept, targets
+    def expect(self, kept: Reduction | None, targets: Targets | None, twice: bool = False) -> None:
+        """twice: a companion's logits come behind, and have no part in the loss."""
+        self.kept, self.targets, self.twice = kept, targets, twice
 
     def __call__(self, logits: Tensor, labels: Any = None, *args: Any, **kwargs: Any) -> Tensor:
         kept, targets = self.kept, self.targets
+        if self.twice:
+            logits = logits[: len(logits) // 2]
         if kept is None or labels is None:
             return self.original(logits, labels, *args, **kwargs)
         if targets is not None:

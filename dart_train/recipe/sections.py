@@ -79,7 +79,7 @@ class Data:
 class Distill:
     """Token consistency distillation: the same weights at a gentler reduction teach."""
 
-    enabled: bool = False  # costs a second forward in each step
+    enabled: bool = False  # runs the layers behind the reduction once more in each step
     teacher: Literal["full", "gap"] = "gap"  # sees all tokens, or `gap` more of them than the student
     alpha: Fraction = 0.5  # weight of the teacher; 1 - alpha is the answer's
     temperature: Positive = 2.0  # softens both distributions

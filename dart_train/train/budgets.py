@@ -45,12 +45,10 @@ class Budgets:
         finally:
             self.attached.set_keep(*before)
 
-    @contextmanager
-    def teaching(self, step: int, batch: Mapping[str, Any]) -> Iterator[None]:
-        distill, visual = self.recipe.distill, self._visual(batch)
-        gentler = [teacher_keep(distill, keep, visual, step, self.steps) for keep in self.drawn]
-        with self.set_to(*gentler):
-            yield
+    def teaching(self, step: int, batch: Mapping[str, Any]) -> list[Keep]:
+        """What the teacher of this batch keeps, stage by stage."""
+        visual = self._visual(batch)
+        return [teacher_keep(self.recipe.distill, keep, visual, step, self.steps) for keep in self.drawn]
 
     def _visual(self, batch: Mapping[str, Any]) -> int:
         """Visual tokens of the sample that has most, asked of the host."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from ..attach import Attached
 from ..attach.intake import has_images
+from ..budget import Keep
 
 IGNORED = -100
 
@@ -38,15 +39,46 @@ class Told:
 
 def tell(model: Any, attached: Attached | None, batch: Mapping[str, Any], host: Mapping[str, Any]) -> Told:
     """One forward. `batch` on the device; `host`, the same batch, still where it was collated."""
+    return Told(_logits(model, attached, batch, host)[0], targets_of(host, batch["input_ids"].device))
+
+
+def tell_both(
+    model: Any, attached: Attached, batch: Mapping[str, Any], host: Mapping[str, Any], keep: Sequence[Keep]
+) -> tuple[Told, Tensor]:
+    """One forward at two budgets: what is told at that of the model, and, without gradient, the logits [M, V] of a
+    teacher that keeps `keep`. Vision tower and layers < K run once for both, so that dropout before layer K is the
+    student's; from there on the teacher drops nothing."""
+    with attached.beside(*keep):
+        student, teacher = _logits(model, attached, batch, host)
+    return Told(student, targets_of(host, student.device)), teacher.detach()
+
+
+def tell_twice(
+    model: Any, attached: Attached, batch: Mapping[str, Any], host: Mapping[str, Any], keep: Sequence[Keep]
+) -> tuple[Told, Tensor]:
+    """The same in two forwards, which share nothing: what `tell_both` is held against."""
+    before = [reducer.keep for reducer in attached.reducers]
+    attached.set_keep(*keep)
+    model.eval()
+    try:
+        with torch.no_grad():
+            teacher = tell(model, attached, batch, host).logits
+    finally:
+        model.train()
+        attached.set_keep(*before)
+    return tell(model, attached, batch, host), teacher
+
+
+def _logits(model: Any, attached: Attached | None, batch: Mapping[str, Any], host: Mapping[str, Any]) -> Tensor:
+    """[1 or 2, M, V]: at supervised positions; the second is a companion's."""
     if attached is None or not has_images(batch):
         return _full(model, attached, batch, host)
     attached.expect(host["input_ids"], host.get("attention_mask"), host["labels"])
-    logits = model(**batch, use_cache=False).logits
-    targets = _targets(host["labels"])[supervised(host["labels"])]
-    return Told(logits[0], targets.to(logits.device, non_blocking=True))
+    logits: Tensor = model(**batch, use_cache=False).logits
+    return logits
 
 
-def _full(model: Any, attached: Attached | None, batch: Mapping[str, Any], host: Mapping[str, Any]) -> Told:
+def _full(model: Any, attached: Attached | None, batch: Mapping[str, Any], host: Mapping[str, Any]) -> Tensor:
     """Nothing to reduce: logits at the places that some row is supervised at, of them the supervised ones."""
     here = supervised(host["labels"])
     places = here.any(0).nonzero()[:, 0]
@@ -54,7 +86,7 @@ def _full(model: Any, attached: Attached | None, batch: Mapping[str, Any], host:
     device = batch["input_ids"].device
     logits = _plain(model, attached, asked, places.to(device))
     rows, columns = here[:, places].nonzero(as_tuple=True)
-    return Told(logits[rows.to(device), columns.to(device)], _targets(host["labels"])[here].to(device))
+    return logits.unflatten(0, (-1, len(here)))[:, rows.to(device), columns.to(device)]
 
 
 def _plain(model: Any, attached: Attached | None, asked: Mapping[str, Any], places: Tensor) -> Tensor:
@@ -63,6 +95,11 @@ def _plain(model: Any, attached: Attached | None, asked: Mapping[str, Any], plac
         return logits
     with attached.paused():
         return _plain(model, None, asked, places)
+
+
+def targets_of(host: Mapping[str, Any], device: torch.device) -> Tensor:
+    """[M], in the order of rows."""
+    return _targets(host["labels"])[supervised(host["labels"])].to(device, non_blocking=True)
 
 
 def supervised(labels: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from ..recipe import Recipe
 from .budgets import Budgets
 from .feed import Feed
 from .groups import learning_rates, parameter_groups
-from .losses import Told, number, tell
+from .losses import Told, number, tell, tell_both
 from .meter import Meter
 from .saving import Saver
 from .validate import Validation
@@ -88,25 +88,21 @@ class DartTrainer(Trainer):
     ) -> Any:
         """The sum over this rank's targets, divided by all targets of the global batch. Ranks are averaged
         afterwards, hence the factor."""
-        teacher = self._teacher(model, inputs)
-        told = tell(model, self.attached, inputs, self.host)
+        told, teacher = self._tell(model, inputs)
         loss, distill = told.loss(), self.recipe.distill
         if teacher is not None:
-            divergence = told.divergence(teacher.logits, distill.temperature)
+            divergence = told.divergence(teacher, distill.temperature)
             self.meter.taught(loss, divergence)
             loss = distill.alpha * divergence + (1 - distill.alpha) * loss
         loss = loss * self.accelerator.num_processes / num_items_in_batch
         return (loss, told) if return_outputs else loss
 
-    def _teacher(self, model: Any, inputs: Batch) -> Told | None:
-        if not self.recipe.distill.enabled:
-            return None
-        model.eval()
-        try:
-            with torch.no_grad(), self.budgets.teaching(self.state.global_step, self.host):
-                return tell(model, self.attached, inputs, self.host)
-        finally:
-            model.train()
+    def _tell(self, model: Any, inputs: Batch) -> tuple[Told, Tensor | None]:
+        """And, with distillation, the teacher's logits out of the same forward."""
+        if not self.recipe.distill.enabled or self.attached is None:
+            return tell(model, self.attached, inputs, self.host), None
+        gentler = self.budgets.teaching(self.state.global_step, self.host)
+        return tell_both(model, self.attached, inputs, self.host, gentler)
 
     # optimizer ------------------------------------------------------------------------------------------------
 
