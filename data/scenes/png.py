@@ -7,7 +7,6 @@ areas into zeros, and a fixed Huffman code with "repeat the last byte" shortens 
 
 from __future__ import annotations
 
-import re
 import struct
 import zlib
 from functools import cache
@@ -16,10 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-Bytes = NDArray[np.int16]
-_RUN = re.compile(rb"\0{4,}")
-_LONGEST = 258
-_END = "0000000"
+Numbers = NDArray[np.int16]
+Codes = NDArray[np.int64]
+_SHORTEST, _LONGEST = 4, 258
+
+
+def _bits(code: str) -> tuple[int, int]:
+    """A code as a number, its first bit lowest, and how many bits it has."""
+    return int(code[::-1], 2), len(code)
 
 
 def _length_code(symbol: int) -> str:
@@ -28,10 +31,10 @@ def _length_code(symbol: int) -> str:
 
 
 @cache
-def _codes() -> tuple[list[str], list[str]]:
-    """Bits for each literal byte, and for "repeat the last byte" each number of times from 3 to 258."""
+def _codes() -> tuple[Codes, Codes]:
+    """[256, 2] for each literal byte; [259, 2] for "repeat the last byte" each number of times (not below 3)."""
     literals = [format(b + 0x30, "08b") if b < 144 else format(b - 144 + 0x190, "09b") for b in range(256)]
-    repeats = [""] * 3
+    repeats = ["0"] * 3
     symbol = 257
     for extra in (0, 0, 1, 2, 3, 4, 5):
         for _ in range(4):
@@ -39,24 +42,43 @@ def _codes() -> tuple[list[str], list[str]]:
             repeats += [_length_code(symbol) + tail + "00000" for tail in tails]
             symbol += 1
     repeats[_LONGEST:] = [_length_code(285) + "00000"]
-    return literals, repeats
+    return np.array([_bits(code) for code in literals]), np.array([_bits(code) for code in repeats])
 
 
 def deflate(data: bytes) -> bytes:
-    """A zlib stream of one block."""
-    literals, repeats = _codes()
-    bits = ["110"]  # last block; type 1 (fixed codes), lowest bit first
-    done = 0
-    for run in _RUN.finditer(data):
-        bits += map(literals.__getitem__, data[done : run.start() + 1])
-        whole, rest = divmod(run.end() - run.start() - 1, _LONGEST)
-        bits += [repeats[_LONGEST]] * whole
-        bits.append(repeats[rest] if rest > 2 else literals[0] * rest)
-        done = run.end()
-    bits += map(literals.__getitem__, data[done:])
-    stream = "".join(bits) + _END
-    body = int(stream[::-1], 2).to_bytes((len(stream) + 7) // 8, "little")
+    """A zlib stream of one block: last block with fixed codes, the symbols, the end of the block."""
+    code, length = _symbols(np.frombuffer(data, np.uint8)).T
+    start = np.cumsum(length) - length + 3
+    stream = np.zeros(3 + int(length.sum()) + 7, np.uint8)
+    stream[:2] = 1
+    for place in range(int(length.max(initial=0))):
+        here = slice(None) if place < 8 else np.flatnonzero(length > place)  # no symbol but the end has fewer
+        stream[start[here] + place] = code[here] >> place & 1
+    body = np.packbits(stream, bitorder="little").tobytes()
     return b"\x78\x01" + body + struct.pack(">I", zlib.adler32(data))
+
+
+def _symbols(data: NDArray[np.uint8]) -> Codes:
+    """[n, 2] codes and their lengths: of bytes, and of repeats where four zeros or more stand side by side."""
+    literals, repeats = _codes()
+    others = np.flatnonzero(data)
+    zeros = np.diff(others, prepend=-1, append=len(data)) - 1  # before each other byte, and behind the last
+    whole, rest = np.divmod(zeros - 1, _LONGEST)
+    short = zeros < _SHORTEST
+    whole[short], rest[short] = 0, 0
+    said = np.where(short, zeros, 1 + whole + np.where(rest > 2, 1, rest))  # symbols for these zeros
+    start = np.cumsum(said) - said + np.arange(len(said))
+    found = np.repeat(literals[:1], said.sum() + len(others), axis=0)
+    found[(start + said)[:-1]] = literals[data[others]]
+    found[_places(start + 1, whole)] = repeats[_LONGEST]
+    found[(start + whole + 1)[rest > 2]] = repeats[rest[rest > 2]]
+    return found
+
+
+def _places(first: Codes, number: Codes) -> Codes:
+    """`number` places from `first` on, one stretch after the other."""
+    before = np.cumsum(number) - number
+    return np.repeat(first - before, number) + np.arange(number.sum())
 
 
 def _filtered(picture: Image.Image) -> bytes:
@@ -65,20 +87,24 @@ def _filtered(picture: Image.Image) -> bytes:
     That is 0 where all four are the same colour, which is nearly everywhere: only the rest is computed.
     """
     width, height = picture.size
-    pixels = np.zeros((height + 1, width + 1, 4), np.uint8)  # a black frame above and to the left
-    pixels[1:, 1:] = np.frombuffer(picture.convert("RGBX").tobytes(), np.uint8).reshape(height, width, 4)
-    whole = pixels.view(np.uint32)[:, :, 0]
+    whole = np.zeros((height + 1, width + 1), np.uint32)  # a black frame above and to the left
+    whole[1:, 1:] = np.frombuffer(picture.convert("RGBX").tobytes(), np.uint32).reshape(height, width)
     here, left, above, corner = whole[1:, 1:], whole[1:, :-1], whole[:-1, 1:], whole[:-1, :-1]
-    down, right = np.divmod(np.flatnonzero((here != left) | (here != above) | (here != corner)), width)
-    near = [pixels[down + d, right + r, :3].astype(np.int16) for d, r in ((1, 1), (1, 0), (0, 1), (0, 0))]
-    lines = np.zeros((height, 1 + 3 * width), np.uint8)
-    lines[:, 0] = 4
-    for colour, rest in enumerate((near[0] - _paeth(*near[1:])).astype(np.uint8).T):
-        lines[down, 1 + 3 * right + colour] = rest
+    changes = np.flatnonzero((here != left) | (here != above) | (here != corner))
+    at = changes + changes // width  # where the corner lies in the frame
+    near = [_colours(whole.ravel()[at + step]) for step in (width + 2, width + 1, 1, 0)]
+    rests = np.zeros((height * width, 3), np.uint8)
+    rests[changes] = near[0] - _paeth(*near[1:])
+    lines = np.full((height, 1 + 3 * width), 4, np.uint8)
+    lines[:, 1:] = rests.reshape(height, 3 * width)
     return lines.tobytes()
 
 
-def _paeth(left: Bytes, above: Bytes, corner: Bytes) -> Bytes:
+def _colours(pixels: NDArray[np.uint32]) -> Numbers:
+    return pixels.view(np.uint8).reshape(-1, 4)[:, :3].astype(np.int16)
+
+
+def _paeth(left: Numbers, above: Numbers, corner: Numbers) -> Numbers:
     """Whichever of the three is nearest to left + above - corner; the first of those equally near."""
     far_left, far_above = abs(above - corner), abs(left - corner)
     far_corner = abs(left + above - 2 * corner)
