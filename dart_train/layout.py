@@ -8,7 +8,7 @@ The released EPIC code draws text pivots from everything after the image, answer
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 Per = Literal["sample", "image"]
+Span = tuple[int, int]  # start, stop
+Image = tuple[Span, ...]  # several where text stands between an image's tiles, or a video's frames
 IGNORED = -100  # labels of what is not supervised
 
 
@@ -24,7 +26,7 @@ class Pool:
     """Some visual tokens of row `row`: `spans` of (start, stop), and `end`, where its prompt ends."""
 
     row: int
-    spans: tuple[tuple[int, int], ...]
+    spans: Image
     end: int
 
     @property
@@ -36,14 +38,26 @@ class Pool:
 
 
 @dataclass(frozen=True)
+class Row:
+    """What tells the images of a sample apart: its ids [L], and each run of visual tokens among them."""
+
+    ids: Tensor
+    runs: tuple[Span, ...]
+
+    def tokens(self) -> int:
+        return sum(stop - start for start, stop in self.runs)
+
+
+@dataclass(frozen=True)
 class Batch:
     """What the host knows of a batch, all [B, L] on the CPU."""
 
+    ids: Tensor
     visual: Tensor
     real: Tensor
     supervised: Tensor
     fingerprint: Tensor  # [B] a number that the prompt alone decides: the seed of random choices
-    images: tuple[tuple[tuple[int, int], ...], ...]  # per row, the (start, stop) of each image in order
+    images: tuple[tuple[Image, ...], ...]  # of each row in order; each run is taken for one until `with_images`
     prompt_length: int | None
 
     @property
@@ -68,14 +82,19 @@ class Batch:
         supervised = (labels != IGNORED) & real
         end = ids.shape[1] if prompt_length is None else prompt_length
         visual[:, end:] = False  # a model may well generate an image token
-        images = tuple(_runs(row) for row in visual)
+        images = tuple(tuple((run,) for run in _runs(row)) for row in visual)
         prompt = real & (supervised.cumsum(1) == 0)
         prompt[:, end:] = False
-        return cls(visual, real, supervised, _fingerprint(ids, prompt), images, prompt_length)
+        return cls(ids, visual, real, supervised, _fingerprint(ids, prompt), images, prompt_length)
+
+    def rows(self) -> list[Row]:
+        return [Row(ids, _runs(visual)) for ids, visual in zip(self.ids, self.visual, strict=True)]
 
     def with_images(self, sizes: Sequence[int]) -> Batch:
-        """Images told apart even where nothing stands between them; sizes in tokens, in batch order."""
-        return replace(self, images=_cut(self.images, sizes))
+        """Images told apart where nothing stands between them, and whole where text stands within them; sizes in
+        tokens, in batch order."""
+        remaining = iter(sizes)
+        return replace(self, images=tuple(_whole(row.runs, remaining) for row in self.rows()))
 
     def left_padded(self) -> bool:
         return not bool(self.real[:, 0].all())
@@ -83,14 +102,14 @@ class Batch:
     def pools(self, per: Per) -> list[Pool]:
         return [pool for row, images in enumerate(self.images) for pool in self._row_pools(row, images, per)]
 
-    def _row_pools(self, row: int, images: Sequence[tuple[int, int]], per: Per) -> list[Pool]:
+    def _row_pools(self, row: int, images: Sequence[Image], per: Per) -> list[Pool]:
         """One pool per image, or one per turn: images after an answer do not choose for those before it."""
-        by_end: dict[int, list[tuple[int, int]]] = {}
+        by_end: dict[int, list[Image]] = {}
         for image in images:
-            by_end.setdefault(self._prompt_end(row, image[1]), []).append(image)
+            by_end.setdefault(self._prompt_end(row, image[-1][1]), []).append(image)
         if per == "image":
-            return [Pool(row, (image,), end) for end, group in by_end.items() for image in group]
-        return [Pool(row, tuple(group), end) for end, group in by_end.items()]
+            return [Pool(row, image, end) for end, group in by_end.items() for image in group]
+        return [Pool(row, _joined(group), end) for end, group in by_end.items()]
 
     def _prompt_end(self, row: int, after: int) -> int:
         """Where the first answer behind position `after` begins, or where the given prompt ends."""
@@ -113,29 +132,40 @@ class Batch:
         return int(seen[-1])
 
 
-def _runs(row: Tensor) -> tuple[tuple[int, int], ...]:
+def _runs(row: Tensor) -> tuple[Span, ...]:
     """(start, stop) of each run of True in row [L]."""
     edge = torch.diff(row.to(torch.int8), prepend=torch.zeros(1, dtype=torch.int8))
     starts, stops = (edge == 1).nonzero().flatten().tolist(), (edge == -1).nonzero().flatten().tolist()
     return tuple(zip(starts, [*stops, len(row)][: len(starts)], strict=True))
 
 
-def _cut(runs: Sequence[tuple[tuple[int, int], ...]], sizes: Sequence[int]) -> tuple[tuple[tuple[int, int], ...], ...]:
-    """Cut runs where one image ends and the next begins with nothing between; sizes in batch order."""
-    remaining = list(sizes)
-    rows = []
-    for row in runs:
-        pieces: list[tuple[int, int]] = []
-        for start, stop in row:
-            while start < stop:
-                size = remaining.pop(0) if remaining else stop - start
-                if size > stop - start:  # one image over several runs (tiles, frames): each run stays its own
-                    remaining.insert(0, size - (stop - start))
-                    size = stop - start
-                pieces.append((start, start + size))
-                start += size
-        rows.append(tuple(pieces))
-    return tuple(rows)
+def _whole(runs: Sequence[Span], sizes: Iterator[int]) -> tuple[Image, ...]:
+    """The images of a row, from its runs of visual tokens and the number of tokens of each."""
+    images: list[Image] = []
+    spans: list[Span] = []
+    missing = 0
+    for start, stop in runs:
+        while start < stop:
+            missing = missing or next(sizes, stop - start)
+            end = min(stop, start + missing)
+            spans.append((start, end))
+            missing -= end - start
+            start = end
+            if not missing:
+                images.append(tuple(spans))
+                spans = []
+    if missing:
+        raise ValueError(f"an image lacks {missing} of its visual tokens in its row; expected whole images in each")
+    return tuple(images)
+
+
+def _joined(images: Sequence[Image]) -> Image:
+    """The spans of several images as one; those with nothing between become one span."""
+    joined: list[Span] = []
+    for start, stop in (span for image in images for span in image):
+        touches = joined and joined[-1][1] == start
+        joined.append((joined.pop()[0], stop) if touches else (start, stop))
+    return tuple(joined)
 
 
 def _fingerprint(ids: Tensor, prompt: Tensor) -> Tensor:

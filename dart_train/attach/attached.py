@@ -11,12 +11,12 @@ from typing import Any
 from torch import Tensor
 
 from ..budget import Keep
-from ..layout import Batch
 from ..reducers import Reducer
 from .anatomy import Anatomy, dissect
 from .companion import Companion
 from .deepstack import patch_deepstack
 from .engine import Engine, Output
+from .intake import on_host
 from .kept import Kept
 from .patches import Patches
 
@@ -77,9 +77,14 @@ class Attached:
         finally:
             self._engine.companion = before
 
-    def expect(self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None) -> None:
-        """Tell the next forward's batch while it is still on the CPU: it then needs no synchronisation."""
-        self._engine.expected = Batch.of(input_ids, self._engine.parts.visual_ids, attention_mask, labels)
+    def expect(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None, **others: Any
+    ) -> None:
+        """Tell the next forward's batch while it is still on the CPU: it then needs no synchronisation. others: the
+        rest of it, of which the grids of the images are read where a method needs them."""
+        batch = {"ids": input_ids, "mask": attention_mask, "labels": labels}
+        grids = {name: x for name, x in others.items() if name in self._engine.parts.family.reads}
+        self._engine.expected = on_host({**batch, **grids})
 
     def refresh(self) -> None:
         """Read the final norm's weight anew. Needed under ZeRO-3 only, where it is collective."""

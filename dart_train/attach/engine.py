@@ -10,7 +10,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..layout import Batch
 from ..reducers import Reducer, Seen
 from . import masks, memory
 from .anatomy import Anatomy
@@ -35,7 +34,7 @@ class Engine:
         self.flight: Flight | None = None
         self.last: Flight | None = None
         self.labels: Tensor | None = None
-        self.expected: Batch | None = None
+        self.expected: Mapping[str, Any] | None = None  # what `expect` was told, on the host
         self.prompt: tuple[int, int] | None = None  # (rows, length) of the prompt that `generate` was given
         self.generating: Mapping[str, Any] = {}
         self.companion: Companion | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..families import NoGrid
+from ..families import GENERIC, NoGrid
 from ..layout import Batch, Per
 from .anatomy import Anatomy
 
@@ -14,26 +14,22 @@ class Grids:
     """The tiles of each pool's images. Asked only by methods that look at the grid, or budget by image."""
 
     def __init__(self, parts: Anatomy, inputs: Mapping[str, Any], rows: int | None) -> None:
-        """rows: the samples of `generate`'s inputs; beams repeat each of them."""
+        """inputs: what the family reads, on the host; rows: the samples of `generate`'s inputs; beams repeat each."""
         self.parts, self.inputs, self.rows = parts, inputs, rows
 
     def of(self, batch: Batch) -> list[list[list[tuple[int, int]]]]:
         """Per row of the batch, per image, its tiles."""
         repeat = 1 if self.rows is None else batch.shape[0] // self.rows
-        runs = batch.images[::repeat]
-        lengths = [stop - start for row in runs for start, stop in row]
-        config = self.parts.top.config
-        tiles = self.parts.family.tiles(config, self.inputs, lengths)
-        rows = deal(tiles, [sum(stop - start for start, stop in row) for row in runs])
+        samples = batch.rows()[::repeat]
+        tiles = self.parts.family.tiles(self.parts.top.config, self.inputs, samples)
+        rows = deal(tiles, [sample.tokens() for sample in samples])
         return [row for row in rows for _ in range(repeat)]
 
     def image_sizes(self, batch: Batch) -> list[int] | None:
-        """Tokens of each image in batch order; None where only runs are known."""
-        try:
-            rows = self.of(batch)
-        except NoGrid:
+        """Tokens of each image in batch order; None in a model of no known family, where a run serves as an image."""
+        if self.parts.family is GENERIC:
             return None
-        return [sum(r * c for r, c in image) for row in rows for image in row]
+        return [sum(r * c for r, c in image) for row in self.of(batch) for image in row]
 
 
 def deal(tiles: Sequence[list[tuple[int, int]]], totals: Sequence[int]) -> list[list[list[tuple[int, int]]]]:

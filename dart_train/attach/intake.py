@@ -17,6 +17,17 @@ def has_images(inputs: Mapping[str, Any]) -> bool:
     return any(inputs.get(name) is not None for name in PIXELS) or any(v is not None for v in encoded.values())
 
 
+def on_host(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The same inputs, what lies on a device brought here in one transfer: the one synchronisation of a reduction."""
+    away = {name: x for name, x in inputs.items() if isinstance(x, Tensor) and x.device.type != "cpu"}
+    if not away:
+        return dict(inputs)
+    device = next(iter(away.values())).device
+    together = torch.cat([x.flatten().to(device, torch.long) for x in away.values()]).cpu()
+    parts = together.split([x.numel() for x in away.values()])
+    return {**inputs, **{name: part.view(x.shape) for (name, x), part in zip(away.items(), parts, strict=True)}}
+
+
 def two_dimensional(mask: Any) -> Tensor | None:
     if mask is None or (isinstance(mask, Tensor) and mask.ndim == 2):
         return mask
@@ -33,13 +44,16 @@ def check_inputs(inputs: Mapping[str, Any]) -> Tensor:
     if ids is None:
         raise ValueError("pictures came in without input_ids: they are needed to find the visual tokens")
     check_cache(inputs.get("past_key_values"))
-    packed = [name for name in ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx") if inputs.get(name) is not None]
-    if packed or _restarts(inputs):
-        raise NotImplementedError(
-            f"packed sequences ({', '.join(packed) or 'position_ids that start again'}): tokens of one sample would "
-            "choose for another. Turn packing / padding_free off, and pad with an attention_mask."
-        )
+    if packed := [name for name in ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx") if inputs.get(name) is not None]:
+        raise packed_sequences(", ".join(packed))
     return ids
+
+
+def packed_sequences(by: str) -> NotImplementedError:
+    return NotImplementedError(
+        f"packed sequences ({by}): tokens of one sample would choose for another. Turn packing / padding_free off, "
+        "and pad with an attention_mask."
+    )
 
 
 def check_cache(cache: Any) -> None:
@@ -50,10 +64,14 @@ def check_cache(cache: Any) -> None:
         )
 
 
-def _restarts(inputs: Mapping[str, Any]) -> bool:
-    """Without a mask, position ids that go back mark packed samples."""
-    positions = inputs.get("position_ids")
+def telling_positions(inputs: Mapping[str, Any]) -> Tensor | None:
+    """Position ids that may tell of packed samples: nothing else tells them apart."""
+    positions: Tensor | None = inputs.get("position_ids")
     told_apart = inputs.get("attention_mask") is not None or inputs.get("past_key_values") is not None
-    if positions is None or told_apart or positions.ndim != 2:
-        return False
-    return bool((torch.diff(positions.cpu(), dim=1) < 0).any())
+    return None if positions is None or told_apart or positions.ndim != 2 else positions
+
+
+def check_positions(positions: Tensor | None) -> None:
+    """On the host: position ids that go back mark packed samples."""
+    if positions is not None and bool((torch.diff(positions, dim=1) < 0).any()):
+        raise packed_sequences("position_ids that start again")

@@ -12,7 +12,7 @@ from ..layout import Batch
 from ..pools import Pools, upload
 from .flight import Flight
 from .grids import Grids, pool_shapes
-from .intake import check_inputs, has_images, two_dimensional
+from .intake import check_inputs, check_positions, has_images, on_host, telling_positions, two_dimensional
 from .memory import Memory
 
 if TYPE_CHECKING:
@@ -31,32 +31,46 @@ def take_off(engine: Engine, inputs: Mapping[str, Any], labels: Tensor | None) -
     if past and engine.parts.family.bidirectional_images:
         raise NotImplementedError("a picture behind a filled cache, in a model whose pictures look both ways")
     flight = Flight(mask, remembered, past, labels=labels)
-    flight.batch = _batch(engine, ids, None if mask is None else mask[:, past:], labels, past)
-    _lay_out(engine, flight, inputs, ids.device)
+    batch = {"ids": ids, "mask": None if mask is None else mask[:, past:], "labels": labels}
+    _lay_out(engine, flight, _known(engine, inputs, batch), past, ids)
     return flight if flight.pools is not None else None
 
 
-def _batch(engine: Engine, ids: Tensor, mask: Tensor | None, labels: Tensor | None, past: int) -> Batch:
-    expected, engine.expected = engine.expected, None
-    if expected is None:
-        prompt = None if engine.prompt is None else engine.prompt[1] - past
-        return Batch.of(ids, engine.parts.visual_ids, mask, labels, prompt)
-    if expected.shape != tuple(ids.shape):
-        raise ValueError(f"expect() was told of a batch {expected.shape}, but {tuple(ids.shape)} came in")
-    return expected
+def _known(engine: Engine, inputs: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Any]:
+    """What the choice needs on the host: what was told ahead, and the rest in one transfer. In generation the inputs
+    of `generate` are asked first: beams repeat those of the forward."""
+    told, given = engine.expected, {**inputs, **engine.generating}
+    reads = engine.parts.family.reads if _asks_for_images(engine) else ()
+    wanted = {"positions": telling_positions(inputs), **({} if told else batch)}
+    wanted |= {name: given.get(name) for name in reads if name not in (told or {})}
+    return {**on_host({name: x for name, x in wanted.items() if x is not None}), **(told or {})}
 
 
-def _lay_out(engine: Engine, flight: Flight, inputs: Mapping[str, Any], device: torch.device) -> None:
-    batch, per = flight.batch, engine.reducers[0].per
-    assert batch is not None
-    needs_grid = any("grid" in reducer.required() for reducer in engine.reducers)
-    if needs_grid or per == "image":
-        rows = None if engine.prompt is None else engine.prompt[0]
-        given = {name: value for name, value in inputs.items() if value is not None}
-        grids = Grids(engine.parts, {**engine.generating, **given}, rows)
+def _asks_for_images(engine: Engine) -> bool:
+    return _needs_grid(engine) or engine.reducers[0].per == "image"
+
+
+def _needs_grid(engine: Engine) -> bool:
+    return any("grid" in reducer.required() for reducer in engine.reducers)
+
+
+def _batch(engine: Engine, known: Mapping[str, Any], past: int, shape: torch.Size) -> Batch:
+    check_positions(known.get("positions"))
+    told, engine.expected = engine.expected is not None, None
+    if told and known["ids"].shape != shape:
+        raise ValueError(f"expect() was told of a batch {tuple(known['ids'].shape)}, but {tuple(shape)} came in")
+    prompt = None if engine.prompt is None or told else engine.prompt[1] - past
+    return Batch.of(known["ids"], engine.parts.visual_ids, known.get("mask"), known.get("labels"), prompt)
+
+
+def _lay_out(engine: Engine, flight: Flight, known: Mapping[str, Any], past: int, ids: Tensor) -> None:
+    device, per = ids.device, engine.reducers[0].per
+    flight.batch = batch = _batch(engine, known, past, ids.shape)
+    if _asks_for_images(engine):
+        grids = Grids(engine.parts, known, None if engine.prompt is None else engine.prompt[0])
         sizes = grids.image_sizes(batch)
         flight.batch = batch = batch if sizes is None else batch.with_images(sizes)
-        if needs_grid:
+        if _needs_grid(engine):
             flight.grid_shapes = pool_shapes(grids.of(batch), batch, per)
     pools = Pools.of(batch, per)
     if pools is not None:

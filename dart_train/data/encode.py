@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,11 +32,14 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Length:
-    """What a row costs: all its tokens, those that are used (0: dropped), and the visual ones of each picture."""
+    """What a row costs: all its tokens, those that are used (0: dropped), and of each picture the visual ones, the
+    turn that it is in, and the tokens of text behind it (see `kept_by_stages`)."""
 
     total: int
     used: int
     visual: tuple[int, ...]
+    turns: tuple[int, ...] = ()
+    behind: tuple[int, ...] = ()
     note: Finding | None = None  # what the length limit does to the row
 
 
@@ -68,15 +71,17 @@ class Encoder:
         self._refuse_forged(sample)
         expansions = self._expansions(sizes)
         tokens = self._tokens(sample, expansions)
-        total, visual = len(tokens.ids), tuple(self.expander.counts(sizes))
+        whole = len(tokens.ids)
+        length = Length(whole, whole, tuple(self.expander.counts(sizes)), tokens.turns(),
+                        tokens.behind(self.expander.visual))  # fmt: skip
         try:
             _, used = self._fit(sample, tokens, expansions)
         except BadRow as bad:
-            return Length(total, 0, visual, bad.finding)
+            return replace(length, used=0, note=bad.finding)
         except TooLongError as error:
-            return Length(total, 0, visual, Finding("over_limit", str(error)))
-        note = None if used == total else Finding("truncated_text", f"{total - used} of {total} tokens cut")
-        return Length(total, used, visual, note)
+            return replace(length, used=0, note=Finding("over_limit", str(error)))
+        note = None if used == whole else Finding("truncated_text", f"{whole - used} of {whole} tokens cut")
+        return replace(length, used=used, note=note)
 
     def _fit(self, sample: Sample, tokens: Tokens, expansions: list[str]) -> tuple[Sample, int]:
         if self.max_length is None or len(tokens.ids) <= self.max_length:

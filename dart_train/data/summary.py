@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .findings import CODES, ERROR, Finding
-from .survey import RowReport, kept_visual
+from .survey import RowReport
 
 _EXAMPLES = 5
 _BINS = 12
@@ -41,7 +41,7 @@ class Summary:
         for finding in report.findings:
             self.note(report.id, finding)
         if report.total:
-            visual, kept = sum(report.visual), kept_visual(self.reducers, report.visual)
+            visual, kept = sum(report.visual), report.kept(self.reducers)
             self.with_images += visual > 0
             values = (report.total, visual, kept, report.total - visual + kept)
             for name, value in zip(_COLUMNS, values if self.reducers else values[:2], strict=False):

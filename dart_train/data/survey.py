@@ -18,6 +18,7 @@ from datasets import Dataset, Features, List, Value
 from datasets.fingerprint import Hasher
 from tqdm import tqdm
 
+from ..reducers import kept_by_stages
 from .encode import Encoder
 from .findings import ERROR, BadRow, Finding
 from .pixels import fitted_size
@@ -33,14 +34,18 @@ _FEATURES = Features(
         "total": Value("int32"),
         "used": Value("int32"),
         "visual": List(Value("int32")),
+        "turns": List(Value("int32")),
+        "behind": List(Value("int32")),
     }
 )
+_NUMBERS = ("digest", "total", "used", "visual", "turns", "behind")
 _BATCH = 500
 
 
 @dataclass(frozen=True)
 class RowReport:
-    """`digest` 0: the row could not be read. `total` 0: not measured. `used`: tokens left by max_length."""
+    """`digest` 0: the row could not be read. `total` 0: not measured. `used`: tokens left by max_length. `visual`,
+    `turns`, `behind`: of each picture, as in `Length`."""
 
     id: str
     findings: list[Finding]
@@ -48,6 +53,12 @@ class RowReport:
     total: int = 0
     used: int = 0
     visual: list[int] = field(default_factory=list)
+    turns: list[int] = field(default_factory=list)
+    behind: list[int] = field(default_factory=list)
+
+    def kept(self, stages: Sequence[Any]) -> int:
+        """Visual tokens behind the last reduction."""
+        return kept_by_stages(stages, self.visual, self.turns, self.behind)[-1] if stages else sum(self.visual)
 
 
 class Inspector:
@@ -59,7 +70,7 @@ class Inspector:
     def __call__(self, row: dict[str, Any], index: int) -> dict[str, Any]:
         report = self.look(row, index)
         codes, messages = [f.code for f in report.findings], [f.message for f in report.findings]
-        numbers = {name: getattr(report, name) for name in ("digest", "total", "used", "visual")}
+        numbers = {name: getattr(report, name) for name in _NUMBERS}
         return {"id": report.id, "codes": codes, "messages": messages, **numbers}
 
     def look(self, row: dict[str, Any], index: int) -> RowReport:
@@ -79,7 +90,8 @@ class Inspector:
         except BadRow as bad:
             return replace(report, findings=[*findings, bad.finding])
         noted = [*findings, length.note] if length.note else findings
-        return replace(report, findings=noted, total=length.total, used=length.used, visual=list(length.visual))
+        each: dict[str, Any] = {name: list(getattr(length, name)) for name in ("visual", "turns", "behind")}
+        return replace(report, findings=noted, total=length.total, used=length.used, **each)
 
     def _pictures(self, sample: Sample) -> tuple[list[tuple[int, int]], list[Finding]]:
         store, sizes, findings = self.source.store, [], []
@@ -119,8 +131,8 @@ def row_lengths(
         told = (source.rows._fingerprint, repr(source.store), source.format, dict(source.columns), encoder.key())
         reports = _map(source.rows, Inspector(source, encoder, decode=False), workers, Hasher.hash(told))
         for batch in reports.iter(batch_size=_BATCH):
-            for used, visual in zip(batch["used"], batch["visual"], strict=True):
-                found.append(used - sum(visual) + kept_visual(reducers, visual) if used else 0)
+            for report in _reports(batch):
+                found.append(report.used - sum(report.visual) + report.kept(reducers) if report.used else 0)
     return np.array(found, dtype=np.int64)
 
 
@@ -167,11 +179,6 @@ def _single_threaded_tokenizers() -> Iterator[None]:
 
 
 def _reports(batch: dict[str, list[Any]]) -> Iterator[RowReport]:
-    names = ("id", "codes", "messages", "digest", "total", "used", "visual")
+    names = ("id", "codes", "messages", *_NUMBERS)
     for row_id, codes, messages, *numbers in zip(*(batch[name] for name in names), strict=True):
         yield RowReport(row_id, [Finding(*both) for both in zip(codes, messages, strict=True)], *numbers)
-
-
-def kept_visual(reducers: Sequence[Any], visual: Sequence[int]) -> int:
-    """Visual tokens of a sample behind the last reduction; each has `kept_tokens`."""
-    return reducers[-1].kept_tokens(list(visual)) if reducers and visual else sum(visual)

@@ -20,7 +20,7 @@ from ..data.sources import Source, open_sources
 from ..data.tokens import make_tokens
 from ..pixels import reached
 from ..recipe import Recipe
-from ..reducers import FewerPixels, Reducer
+from ..reducers import FewerPixels, Reducer, kept_by_stages
 
 Size = tuple[int, int]  # width, height
 
@@ -45,6 +45,8 @@ class Row:
     place: Place
     text: int = 0
     visual: tuple[int, ...] = ()  # of each picture
+    turns: tuple[int, ...] = ()  # and its place in the conversation, as in `Length`
+    behind: tuple[int, ...] = ()
     learnt: int = 0  # tokens that are supervised
     sizes: tuple[Size, ...] = ()
 
@@ -74,15 +76,15 @@ class Rows:
     def learnt(self) -> np.ndarray:
         return np.array([row.learnt for row in self.rows])
 
-    def kept(self, reducer: Reducer) -> np.ndarray:
-        """[rows] visual tokens that a reducer keeps."""
-        return np.array([self._kept(row, reducer) for row in self.rows])
+    def kept(self, *stages: Reducer) -> np.ndarray:
+        """[stages, rows] visual tokens that are kept by each."""
+        return np.array([self._kept(row, stages) for row in self.rows]).T
 
-    def _kept(self, row: Row, reducer: Reducer) -> int:
-        if not isinstance(reducer, FewerPixels):
-            return reducer.kept_tokens(row.visual)
-        processor = self.encoder.processor
-        return sum(reached(processor, reducer.keep, height, width).tokens for width, height in row.sizes)
+    def _kept(self, row: Row, stages: Sequence[Reducer]) -> list[int]:
+        if isinstance(stages[0], FewerPixels):
+            made = [reached(self.encoder.processor, stages[0].keep, height, width) for width, height in row.sizes]
+            return [sum(size.tokens for size in made)] * len(stages)
+        return kept_by_stages(stages, row.visual, row.turns, row.behind)
 
     def order(self, recipe: Recipe, sizes: Sequence[int], group: int = 1) -> RowOrder:
         """Of so many rows of each source; grouped by length where the recipe does so and these rows are meant."""
@@ -90,7 +92,7 @@ class Rows:
         lengths = None
         if recipe.data.group_by_length and tuple(sizes) == self.counts:
             reducers = recipe.reduction.reducers()
-            lengths = self.text + (self.kept(reducers[-1]) if reducers else self.visual)
+            lengths = self.text + (self.kept(*reducers)[-1] if reducers else self.visual)
         return RowOrder(sizes, weights, recipe.data.seed, lengths, group)
 
 
@@ -128,7 +130,8 @@ def _look(encoder: Encoder, place: Place, row: Any) -> Row:
         if not length.used:
             return Row(place)
         text = length.used - sum(length.visual)
-        return Row(place, text, length.visual, min(text, learnt_tokens(encoder, sample)), sizes)
+        learnt = min(text, learnt_tokens(encoder, sample))
+        return Row(place, text, length.visual, length.turns, length.behind, learnt, sizes)
     except BadRow:
         return Row(place)
 

@@ -42,7 +42,7 @@ class Workload:
         self.text, self.visual, self.learnt = rows.text, rows.visual, rows.learnt
 
     def of(self, reducers: Sequence[Reducer] = ()) -> Work:
-        kept = [self.data.kept(reducer) for reducer in reducers]
+        kept = list(self.data.kept(*reducers)) if reducers else []
         layers = [0 if isinstance(reducer, FewerPixels) else reducer.layer for reducer in reducers]
         shrunk = bool(reducers) and isinstance(reducers[0], FewerPixels)
         return self._of(kept, layers, kept[0] if shrunk else self.visual)

@@ -5,6 +5,7 @@ from .base import Reducer, ScoreReducer
 from .dart import DART
 from .fastv import FastV
 from .fewer_pixels import FewerPixels
+from .forecast import kept_by_stages
 from .keep_all import KeepAll
 from .pooling import Pooling
 from .random import Random
@@ -31,5 +32,6 @@ __all__ = [
     "View",
     "WindowFastV",
     "from_config",
+    "kept_by_stages",
     "reducer_class",
 ]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..budget import Keep, check_keep, share, tokens_to_keep
 from ..layout import Per
-from ..pools import Pools
+from .forecast import Sizes, kept_by_stages
 from .view import View
 
 
@@ -63,7 +63,7 @@ class Reducer:
         """[R, N] long: the kept token that takes in each token's content; None: dropped tokens are lost."""
         return nearest_kept(view, keep, max(self.counts(view.pools))) if self.merge == "nearest" else None
 
-    def budgets(self, pools: Pools) -> list[int]:
+    def budgets(self, pools: Sizes) -> list[int]:
         """The budget of each pool. A ratio is one of the original tokens; a number is shared by the pools of a
         sample (turns) in proportion to what is left of them, so that a later stage meets it exactly too."""
         sizes = pools.original if isinstance(self.keep, float) else pools.sizes
@@ -76,17 +76,17 @@ class Reducer:
                 budgets[r] = part
         return budgets
 
-    def counts(self, pools: Pools) -> list[int]:
+    def counts(self, pools: Sizes) -> list[int]:
         """What each pool will keep."""
         plan = zip(pools.sizes, self.budgets(pools), pools.prompt_sizes, strict=True)
         return [self.count(size, budget, prompt) for size, budget, prompt in plan]
 
-    def kept_tokens(self, sizes: Sequence[int], prompt: int = 64) -> int:
-        """Tokens kept of a sample whose images have `sizes` tokens: for plans and checks, without a model."""
-        if not sizes:
-            return 0
-        pools = sizes if self.per == "image" else [sum(sizes)]
-        return sum(self.count(n, tokens_to_keep(self.keep, n), prompt) for n in pools)
+    def kept_tokens(
+        self, pictures: Sequence[int], turns: Sequence[int] | None = None, behind: Sequence[int] | None = None
+    ) -> int:
+        """Tokens kept of a sample whose pictures have so many tokens each: for plans and checks, without a model
+        (see `kept_by_stages`)."""
+        return kept_by_stages([self], pictures, turns, behind)[-1]
 
     def to_dict(self) -> dict[str, Any]:
         """What `from_config` makes this very reducer of. A class of another package is named by its place, even

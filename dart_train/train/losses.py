@@ -73,7 +73,7 @@ def _logits(model: Any, attached: Attached | None, batch: Mapping[str, Any], hos
     """[1 or 2, M, V]: at supervised positions; the second is a companion's."""
     if attached is None or not has_images(batch):
         return _full(model, attached, batch, host)
-    attached.expect(host["input_ids"], host.get("attention_mask"), host["labels"])
+    attached.expect(**host)
     logits: Tensor = model(**batch, use_cache=False).logits
     return logits
 

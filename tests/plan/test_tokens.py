@@ -24,7 +24,6 @@ from tests.plan.cases import CPU, case_of, recipe_of
 from tests.zoo import FAMILIES
 
 SIXTY = ("train.gradient_accumulation_steps=2", "data.train.0.limit=61")
-TILES_APART = ("idefics3", "smolvlm")  # text stands between their tiles, and each is an image to `per: image`
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -33,9 +32,7 @@ def test_tokens_are_those_that_the_model_really_keeps(text: str, models: Path, n
     numbers, model = list(range(4)), FAMILIES[name].model()
     batch = encoded(case.rows, numbers, case.setup, CPU)
     workload = Workload(case.rows, np.array([numbers]), case.workload.depth, None)
-    choices: list[tuple[Keep, dict[str, Any]]] = [(0.333, {}), (9, {}), (9, {"rule": "paper"})]
-    if name not in TILES_APART:
-        choices.append((5, {"per": "image"}))
+    choices: list[tuple[Keep, dict[str, Any]]] = [(0.333, {}), (9, {}), (9, {"rule": "paper"}), (5, {"per": "image"})]
     for keep, options in choices:
         reducer = DART(keep=keep, layer=2, **options)
         with attach(model, reducer) as attached, torch.no_grad():
@@ -43,7 +40,7 @@ def test_tokens_are_those_that_the_model_really_keeps(text: str, models: Path, n
             last = attached.last
         work = workload.of([reducer])
         assert last is not None
-        assert tuple(case.rows.kept(reducer)[numbers]) == last.visual_after
+        assert tuple(case.rows.kept(reducer)[0, numbers]) == last.visual_after
         assert tuple(case.rows.visual[numbers]) == last.visual_before
         assert [(layers, int(lengths[0])) for layers, lengths in work.stages] == [
             (2, batch["input_ids"].shape[1]),
@@ -66,7 +63,7 @@ def test_fewer_pixels_are_counted_before_the_tower(text: str, models: Path) -> N
     case = case_of(text, f"model.path={models}/qwen2_5_vl", rows=6)
     reducer = FewerPixels(keep=12)
     smaller = fewer_pixels(case.rows.encoder.processor, 12)
-    for row, kept in zip(case.rows.rows, case.rows.kept(reducer), strict=True):
+    for row, kept in zip(case.rows.rows, case.rows.kept(reducer)[0], strict=True):
         pictures = [row.place.source.store.open(ref) for ref in row.place.sample().images]
         output = smaller(text=[smaller.image_token], images=[pictures], return_tensors="pt")
         assert kept == int((output["input_ids"] == smaller.image_token_id).sum())

@@ -88,7 +88,7 @@ def test_padding_moves_everything_and_changes_nothing(left: int) -> None:
     ids = torch.tensor([[PADDING] * left + [7, IMAGE, IMAGE, 8, 9] + [PADDING] * (3 - left)])
     batch = Batch.of(ids, [IMAGE], mask=(ids != PADDING).long())
     assert batch.left_padded() == (left > 0)
-    assert batch.images == (((left + 1, left + 3),),)
+    assert batch.images == ((((left + 1, left + 3),),),)
     assert candidates(batch) == ["." * left + ".vvPL" + "." * (3 - left)]
     assert torch.equal(batch.fingerprint, Batch.of(ids[:, left : left + 5], [IMAGE]).fingerprint)
 
@@ -103,7 +103,7 @@ def test_in_generation_only_the_prompt_counts() -> None:
 
 
 def test_videos_count_as_pictures() -> None:
-    assert Batch.of(torch.tensor([[7, 1, 2, 8, 2]]), [1, 2]).images == (((1, 3), (4, 5)),)
+    assert Batch.of(torch.tensor([[7, 1, 2, 8, 2]]), [1, 2]).images == ((((1, 3),), ((4, 5),)),)
 
 
 def images(*rows: str) -> Batch:
@@ -120,14 +120,23 @@ def images(*rows: str) -> Batch:
 )
 def test_adjacent_images_are_cut_by_their_sizes(sizes: list[int], found: list[list[Tensor]]) -> None:
     batch = images("tvvvvv", "vvvv").with_images(sizes)
-    assert [list(row) for row in batch.images] == found
+    assert [[span for (span,) in row] for row in batch.images] == found
     assert [pool.spans for pool in batch.pools("image")] == [(span,) for row in found for span in row]
-    assert [pool.spans for pool in batch.pools("sample")] == [tuple(row) for row in found]
+    assert [pool.spans for pool in batch.pools("sample")] == [((1, 6),), ((2, 6),)]
 
 
-def test_one_image_over_several_runs_stays_cut_where_text_stands() -> None:
-    batch = images("vvtvvtvv").with_images([4, 2])
-    assert batch.images == (((0, 2), (3, 5), (6, 8)),)
+def test_an_image_is_one_wherever_text_stands_within_it() -> None:
+    batch = images("vvtvvtvvvtt").with_images([4, 2, 1])
+    first, second, third = ((0, 2), (3, 5)), ((6, 8),), ((8, 9),)
+    assert batch.images == ((first, second, third),)
+    assert [pool.spans for pool in batch.pools("image")] == [first, second, third]
+    assert [pool.spans for pool in batch.pools("sample")] == [((0, 2), (3, 5), (6, 9))]
+    assert candidates(batch, "image")[0] == "vv.vvP...PL"
+
+
+def test_an_image_does_not_go_on_in_the_next_row() -> None:
+    with pytest.raises(ValueError, match="lacks 2 of its visual tokens"):
+        images("vvt", "vvt").with_images([4])
 
 
 def test_supervised_padding_is_not_supervised() -> None:

@@ -1,0 +1,72 @@
+"""Plans, checks and grouping count what the model will keep: row by row, without a model, exactly."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+
+from dart_train import DART, FastV, Pooling, Random, Reducer, attach
+from dart_train.data.collate import Collator
+from dart_train.data.encode import Encoder
+from dart_train.data.formats import normalise
+from dart_train.reducers import kept_by_stages
+from tests.laws.cases import NAMES, model_of
+from tests.zoo import FAMILIES, picture
+
+# Each row: what is said in turn, question and answer; pictures side by side, apart, in later turns, last, and none.
+ROWS = (
+    ("<image>What is red?", "A cat."),
+    ("<image><image>Which of <image> them?", "The first one."),
+    ("<image>a", "b", "And <image>that <image>", "c", "thanks", "d"),
+    ("<image>", "A", "<image>", "B", "Is it?", "C", "<image><image>", "D"),
+    ("Nothing to see?", "No."),
+)
+CHOICES: tuple[tuple[Reducer, ...], ...] = (
+    *((DART(keep=keep, per=per),) for keep in (7, 0.3, 0.777) for per in ("sample", "image")),
+    (DART(keep=20, rule="paper"),),
+    (DART(keep=0.4, rule="paper", text_pivots=40),),
+    (DART(keep=11, rule="paper", per="image", text_pivots=30),),
+    (Pooling(keep=0.21, layer=1), Random(keep=9, layer=3)),
+    (FastV(keep=5, layer=1), DART(keep=0.5, layer=3)),  # a later stage cannot bring back what is gone
+    (DART(keep=6, layer=1, per="image"), DART(keep=0.05, layer=2, per="image")),
+)
+
+
+@cache
+def encoded(name: str) -> tuple[Any, list[Any]]:
+    """The batch, and the length that was foretold of each row."""
+    encoder, rows, lengths = Encoder(FAMILIES[name].processor()), [], []
+    for number, said in enumerate(ROWS):
+        turns = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(said)]
+        pictures = [picture(10 * number + i) for i in range("".join(said).count("<image>"))]
+        images = {"images": [f"{i}.png" for i in range(len(pictures))]} if pictures else {}
+        sample = normalise({"messages": turns, **images})
+        lengths.append(encoder.measure(sample, tuple(image.size for image in pictures)))
+        rows.append(encoder.encode(sample, pictures))
+    return Collator(encoder.processor)(rows), lengths
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_count_is_what_the_model_keeps(name: str) -> None:
+    batch, lengths = encoded(name)
+    model = model_of(name)
+    for stages in CHOICES:
+        with torch.no_grad(), attach(model, stages) as attached:
+            model(**batch, use_cache=False)
+        kept = attached.last
+        assert kept is not None
+        told = [kept_by_stages(stages, x.visual, x.turns, x.behind) for x in lengths]
+        assert kept.visual_before == tuple(sum(x.visual) for x in lengths)
+        assert kept.visual_after == tuple(counts[-1] for counts in told), stages
+        for stage, mask in enumerate(kept.stages):
+            assert (mask & kept.visual).sum(1).tolist() == [counts[stage] for counts in told]
+
+
+def test_a_picture_is_in_the_turn_of_the_answer_behind_it() -> None:
+    for name in NAMES:
+        turns = [length.turns for length in encoded(name)[1]]
+        alike = [[each.count(turn) for turn in dict.fromkeys(each)] for each in turns]
+        assert alike == [[1], [3], [1, 2], [1, 1, 2], []]
