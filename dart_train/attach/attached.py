@@ -49,6 +49,14 @@ class Attached:
     def seed(self, value: int) -> None:
         self._engine.seed = value
 
+    def time_choices(self, on: bool = True) -> None:
+        """From now on note what the choice of tokens takes: `choosing_seconds` tells."""
+        self._engine.watch.on = on
+
+    def choosing_seconds(self) -> float:
+        """Spent on it since this was last asked. On a GPU this waits for the device."""
+        return self._engine.watch.read()
+
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Full tokens: the teacher, the baseline."""

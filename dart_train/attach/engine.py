@@ -17,10 +17,12 @@ from .companion import Companion, beside
 from .flight import Flight
 from .norm import FinalScale
 from .outputs import Loss, Targets
+from .stopwatch import Stopwatch
 from .takeoff import positions, take_off
 from .tap import CacheTap, RowConfig, attention_row
 
 Output = Literal["expand", "compact"]
+CPU = torch.device("cpu")
 KEYWORDS = {"attention_mask", "position_embeddings", "position_ids", "past_key_values"}
 
 
@@ -38,6 +40,7 @@ class Engine:
         self.prompt: tuple[int, int] | None = None  # (rows, length) of the prompt that `generate` was given
         self.generating: Mapping[str, Any] = {}
         self.companion: Companion | None = None
+        self.watch = Stopwatch()
         self.scale = FinalScale(parts.norm)
         self.loss = Loss(parts.top.loss_function, output == "compact")
         self.signature = inspect.signature(parts.inner.forward)
@@ -95,7 +98,8 @@ class Engine:
             return None
         inputs = {**self.signature.bind_partial(*args, **kwargs).arguments}
         inputs |= inputs.pop("kwargs", {})
-        self.flight = take_off(self, inputs, labels)
+        with self.watch.running(next((x.device for x in inputs.values() if isinstance(x, Tensor)), CPU)):
+            self.flight = take_off(self, inputs, labels)
         if self.flight is None or not self.flight.decoding:
             self.last = None
         return args, {**kwargs, **positions(self, inputs)}
@@ -130,9 +134,10 @@ class Engine:
         flight = self.flight
         assert flight is not None and flight.pools is not None and flight.real is not None
         pools, window = flight.pools, getattr(module, "sliding_window", None)
-        row = attention_row(
-            query.detach(), key.detach(), pools.row_of, pools.last, flight.real, scaling, softcap, window
-        )
+        with self.watch.running(key.device):
+            row = attention_row(
+                query.detach(), key.detach(), pools.row_of, pools.last, flight.real, scaling, softcap, window
+            )
         flight.seen = Seen(flight.seen.keys, flight.seen.values, row)
 
     def short_layer(self, layer: int, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -157,7 +162,8 @@ class Engine:
                 f"the keys of layer {reducer.layer - 1} were not seen. Under torch.compile set "
                 "torch._dynamo.config.skip_nnmodule_hook_guards = False before compiling."
             )
-        return flight.reduce(reducer, hidden, self.scale.read(), self.seed)
+        with self.watch.running(hidden.device):
+            return flight.reduce(reducer, hidden, self.scale.read(), self.seed)
 
     @staticmethod
     def _follow(flight: Flight, stage: int, kwargs: dict[str, Any]) -> None:

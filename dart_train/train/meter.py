@@ -13,14 +13,16 @@ from ..attach import Attached
 from ..attach.intake import has_images
 
 _SUMMED = (
-    "visual_before", "visual_after", "tokens", "samples", "answer_loss", "divergence", "targets", "skipped_rows"
+    "visual_before", "visual_after", "tokens", "samples", "answer_loss", "divergence", "targets", "skipped_rows",
+    "choosing", "stepping",
 )  # fmt: skip
 
 
 class Meter:
     """`read` is collective, and starts anew."""
 
-    def __init__(self) -> None:
+    def __init__(self, attached: Attached | None = None) -> None:
+        self.attached = attached
         self._clear()
 
     def _clear(self) -> None:
@@ -33,11 +35,18 @@ class Meter:
         self.data_wait += seconds
 
     def begin(self) -> None:
+        self._time_choices(True)
         self.began = time.perf_counter()
 
     def end(self) -> None:
         self.steps += 1
         self.seconds += time.perf_counter() - self.began
+        self._time_choices(False)
+
+    def _time_choices(self, on: bool) -> None:
+        """In steps only: validation chooses too."""
+        if self.attached is not None:
+            self.attached.time_choices(on)
 
     def forward(self, host: Mapping[str, Any], attached: Attached | None) -> None:
         """After a forward: `host` is its batch on the CPU."""
@@ -57,6 +66,8 @@ class Meter:
     def read(self, accelerator: Any, rows: Mapping[str, int]) -> dict[str, float]:
         """rows: this rank's counts of rows since the start."""
         self.sums["skipped_rows"] = rows["bad"] + rows["too_long"]
+        self.sums["stepping"] = self.seconds
+        self.sums["choosing"] = 0.0 if self.attached is None else self.attached.choosing_seconds()
         for answer, divergence in self.losses:
             self.sums["answer_loss"] += float(answer)
             self.sums["divergence"] += float(divergence)
@@ -78,6 +89,7 @@ class Meter:
             "data_wait_seconds": self.data_wait / steps,
             "peak_memory_gib": _peak_memory(),
             "skipped_rows": total["skipped_rows"],
+            "selector_share": total["choosing"] / max(total["stepping"], 1e-9),
         }
         if taught:
             told["answer_loss"] = total["answer_loss"] / max(total["targets"], 1)

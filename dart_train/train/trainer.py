@@ -46,7 +46,7 @@ class DartTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         self.recipe, self.feed, self.attached, self.validation = recipe, feed, attached, validation
-        self.start_step, self.meter = start_step, Meter()
+        self.start_step, self.meter = start_step, Meter(attached)
         self.budgets = Budgets(recipe, attached, feed.steps, dissect(model).visual_ids)
         self.saver = Saver(recipe, Path(recipe.train.output_dir))
         self.host: Batch = {}

@@ -64,6 +64,7 @@ def test_each_line_of_metrics_tells_the_step(recipe: Path, tmp_path: Path) -> No
         for name in ("grad_norm", "lr_projector", "lr_language", "tokens_per_second", "samples_per_second",
                      "step_seconds", "peak_memory_gib"):  # fmt: skip
             assert line[name] > 0, name
+        assert 0 < line["selector_share"] < 1
         assert line["data_wait_seconds"] >= 0 and line["epoch"] == pytest.approx(line["step"] * 2 / 24)
     assert len({line["keep"] for line in lines}) > 1 and {line["skipped_rows"] for line in lines} == {0}
 
