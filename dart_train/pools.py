@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .layout import Batch, Per
+from .layout import Batch, Image, Per
 from .reduction import Reduction
 
 
@@ -29,7 +29,7 @@ class Pools:
     prompt_sizes: tuple[int, ...]
     kept_text: tuple[int, ...]  # [B] tokens of each sample that no method may drop
     length: int  # L
-    starts: tuple[int, ...] | None = None  # where each pool begins, if all lie in one run each
+    spans: tuple[Image, ...] | None = None  # where each pool lies; None behind an earlier stage
 
     @classmethod
     def of(cls, batch: Batch, per: Per) -> Pools | None:
@@ -60,7 +60,7 @@ class Pools:
             prompt_sizes=tuple(prompt.sum(1).tolist()),
             kept_text=tuple((batch.real & ~batch.visual).sum(1).tolist()),
             length=batch.shape[1],
-            starts=tuple(p.spans[0][0] for p in pools) if all(len(p.spans) == 1 for p in pools) else None,
+            spans=tuple(pool.spans for pool in pools),
         )
 
     def to(self, device: torch.device) -> Pools:
@@ -107,7 +107,7 @@ class Pools:
             last=place[self.rows, self.last],
             sizes=tuple(kept),
             length=reduction.length,
-            starts=None,
+            spans=None,
         )
 
 

@@ -108,7 +108,9 @@ def take_least_similar(similarity: Tensor, keep: Tensor, valid: Tensor, quotas: 
     A loop over the P pivots only, none over tokens, and nothing read back.
     """
     free, quota = valid & ~keep, per_pool(quotas, similarity)
-    for p in range(similarity.shape[1]):
-        picked = highest(-similarity[:, p], free, quota[:, p])
-        keep, free = keep | picked, free & ~picked
-    return keep
+    orders = torch.argsort(similarity, dim=2, stable=True)
+    for p, order in enumerate(orders.unbind(1)):
+        waiting = free.gather(1, order)
+        left = waiting & (waiting.cumsum(1) > quota[:, p, None])
+        free = free.scatter(1, order, left)
+    return valid & ~free

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from ..layout import Image
 from ..pools import Pools, upload
 
 Score = Literal["key", "value", "attention", "random"]
@@ -65,20 +68,27 @@ class View:
         """positions [R, P] of the sequence -> [R, P, N] float32: their similarity to every visual token (at padding:
         any number)."""
         mine = normalize(self.hidden_at(positions), dim=-1)
-        if self.pools.starts is not None and mine.device.type == "cpu":
-            return self._cosine_in_place(mine, self.pools.starts)
+        if self.pools.spans is not None and mine.device.type == "cpu":
+            return self._cosine_in_place(mine, self.pools.spans)
         length = _slice_length(self.states, self.pools.slots.shape[0] * self.states.shape[2])
         parts = self.pools.slots.split(length, 1)
         return torch.cat([_cosine(mine, self.hidden_at(slots)) for slots in parts], 2)
 
-    def _cosine_in_place(self, mine: Tensor, starts: Sequence[int]) -> Tensor:
-        """The same without gathering, pool by pool: on a CPU the copy would take as long as the products."""
-        length = _slice_length(self.states, self.states.shape[2])
-        out = mine.new_zeros(*mine.shape[:2], self.valid.shape[1])
-        for pool, (row, start, size) in enumerate(zip(self.pools.row_of, starts, self.pools.sizes, strict=True)):
-            run = self.states.detach()[row, start : start + size]
-            found = [_cosine(mine[pool], self._scaled(part)) for part in run.split(length)]
-            torch.cat(found, 1, out=out[pool, :, :size])
+    @torch.no_grad()
+    def _cosine_in_place(self, mine: Tensor, spans: Sequence[Image]) -> Tensor:
+        """The same without gathering, from each pool's own place: on a CPU the copies would take longer than the
+        products. The norm's weight goes to the few pivots, squared to the tokens' squares."""
+        states, width = self.states.detach(), self.states.shape[2]
+        scale = mine.new_ones(width) if self.scale is None else self.scale.detach().float()
+        out, square = mine.new_zeros(*mine.shape[:2], self.valid.shape[1]), scale * scale
+        work = scratch(2, _slice_length(states, width), width)
+        for pool, (row, places) in enumerate(zip(self.pools.row_of, spans, strict=True)):
+            pivots, first = mine[pool] * scale, 0
+            for start, stop in places:
+                for part in states[row, start:stop].split(work.shape[1]):
+                    found = out[pool, :, first : first + len(part)]
+                    torch.div(pivots @ _floats(part, work[0]).T, _length(part, square, work), out=found)
+                    first += len(part)
         return out
 
     def score(self, kind: Score) -> Tensor:
@@ -102,10 +112,10 @@ class View:
 
         Before the language model (K = 0) there is no key; the input embedding serves in its place.
         """
-        heads = self.states[:, None] if heads is None else heads
-        length = _slice_length(heads, heads.shape[0] * heads.shape[1] * heads.shape[3])
-        norms = [part.detach().abs().sum((1, 3), dtype=torch.float32) for part in heads.split(length, 2)]
-        return torch.cat(norms, 1)[self.pools.rows]
+        tokens = (self.states[:, :, None] if heads is None else heads.transpose(1, 2)).detach()  # [B, L, H, d]
+        if tokens.device.type != "cpu":
+            return tokens.abs().sum((2, 3), dtype=torch.float32)[self.pools.rows]
+        return torch.stack([_l1_of_row(row) for row in tokens])[self.pools.rows]
 
     def _attention(self) -> Tensor:
         if self.seen.attention is None:
@@ -130,10 +140,43 @@ def _cosine(mine: Tensor, tokens: Tensor) -> Tensor:
     return mine @ tokens.transpose(-1, -2) / norm.unsqueeze(-2)
 
 
+def _floats(tokens: Tensor, work: Tensor) -> Tensor:
+    """tokens [n, D] in float32, themselves or a copy in work [m, D]."""
+    return tokens if tokens.dtype == torch.float32 else work[: len(tokens)].copy_(tokens)
+
+
+def _length(tokens: Tensor, square: Tensor, work: Tensor) -> Tensor:
+    """tokens [n, D] -> [n]: their length under a weight whose square is given; work [2, m, D] is written over."""
+    tokens = _floats(tokens, work[0])
+    return torch.mv(torch.mul(tokens, tokens, out=work[1, : len(tokens)]), square).sqrt_().clamp_min_(1e-12)
+
+
+@torch.no_grad()
+def _l1_of_row(tokens: Tensor) -> Tensor:
+    """tokens [L, H, d] -> [L] float32, on a CPU."""
+    norms = torch.empty(len(tokens))
+    work = scratch(_slice_length(tokens, tokens[0].numel()), *tokens.shape[1:], dtype=tokens.dtype)
+    for part, norm in zip(tokens.split(len(work)), norms.split(len(work)), strict=True):
+        torch.sum(torch.abs(part, out=work[: len(part)]), (1, 2), dtype=torch.float32, out=norm)
+    return norms
+
+
+_kept = threading.local()
+
+
+def scratch(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Memory on the CPU to work in, this thread's own and always the same: to ask the system for a megabyte of fresh
+    pages in every forward would take longer than the arithmetic in them."""
+    size = math.prod(shape) * dtype.itemsize
+    if getattr(_kept, "memory", None) is None or len(_kept.memory) < size:
+        _kept.memory = torch.empty(size, dtype=torch.uint8)
+    memory: Tensor = _kept.memory[:size]
+    return memory.view(dtype).view(shape)
+
+
 def _slice_length(x: Tensor, numbers: int) -> int:
-    """How many places, of so many `numbers` each, to work on at a time. In one piece, the memory of the
-    temporary copies would cost more than the arithmetic; pieces that fit a core's cache cost least."""
-    return max(1, (1 << 18 if x.device.type == "cpu" else 1 << 26) // numbers)
+    """How many places, of so many `numbers` each, to work on at a time: on a CPU in pieces that fit a core's cache."""
+    return max(1, (1 << 17 if x.device.type == "cpu" else 1 << 26) // numbers)
 
 
 def _hash(place: Tensor, seed: Tensor, extra: int) -> Tensor:

@@ -104,7 +104,7 @@ def test_working_in_slices_changes_nothing(dtype: torch.dtype, monkeypatch: pyte
     positions = torch.arange(8).reshape(4, 2)
     whole = cosine_similarity(view.hidden_at(positions)[:, :, None], view.hidden[:, None], dim=-1)
     real = view.valid[:, None].expand_as(whole)
-    gathered = replace(view, pools=replace(view.pools, starts=None))
+    gathered = replace(view, pools=replace(view.pools, spans=None))
     norms = view.score("key")
     for length in (1, 4, 100):
         monkeypatch.setattr("dart_train.reducers.view._slice_length", lambda *_, length=length: length)
