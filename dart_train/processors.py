@@ -10,8 +10,11 @@ original classes, so that a machine with torchvision loads the complete processo
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, ClassVar
 
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.utils import get_session
 from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, AutoTokenizer, ProcessorMixin
 from transformers.image_processing_utils import ImageProcessingMixin
 from transformers.image_utils import SizeDict
@@ -57,7 +60,7 @@ def load_processor(
     `max_pixels` and `min_pixels` bound the area that a picture is resized to, for processors that resize to a
     number of pixels (the Qwen family); any other refuses them with a `ValueError`.
     """
-    processor = _load(str(path), trust_remote_code)
+    processor = _load(_at_hand(str(path)), trust_remote_code)
     if not isinstance(processor, ProcessorMixin):
         raise ValueError(f"{str(path)!r} holds no processor, only a {type(processor).__name__}; {_REMEDY}")
     if max_pixels is not None or min_pixels is not None:
@@ -78,6 +81,28 @@ def assemble(kind: type[ProcessorMixin], parts: Iterable[Any], settings: dict[st
     return processor
 
 
+def _at_hand(path: str) -> str:
+    """The path itself, or where the hub does not answer, the folder that an earlier download left. Asked for a model
+    without a network, transformers tries again for minutes."""
+    if Path(path).is_dir() or _hub_answers():
+        return path
+    try:
+        return snapshot_download(path, local_files_only=True)
+    except Exception as error:  # not there, no hub id, ...: each of its own class
+        raise ValueError(
+            f"{path!r} is no folder, was never downloaded, and {constants.ENDPOINT} does not answer (no network, or "
+            "HF_HUB_OFFLINE is set); check the path, or download the model first"
+        ) from error
+
+
+def _hub_answers(seconds: float = 5) -> bool:
+    try:
+        get_session().head(constants.ENDPOINT, timeout=seconds)
+    except Exception:  # of whatever library the hub's client is built on
+        return False
+    return True
+
+
 def _load(path: str, trust_remote_code: bool) -> Any:
     kind = _processor_class(path)
     if kind is None and not trust_remote_code:
@@ -88,7 +113,11 @@ def _load(path: str, trust_remote_code: bool) -> Any:
     if kind is None or is_torchvision_available():
         return AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
     settings, _ = kind.get_processor_dict(path)
-    return assemble(kind, [_load_part(name, path) for name in kind.get_attributes()], settings)
+    try:
+        parts = [_load_part(name, path) for name in kind.get_attributes()]
+    except OSError as error:
+        raise ValueError(f"{path!r} lacks a part of its {kind.__name__}: {error}; {_REMEDY}") from error
+    return assemble(kind, parts, settings)
 
 
 def _load_part(name: str, path: str) -> Any:
@@ -108,7 +137,7 @@ def _processor_class(path: str) -> type[ProcessorMixin] | None:
         if written.get("processor_class"):
             return processor_class_from_name(written["processor_class"])
     try:
-        return PROCESSOR_MAPPING.get(type(AutoConfig.from_pretrained(path)))
+        return PROCESSOR_MAPPING.get(type(AutoConfig.from_pretrained(path)), None)
     except (OSError, ValueError):  # no config.json, or a model type that is not known
         return None
 

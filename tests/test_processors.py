@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import pickle
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
+from huggingface_hub import constants, snapshot_download
 from transformers import ProcessorMixin
 from transformers.utils import is_torchvision_available
 
@@ -126,3 +128,34 @@ def test_folder_with_only_a_tokenizer_is_refused(tmp_path: Path) -> None:
     settings.write_text(json.dumps(kept))
     with pytest.raises(ValueError, match="holds no processor"):
         load_processor(str(tmp_path))
+
+
+def test_a_folder_with_nothing_but_a_model_names_what_is_missing(tmp_path: Path) -> None:
+    FAMILIES["llava"].model().config.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="lacks a part of its LlavaProcessor"):
+        load_processor(str(tmp_path))
+
+
+@pytest.fixture
+def silent_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub that is not there, and nothing of transformers that could wait for it."""
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # the port of `discard`: nobody listens
+    monkeypatch.setattr("transformers.utils.hub.hf_hub_download", None)
+
+
+@pytest.mark.usefixtures("silent_hub")
+@pytest.mark.parametrize("path", ["nobody/nothing-of-this-name", "no/such/folder", "/not/there"])
+def test_without_a_hub_it_is_said_at_once(path: str) -> None:
+    with pytest.raises(ValueError, match=r"no folder, was never downloaded, and .* does not answer"):
+        load_processor(path)
+
+
+@pytest.mark.usefixtures("silent_hub")
+def test_without_a_hub_what_was_downloaded_before_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = "0" * 40
+    model = tmp_path / "models--somebody--tiny"
+    save_folder("llava", model / "snapshots" / commit)
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("dart_train.processors.snapshot_download", partial(snapshot_download, cache_dir=tmp_path))
+    assert type(load_processor("somebody/tiny")) is type(FAMILIES["llava"].processor())
