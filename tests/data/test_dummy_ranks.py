@@ -1,45 +1,40 @@
 """Real DeepSpeed, two ranks, one of them with text only: ZeRO-2 and ZeRO-3 train and evaluate to their end."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
+from tests.train.scene import ROOT, launch
 from tests.zoo.folders import save_folder
 
-ROOT = Path(__file__).parents[2]
+pytestmark = [pytest.mark.deepspeed, pytest.mark.slow]
+CASES = [("llava", False), ("qwen3_vl", False), ("qwen3_vl", True)]
 
 
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def losses(folder, family, stage, checkpointing, out):
-    out.mkdir()
-    launcher = Path(sys.executable).with_name("deepspeed")
-    call = [launcher, "--num_gpus", "2", "--master_port", free_port(), ROOT / "tests/data/dummy_ranks.py"]
-    call += [folder, family, stage, "checkpointing" if checkpointing else "plain", out]
-    paths = f"{launcher.parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": paths}
-    done = subprocess.run(
-        list(map(str, call)), env=environment, cwd=out, capture_output=True, text=True, timeout=400, check=False
-    )
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    """What the runs of all cases told, from one launch: to start the ranks takes longer than to train."""
+    folder = tmp_path_factory.mktemp("dummy")
+    models = {family: str(save_folder(family, folder / family)) for family, _ in CASES}
+    jobs = [
+        {"model": models[family], "family": family, "stage": stage, "checkpointing": checkpointing,
+         "out": str(folder / f"{family}-{checkpointing}-{stage}")}
+        for family, checkpointing in CASES
+        for stage in (2, 3)
+    ]  # fmt: skip
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    done = launch(ROOT / "tests/data/dummy_ranks.py", str(folder / "jobs.json"), timeout=1500)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
-    return json.loads((out / "losses.json").read_text())
+
+    def of(family, checkpointing, stage):
+        return json.loads((folder / f"{family}-{checkpointing}-{stage}" / "losses.json").read_text())
+
+    return of
 
 
-@pytest.mark.deepspeed
-@pytest.mark.slow
-@pytest.mark.parametrize("family, checkpointing", [("llava", False), ("qwen3_vl", False), ("qwen3_vl", True)])
-def test_a_rank_without_pictures_hangs_neither_zero_2_nor_zero_3(tmp_path, family, checkpointing):
-    folder = save_folder(family, tmp_path / "model")
-    two, three = (losses(folder, family, stage, checkpointing, tmp_path / f"zero{stage}") for stage in (2, 3))
+@pytest.mark.parametrize("family, checkpointing", CASES)
+def test_a_rank_without_pictures_hangs_neither_zero_2_nor_zero_3(told, family, checkpointing):
+    two, three = told(family, checkpointing, 2), told(family, checkpointing, 3)
     assert len(two["losses"]) == 5 and two["losses"][3] < two["losses"][0]
     assert three["losses"] == pytest.approx(two["losses"], rel=1e-4)
     assert three["norms"] == pytest.approx(two["norms"], rel=1e-3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -90,6 +91,14 @@ def run(command: Sequence[str], timeout: float = 120, **environment: str) -> sub
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Below the ports that systems hand out: a launcher binds it only after a while, and until then no outgoing
+    connection of another process may get it."""
+    chance = random.Random()
+    for port in chance.sample(range(15_000, 32_000), 100):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise OSError("no free port among 100 tried from 15000 to 31999")
