@@ -21,10 +21,14 @@ class Reduction:
     valid: Tensor  # [B, S] bool
     ragged: bool  # some slot is padding (known on the host: no synchronisation to ask)
     source_length: int  # L
+    whole: bool = False  # everything is kept, so that nothing has to move
 
     @classmethod
     def of(cls, keep: Tensor, counts: Sequence[int]) -> Reduction:
         """keep [B, L] bool; counts: the number of kept tokens of each row, known on the host."""
+        if min(counts) == keep.shape[1]:
+            order = torch.arange(keep.shape[1], device=keep.device).expand_as(keep)
+            return cls(order, torch.ones_like(keep), False, keep.shape[1], whole=True)
         longest = max(counts)
         order = torch.argsort(keep.to(torch.uint8), dim=1, stable=True)
         index = order[:, keep.shape[1] - longest :]
@@ -36,6 +40,8 @@ class Reduction:
 
     def gather(self, x: Tensor, dim: int = 1, batch: int = 0) -> Tensor:
         """The slots' entries of x along `dim`; x has the batch (or 1) at `batch`, and L at `dim` behind it."""
+        if self.whole:
+            return x
         dim, rows = dim % x.ndim, self.index.shape[0]
         if x.shape[batch] != rows:
             x = x.expand(*(rows if d == batch else n for d, n in enumerate(x.shape)))
@@ -45,6 +51,8 @@ class Reduction:
 
     def then(self, later: Reduction) -> Reduction:
         """This reduction followed by another one of its short sequence, of whose padding it keeps none, as one."""
+        if later.whole:
+            return self
         return Reduction(later.gather(self.index), later.valid, later.ragged, self.source_length)
 
     def mask(self) -> Tensor:
@@ -58,6 +66,8 @@ class Reduction:
         A target whose predecessor was dropped is thereby predicted from the same state as in the short
         sequence, so that both output modes give the same loss.
         """
+        if self.whole:
+            return short
         padding = (~self.valid).sum(1, keepdim=True)
         slot = (self.mask().long().cumsum(1) - 1 + padding).clamp_min(0).clamp_max(self.length - 1)
         slot = slot.view(*slot.shape, *[1] * (short.ndim - 2)).expand(-1, -1, *short.shape[2:])

@@ -85,6 +85,15 @@ class Attached:
         finally:
             self._engine.companion = before
 
+    @contextmanager
+    def without_loss(self) -> Iterator[None]:
+        """Labels only say where logits are wanted: the model's own loss is not computed."""
+        before, self._engine.loss.wanted = self._engine.loss.wanted, False
+        try:
+            yield
+        finally:
+            self._engine.loss.wanted = before
+
     def expect(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None, **others: Any
     ) -> None:

@@ -59,6 +59,7 @@ class Loss:
         self.kept: Reduction | None = None
         self.targets: Targets | None = None
         self.twice = False
+        self.wanted = True
 
     def expect(self, kept: Reduction | None, targets: Targets | None, twice: bool = False) -> None:
         """twice: a companion's logits come behind, and have no part in the loss."""
@@ -66,6 +67,8 @@ class Loss:
 
     def __call__(self, logits: Tensor, labels: Any = None, *args: Any, **kwargs: Any) -> Tensor:
         kept, targets = self.kept, self.targets
+        if not self.wanted:
+            return logits.new_zeros(())
         if self.twice:
             logits = logits[: len(logits) // 2]
         if kept is None or labels is None:

@@ -74,7 +74,8 @@ def _logits(model: Any, attached: Attached | None, batch: Mapping[str, Any], hos
     if attached is None or not has_images(batch):
         return _full(model, attached, batch, host)
     attached.expect(**host)
-    logits: Tensor = model(**batch, use_cache=False).logits
+    with attached.without_loss():
+        logits: Tensor = model(**batch, use_cache=False).logits
     return logits
 
 

@@ -37,6 +37,15 @@ def test_kept_places_stay_in_order_and_padding_is_on_the_left(keep: Tensor) -> N
     assert torch.equal(kept.mask(), keep)
 
 
+def test_keeping_everything_moves_nothing() -> None:
+    x, kept = torch.randn(3, 6, 4), of(torch.ones(3, 6).bool())
+    assert kept.whole and not kept.ragged and kept.length == 6 and bool(kept.mask().all())
+    assert kept.gather(x) is x and kept.expand(x) is x
+    part = of(KEEP)
+    assert not part.whole and kept.then(part).index.tolist() == part.index.tolist()
+    assert part.then(of(torch.ones(3, part.length).bool())) is part
+
+
 def test_gather_along_any_axis_with_the_batch_anywhere() -> None:
     kept = of(KEEP)
     numbers = torch.randn(3, 6, 2, 6)
