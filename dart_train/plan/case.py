@@ -95,7 +95,9 @@ class Case:
         if not distill.enabled:
             return None
         keeps = [teacher_keep(distill, r.keep, most, self.steps // 2, self.steps) for r in budget.reducers]
-        return self.workload.of([replace(r, keep=keep) for r, keep in zip(budget.reducers, keeps, strict=True)])
+        work = self.workload.of([replace(r, keep=keep) for r, keep in zip(budget.reducers, keeps, strict=True)])
+        # The tower and the layers before the reduction run once for teacher and student.
+        return replace(work, stages=work.stages[-len(keeps) :], pixels=0 * work.pixels)
 
     def seconds(self, limit: float) -> Rates:
         """Timed on this device; limit: for each call, in all its repeats."""
