@@ -4,50 +4,53 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from data.scenes import font
 from data.scenes.levels import COLOURS, PAPERS, Level
 from data.scenes.scene import Item, Scene, plate_extent
 
+Place = int | NDArray[np.int64]
 INK = {"light": (255, 255, 255), "dark": (0, 0, 0)}
 PALE = ("yellow", "cyan", "pink")  # plates of these colours are written on in dark ink
 
 
-def inside(shape: str, u: int, v: int, n: int) -> bool:
+def inside(shape: str, u: Place, v: Place, n: int) -> Any:
     """Is the point `u` to the right of and `v` below the centre in the shape? Its half width is `n`."""
     distance = u * u + v * v
     if shape == "circle":
         return distance <= n * n + n
     if shape == "square":
-        return max(abs(u), abs(v)) * 8 <= n * 7
+        return (abs(u) * 8 <= n * 7) & (abs(v) * 8 <= n * 7)
     if shape == "triangle":
         return abs(u) * 2 <= v + n
     if shape == "cross":
-        return min(abs(u), abs(v)) * 3 <= n
+        return (abs(u) * 3 <= n) | (abs(v) * 3 <= n)
     if shape == "diamond":
         return abs(u) + abs(v) <= n
     if shape == "ring":
-        return n * n * 36 <= distance * 100 <= (n * n + n) * 100
+        return (n * n * 36 <= distance * 100) & (distance <= n * n + n)
     if shape == "moon":
-        return distance <= n * n + n and (u - n // 2) ** 2 + v * v > n * n * 5 // 8
+        return (distance <= n * n + n) & ((u - n // 2) ** 2 + v * v > n * n * 5 // 8)
     if shape == "star":
         return (2 * abs(u) + n) * (2 * abs(v) + n) <= n * n * 3
     if shape == "arrow":
-        return abs(v) * 3 <= n if u < 0 else abs(v) <= n - u
+        return ((u < 0) & (abs(v) * 3 <= n)) | ((u >= 0) & (abs(v) <= n - u))
     if shape == "heart":
         lobes = (2 * abs(u) - n) ** 2 + (2 * v + n) ** 2 <= n * n
-        return lobes or (2 * v >= -n and 10 * abs(u) + 7 * v <= 6 * n)
+        return lobes | ((2 * v >= -n) & (10 * abs(u) + 7 * v <= 6 * n))
     raise ValueError(f"shape {shape!r} has no outline: add it to `inside`")
 
 
 @cache
 def shape_mask(shape: str, size: int) -> Image.Image:
     """A mask of `size` x `size`, 255 where the shape is. Coordinates are doubled to have a centre."""
-    middle = size - 1
-    bits = (inside(shape, 2 * x - middle, 2 * y - middle, middle) for y in range(size) for x in range(size))
-    return Image.frombytes("L", (size, size), bytes(255 * bit for bit in bits))
+    places = 2 * np.arange(size) - (size - 1)
+    return Image.fromarray(np.uint8(255) * inside(shape, places[None], places[:, None], size - 1))
 
 
 @cache
@@ -55,6 +58,16 @@ def glyph_mask(character: str, scale: int) -> Image.Image:
     width, height = font.WIDTH * scale, font.HEIGHT * scale
     bits = (font.dot(character, x // scale, y // scale) for y in range(height) for x in range(width))
     return Image.frombytes("L", (width, height), bytes(255 * bit for bit in bits))
+
+
+@cache
+def boxed(character: str, scale: int, box: tuple[int, int]) -> NDArray[np.uint8]:
+    """[height, width]: the character's mask in the middle of its box, which is measured in font dots."""
+    mask = np.asarray(glyph_mask(character, scale))
+    left, top = (box[0] - font.WIDTH) // 2 * scale, (box[1] - font.HEIGHT) // 2 * scale
+    around = np.zeros((box[1] * scale, box[0] * scale), np.uint8)
+    around[top : top + mask.shape[0], left : left + mask.shape[1]] = mask
+    return around
 
 
 def character_boxes(level: Level, plate: Item) -> Iterator[tuple[str, tuple[int, int, int, int]]]:
@@ -81,7 +94,5 @@ def _draw_plate(picture: Image.Image, level: Level, plate: Item) -> None:
     width, height = plate_extent(level, plate.text, plate.size)
     picture.paste(COLOURS[plate.colour], (plate.x, plate.y, plate.x + width, plate.y + height))
     ink = INK["dark" if plate.colour in PALE else "light"]
-    inset_x, inset_y = (level.box[0] - font.WIDTH) // 2, (level.box[1] - font.HEIGHT) // 2
-    for character, (left, top, _, _) in character_boxes(level, plate):
-        place = (left + inset_x * plate.size, top + inset_y * plate.size)
-        picture.paste(ink, place, glyph_mask(character, plate.size))
+    written = np.hstack([boxed(character, plate.size, level.box) for character in plate.text])
+    picture.paste(ink, (plate.x, plate.y), Image.fromarray(written))

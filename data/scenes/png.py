@@ -18,11 +18,12 @@ from PIL import Image
 Numbers = NDArray[np.int16]
 Codes = NDArray[np.int64]
 _SHORTEST, _LONGEST = 4, 258
+_BITS = 24
 
 
-def _bits(code: str) -> tuple[int, int]:
-    """A code as a number, its first bit lowest, and how many bits it has."""
-    return int(code[::-1], 2), len(code)
+def _packed(codes: list[str]) -> Codes:
+    """Each code as a number, its first bit lowest, and how many bits it has above _BITS."""
+    return np.array([int(code[::-1], 2) | len(code) << _BITS for code in codes])
 
 
 def _length_code(symbol: int) -> str:
@@ -32,7 +33,7 @@ def _length_code(symbol: int) -> str:
 
 @cache
 def _codes() -> tuple[Codes, Codes]:
-    """[256, 2] for each literal byte; [259, 2] for "repeat the last byte" each number of times (not below 3)."""
+    """[256] for each literal byte; [259] for "repeat the last byte" each number of times (not below 3)."""
     literals = [format(b + 0x30, "08b") if b < 144 else format(b - 144 + 0x190, "09b") for b in range(256)]
     repeats = ["0"] * 3
     symbol = 257
@@ -42,33 +43,35 @@ def _codes() -> tuple[Codes, Codes]:
             repeats += [_length_code(symbol) + tail + "00000" for tail in tails]
             symbol += 1
     repeats[_LONGEST:] = [_length_code(285) + "00000"]
-    return np.array([_bits(code) for code in literals]), np.array([_bits(code) for code in repeats])
+    return _packed(literals), _packed(repeats)
 
 
 def deflate(data: bytes) -> bytes:
     """A zlib stream of one block: last block with fixed codes, the symbols, the end of the block."""
-    code, length = _symbols(np.frombuffer(data, np.uint8)).T
-    start = np.cumsum(length) - length + 3
-    stream = np.zeros(3 + int(length.sum()) + 7, np.uint8)
-    stream[:2] = 1
-    for place in range(int(length.max(initial=0))):
-        here = slice(None) if place < 8 else np.flatnonzero(length > place)  # no symbol but the end has fewer
-        stream[start[here] + place] = code[here] >> place & 1
-    body = np.packbits(stream, bitorder="little").tobytes()
-    return b"\x78\x01" + body + struct.pack(">I", zlib.adler32(data))
+    symbols = _symbols(np.frombuffer(data, np.uint8))
+    length = symbols >> _BITS
+    end = np.cumsum(length) + 3
+    start = end - length
+    code = (symbols & ((1 << _BITS) - 1)) << (start & 7)
+    body = np.zeros((int(end[-1]) if len(end) else 3) + 7 + 7 >> 3)
+    body[0] = 0b011
+    for byte in range(4):  # no two codes share a bit, so that adding is joining
+        piece = np.bincount((start >> 3) + byte, code >> 8 * byte & 255)[: len(body)]
+        body[: len(piece)] += piece
+    return b"\x78\x01" + body.astype(np.uint8).tobytes() + struct.pack(">I", zlib.adler32(data))
 
 
 def _symbols(data: NDArray[np.uint8]) -> Codes:
-    """[n, 2] codes and their lengths: of bytes, and of repeats where four zeros or more stand side by side."""
+    """[n] packed codes: of bytes, and of repeats where four zeros or more stand side by side."""
     literals, repeats = _codes()
-    others = np.flatnonzero(data)
+    others = np.flatnonzero(data != 0)
     zeros = np.diff(others, prepend=-1, append=len(data)) - 1  # before each other byte, and behind the last
     whole, rest = np.divmod(zeros - 1, _LONGEST)
     short = zeros < _SHORTEST
     whole[short], rest[short] = 0, 0
     said = np.where(short, zeros, 1 + whole + np.where(rest > 2, 1, rest))  # symbols for these zeros
     start = np.cumsum(said) - said + np.arange(len(said))
-    found = np.repeat(literals[:1], said.sum() + len(others), axis=0)
+    found = np.full(said.sum() + len(others), literals[0])
     found[(start + said)[:-1]] = literals[data[others]]
     found[_places(start + 1, whole)] = repeats[_LONGEST]
     found[(start + whole + 1)[rest > 2]] = repeats[rest[rest > 2]]
@@ -87,16 +90,17 @@ def _filtered(picture: Image.Image) -> bytes:
     That is 0 where all four are the same colour, which is nearly everywhere: only the rest is computed.
     """
     width, height = picture.size
-    whole = np.zeros((height + 1, width + 1), np.uint32)  # a black frame above and to the left
-    whole[1:, 1:] = np.frombuffer(picture.convert("RGBX").tobytes(), np.uint32).reshape(height, width)
+    pixels = np.zeros((height + 1, width + 1, 4), np.uint8)  # a black frame above and to the left
+    pixels[1:, 1:, :3] = np.asarray(picture)
+    whole = pixels.view(np.uint32)[:, :, 0]
     here, left, above, corner = whole[1:, 1:], whole[1:, :-1], whole[:-1, 1:], whole[:-1, :-1]
     changes = np.flatnonzero((here != left) | (here != above) | (here != corner))
-    at = changes + changes // width  # where the corner lies in the frame
-    near = [_colours(whole.ravel()[at + step]) for step in (width + 2, width + 1, 1, 0)]
-    rests = np.zeros((height * width, 3), np.uint8)
-    rests[changes] = near[0] - _paeth(*near[1:])
-    lines = np.full((height, 1 + 3 * width), 4, np.uint8)
-    lines[:, 1:] = rests.reshape(height, 3 * width)
+    down = changes // width
+    near = [_colours(whole.ravel()[changes + down + step]) for step in (width + 2, width + 1, 1, 0)]
+    lines = np.zeros((height, 1 + 3 * width), np.uint8)
+    lines[:, 0] = 4
+    at = 3 * changes + down + 1  # of the first colour
+    lines.ravel()[at[:, None] + np.arange(3)] = near[0] - _paeth(*near[1:])
     return lines.tobytes()
 
 

@@ -130,23 +130,20 @@ def _span(scene: Scene, item: Item, axis: int) -> range:
     return range(start, start + extent)
 
 
-def _next_to(scene: Scene, side: str, item: Item, plate: Item) -> bool:
-    """In the cell on that side, and level with the plate, so that nothing else is as near."""
-    down, right = SIDES[side]
-    if (item.row - plate.row, item.column - plate.column) != (down, right):
-        return False
-    across = 0 if down else 1
+def _level_with(scene: Scene, side: str, item: Item, plate: Item) -> bool:
+    """In the cell on that side of the plate, and level with it, so that nothing else is as near."""
+    across = 0 if SIDES[side][0] else 1
     one, other = _span(scene, item, across), _span(scene, plate, across)
     return one.start < other.stop and other.start < one.stop
 
 
 def _beside(scene: Scene, dice: Dice) -> Asked | None:
+    plates = {(plate.row, plate.column): plate for plate in scene.plates}
     found = [
         (side, item, plate)
-        for side in SIDES
+        for side, (down, right) in SIDES.items()
         for item in scene.shapes
-        for plate in scene.plates
-        if _next_to(scene, side, item, plate)
+        if (plate := plates.get((item.row - down, item.column - right))) and _level_with(scene, side, item, plate)
     ]
     if not found:
         return None

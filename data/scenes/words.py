@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 _LIST = """
 ANT APE ARM AXE BAG BAT BED BEE BOW BOX BUS CAP CAR CAT COW CUP DOG EAR EGG ELF ELK EMU EYE FAN FIG FLY
 FOX GUM HAT HEN ICE INK IVY JAM JAR JET KEY KIT LEG LIP LOG MAP MUG NET NUT OAK OAR OWL PAN PEN PIE PIG
@@ -37,5 +39,6 @@ WORDS: dict[int, tuple[str, ...]] = {
 }
 
 
+@cache
 def words_between(shortest: int, longest: int) -> tuple[str, ...]:
     return tuple(word for length in range(shortest, longest + 1) for word in WORDS[length])
