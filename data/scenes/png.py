@@ -87,25 +87,20 @@ def _places(first: Codes, number: Codes) -> Codes:
 def _filtered(picture: Image.Image) -> bytes:
     """Every byte minus its Paeth prediction from the pixels to the left, above, and above left.
 
-    That is 0 where all four are the same colour, which is nearly everywhere: only the rest is computed.
+    That is 0 where all four are the same, which is nearly everywhere: only the rest is computed.
     """
-    width, height = picture.size
-    pixels = np.zeros((height + 1, width + 1, 4), np.uint8)  # a black frame above and to the left
-    pixels[1:, 1:, :3] = np.asarray(picture)
-    whole = pixels.view(np.uint32)[:, :, 0]
-    here, left, above, corner = whole[1:, 1:], whole[1:, :-1], whole[:-1, 1:], whole[:-1, :-1]
-    changes = np.flatnonzero((here != left) | (here != above) | (here != corner))
+    width, height = 3 * picture.width, picture.height
+    colours = np.zeros((height + 1, width + 3), np.uint8)  # a black frame above and to the left
+    colours[1:, 3:] = np.asarray(picture).reshape(height, width)
+    near = colours[1:, 3:], colours[1:, :-3], colours[:-1, 3:], colours[:-1, :-3]
+    changes = np.flatnonzero((near[0] != near[1]) | (near[0] != near[2]) | (near[0] != near[3]))
     down = changes // width
-    near = [_colours(whole.ravel()[changes + down + step]) for step in (width + 2, width + 1, 1, 0)]
-    lines = np.zeros((height, 1 + 3 * width), np.uint8)
+    at = changes + 3 * down  # where the corner lies in the frame
+    here, left, above, corner = (colours.ravel()[at + step].astype(np.int16) for step in (width + 6, width + 3, 3, 0))
+    lines = np.zeros((height, 1 + width), np.uint8)
     lines[:, 0] = 4
-    at = 3 * changes + down + 1  # of the first colour
-    lines.ravel()[at[:, None] + np.arange(3)] = near[0] - _paeth(*near[1:])
+    lines.ravel()[changes + down + 1] = here - _paeth(left, above, corner)
     return lines.tobytes()
-
-
-def _colours(pixels: NDArray[np.uint32]) -> Numbers:
-    return pixels.view(np.uint8).reshape(-1, 4)[:, :3].astype(np.int16)
 
 
 def _paeth(left: Numbers, above: Numbers, corner: Numbers) -> Numbers:
