@@ -40,6 +40,7 @@ class View:
     grid_shapes: Sequence[Sequence[tuple[int, int]]] | None = None  # per pool: (rows, columns) of each tile
     seed: int = 0
     scores: dict[str, Tensor] = field(default_factory=dict)
+    pivots: tuple[Tensor, Tensor] | None = None  # a method that has some tells [R, P] positions, and which are meant
 
     @property
     def valid(self) -> Tensor:
@@ -81,15 +82,17 @@ class View:
         states, width = self.states.detach(), self.states.shape[2]
         scale = mine.new_ones(width) if self.scale is None else self.scale.detach().float()
         out, square = mine.new_zeros(*mine.shape[:2], self.valid.shape[1]), scale * scale
-        work = scratch(2, _slice_length(states, width), width)
+        lengths, work = out.new_ones(out.shape[0], out.shape[2]), scratch(2, _slice_length(states, width), width)
         for pool, (row, places) in enumerate(zip(self.pools.row_of, spans, strict=True)):
             pivots, first = mine[pool] * scale, 0
-            for start, stop in places:
-                for part in states[row, start:stop].split(work.shape[1]):
-                    found = out[pool, :, first : first + len(part)]
-                    torch.div(pivots @ _floats(part, work[0]).T, _length(part, square, work), out=found)
-                    first += len(part)
-        return out
+            for part in (part for a, b in places for part in states[row, a:b].split(work.shape[1])):
+                tokens = part if part.dtype == torch.float32 else work[0, : len(part)].copy_(part)
+                behind = first + len(part)
+                torch.mm(pivots, tokens.T, out=out[pool, :, first:behind])
+                torch.mul(tokens, tokens, out=work[1, : len(part)])
+                torch.mv(work[1, : len(part)], square, out=lengths[pool, first:behind])
+                first = behind
+        return out.div_(lengths.sqrt_().clamp_min_(1e-12)[:, None])
 
     def score(self, kind: Score) -> Tensor:
         """[R, L] float32: each pool's own view of the sequence, by a score that pivots can be taken from."""
@@ -140,17 +143,6 @@ def _cosine(mine: Tensor, tokens: Tensor) -> Tensor:
     return mine @ tokens.transpose(-1, -2) / norm.unsqueeze(-2)
 
 
-def _floats(tokens: Tensor, work: Tensor) -> Tensor:
-    """tokens [n, D] in float32, themselves or a copy in work [m, D]."""
-    return tokens if tokens.dtype == torch.float32 else work[: len(tokens)].copy_(tokens)
-
-
-def _length(tokens: Tensor, square: Tensor, work: Tensor) -> Tensor:
-    """tokens [n, D] -> [n]: their length under a weight whose square is given; work [2, m, D] is written over."""
-    tokens = _floats(tokens, work[0])
-    return torch.mv(torch.mul(tokens, tokens, out=work[1, : len(tokens)]), square).sqrt_().clamp_min_(1e-12)
-
-
 @torch.no_grad()
 def _l1_of_row(tokens: Tensor) -> Tensor:
     """tokens [L, H, d] -> [L] float32, on a CPU."""
@@ -176,7 +168,7 @@ def scratch(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 def _slice_length(x: Tensor, numbers: int) -> int:
     """How many places, of so many `numbers` each, to work on at a time: on a CPU in pieces that fit a core's cache."""
-    return max(1, (1 << 17 if x.device.type == "cpu" else 1 << 26) // numbers)
+    return max(1, (1 << 18 if x.device.type == "cpu" else 1 << 26) // numbers)
 
 
 def _hash(place: Tensor, seed: Tensor, extra: int) -> Tensor:
