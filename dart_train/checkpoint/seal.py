@@ -100,6 +100,10 @@ def steps_of(folder: Path) -> int:
 def sweep(run: Path, keep: int | None = None, best: Path | None = None) -> None:
     """Removes what writing left behind, and all but the newest `keep` checkpoints; the best one is kept besides,
     and the newest whole one whatever happens."""
+    for replaced in run.glob(f".checkpoint-*{_REPLACED}"):
+        target = run / replaced.name.removeprefix(".").removesuffix(_REPLACED)
+        if not target.exists():  # killed between the two renames
+            os.replace(replaced, target)
     for leftover in [*run.glob(f".checkpoint-*{_UNFINISHED}"), *run.glob(f".checkpoint-*{_REPLACED}")]:
         shutil.rmtree(leftover, ignore_errors=True)
     if keep is None:

@@ -11,9 +11,10 @@ if TYPE_CHECKING:
     from .run import Outcome
 
 
-def train(recipe: Recipe | str | Path, overrides: Iterable[str] = ()) -> Outcome:
+def train(recipe: Recipe | str | Path, overrides: Iterable[str] = (), force: bool = False) -> Outcome:
     """Fine-tunes as the recipe (or the file of one) says; resumes by itself where its run folder holds a whole
-    checkpoint. overrides: such as `train.max_steps=10`."""
+    checkpoint. overrides: such as `train.max_steps=10`. force: goes on though recipe, base model or versions are others
+    than when that one was written."""
     from ..recipe import Recipe as Read
     from ..recipe import load_recipe
     from .run import run
@@ -21,8 +22,8 @@ def train(recipe: Recipe | str | Path, overrides: Iterable[str] = ()) -> Outcome
     if isinstance(recipe, Read):
         if tuple(overrides):
             raise ValueError("overrides are for a recipe in a file; this one is read already")
-        return run(recipe)
-    return run(load_recipe(recipe, overrides, needs=("data.train",)))
+        return run(recipe, force)
+    return run(load_recipe(recipe, overrides, needs=("data.train",)), force)
 
 
 __all__ = ["train"]

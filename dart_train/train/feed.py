@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..data.collate import Collator
 from ..data.dataset import Reader, RowDataset
 from ..data.encode import Encoder
+from ..data.findings import BadRow
 from ..data.images import ImageStore
 from ..data.order import RankBatches, RowOrder, steps_for
 from ..data.sources import Source, open_sources
@@ -59,6 +60,16 @@ class Feed:
         """Passes over the data that `step` steps have made."""
         return None if self.order is None else step * self.rows_per_step / len(self.order)
 
+    def named_rows(self, step: int, micro: int) -> list[str]:
+        """The rows of this rank in forward `micro` of optimizer step `step` (0 is the first)."""
+        train = self.recipe.train
+        batch = (step * train.gradient_accumulation_steps + micro) * self.ranks.world + self.ranks.rank
+        first = batch * train.per_device_batch_size
+        if self.order is None:
+            return [f"position {first + i} of the stream" for i in range(train.per_device_batch_size)]
+        rows = RowDataset(self.reader)
+        return [_name(*rows.locate(row)) for row in self.order.rows(first, train.per_device_batch_size)]
+
     def loader(self, start_step: int) -> DataLoader[Any]:
         """This rank's batches from `start_step` on; nothing may divide them again."""
         train = self.recipe.train
@@ -84,6 +95,15 @@ class Feed:
 
 def image_store(data: Data) -> ImageStore:
     return ImageStore(None, data.allow_urls, data.max_pixels, data.min_pixels)
+
+
+def _name(source: Source, index: int) -> str:
+    """The id that the row gives itself, else its place."""
+    place = source.row_id(index)
+    try:
+        return str(source.sample(source.rows[index], index).named(place))
+    except BadRow:
+        return place
 
 
 def _order(recipe: Recipe, ranks: Ranks, sources: Sequence[Source], encoder: Encoder) -> RowOrder | None:

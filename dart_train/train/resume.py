@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 from ..checkpoint import MARK, Damaged, newest_whole, problems, steps_of
 from ..recipe import Recipe
+from .changes import check_unchanged
 from .ranks import Ranks
 from .zero import deepspeed_config, stage_of
 
+log = logging.getLogger(__name__)
 
-def start_from(recipe: Recipe, ranks: Ranks) -> tuple[Path | None, list[Damaged]]:
-    """The checkpoint to go on from, None for a fresh start, and those that were passed over."""
+
+def start_from(recipe: Recipe, ranks: Ranks, force: bool = False) -> tuple[Path | None, list[Damaged]]:
+    """The checkpoint to go on from, None for a fresh start, and those that were passed over. `force`: what is
+    otherwise than it was when the checkpoint was written is told and accepted."""
     found, passed = _choose(recipe)
     if found is not None:
         _check_spread(found, recipe, ranks)
+        for changed in check_unchanged(found, recipe, force):
+            log.warning("going on from %s, though otherwise: %s", found.name, changed)
     return found, passed
 
 
@@ -46,8 +53,10 @@ def _check_spread(folder: Path, recipe: Recipe, ranks: Ranks) -> None:
     differs = [f"{name} {mark[name]}, here {here[name]}" for name in here if mark.get(name, here[name]) != here[name]]
     if differs:
         raise ValueError(
-            f"{folder.name} was written with {' and '.join(differs)}; start as it was started, or give a new "
-            "train.output_dir and the checkpoint's weights as model.path"
+            f"{folder} was written with {' and '.join(differs)}; the optimizer's state lies in pieces that fit only "
+            "that. Start as it was started, or begin a new run from its weights: "
+            f"python -m dart_train export {folder.parent} FOLDER, then model.path=FOLDER and another "
+            "train.output_dir. Nothing was touched"
         )
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 
 from ..attach import attach
 from ..attach.dummy_image import attach_dummy_image
@@ -18,11 +19,14 @@ from ..recipe import Recipe
 from .arguments import forget_last_run, training_arguments
 from .feed import Feed
 from .loading import keep_masters, load_model, skeleton
+from .lock import Lock
 from .log import MetricsFile, ProgressLine, trackers
 from .parts import choose_parameters
+from .peers import Peers
 from .ranks import Ranks, part
 from .record import write_record
 from .resume import start_from
+from .stopping import Stopping
 from .trainer import DartTrainer
 from .validate import Validation
 from .zero import deepspeed_config
@@ -35,6 +39,7 @@ class Outcome:
     run: Path
     checkpoint: Path | None  # the newest whole one
     steps: int
+    stopped: str | None = None  # before the end, and at whose wish
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ class Prepared:
         return steps_of(self.resume) if self.resume else 0
 
 
-def prepare(recipe: Recipe, ranks: Ranks) -> Prepared:
+def prepare(recipe: Recipe, ranks: Ranks, force: bool = False) -> Prepared:
     """Everything that can be wrong and is cheap to find out; raises ValueError."""
     wrong = [*ranks.problems(recipe.train), *_unavailable(recipe)]
     if wrong:
@@ -64,7 +69,7 @@ def prepare(recipe: Recipe, ranks: Ranks) -> Prepared:
     bones = skeleton(recipe)
     processor = load_processor(recipe.model.path, trust_remote_code=recipe.model.trust_remote_code)
     feed, validation = Feed.open(recipe, ranks, processor), Validation.open(recipe, ranks, processor)
-    resume, passed = start_from(recipe, ranks)
+    resume, passed = start_from(recipe, ranks, force)
     for damaged in passed:
         if ranks.rank == 0:
             print(f"train: {damaged}", file=sys.stderr)
@@ -74,26 +79,46 @@ def prepare(recipe: Recipe, ranks: Ranks) -> Prepared:
 def _unavailable(recipe: Recipe) -> list[str]:
     """What the recipe's words allow and this verb cannot do: refused rather than passed over."""
     wrong = []
-    if recipe.train.on_nan == "skip":
-        wrong.append(
-            "train.on_nan: skip cannot be done, a step that is no number has no gradient to go on with; use stop"
-        )
+    if recipe.train.liger and find_spec("liger_kernel") is None:
+        wrong.append("train.liger: true needs the package liger-kernel, which is not installed; install it or leave it")
     if recipe.train.overlay_steps is not None:
         wrong.append("train.overlay_steps: pictures are not drawn during training; leave it out")
     return wrong
 
 
-def run(recipe: Recipe) -> Outcome:
-    ranks = Ranks.read()
-    prepared = prepare(recipe, ranks)
-    met = ranks.meet(recipe.train)
+def run(recipe: Recipe, force: bool = False) -> Outcome:
+    ranks, lock = Ranks.read(), Lock(Path(recipe.train.output_dir))
     try:
-        trainer = build(prepared)
-        trainer.train(resume_from_checkpoint=None if prepared.resume is None else str(prepared.resume))
-        return Outcome(trainer.saver.run, newest_whole(trainer.saver.run)[0], trainer.state.global_step)
+        if ranks.rank == 0 and Path(recipe.train.output_dir).is_dir():
+            lock.take()
+        prepared = prepare(recipe, ranks, force)
+        if ranks.rank == 0:
+            lock.take()  # only now: a recipe that is refused leaves no folder
+        met = ranks.meet(recipe.train)
+        try:
+            return _go(prepared)
+        finally:
+            if met:
+                part()
     finally:
-        if met:
-            part()
+        lock.release()
+
+
+def _go(prepared: Prepared) -> Outcome:
+    trainer, ranks = build(prepared), prepared.ranks
+    if ranks.rank == 0:
+        trainer.guard.rewind()
+    with Stopping(ranks.launched) as stopping, Peers(prepared.recipe.train.timeout_seconds) as peers:
+        trainer.stopping, trainer.beat = stopping, peers.beat
+        try:
+            trainer.train(resume_from_checkpoint=None if prepared.resume is None else str(prepared.resume))
+        except RuntimeError as error:
+            lost = peers.explain(error)
+            if lost is None:
+                raise
+            raise lost from error
+    why = (stopping.why or "another rank was asked to") if stopping.done else None
+    return Outcome(trainer.saver.run, newest_whole(trainer.saver.run)[0], trainer.state.global_step, why)
 
 
 def build(prepared: Prepared) -> DartTrainer:
@@ -112,7 +137,6 @@ def build(prepared: Prepared) -> DartTrainer:
     reducers = recipe.reduction.reducers()
     attached = attach(model, reducers, output="compact") if reducers else None
     attach_dummy_image(model, dummy_inputs(prepared.processor))
-    callbacks = [MetricsFile(folder, prepared.start_step), ProgressLine(), *trackers(recipe, folder)]
     return DartTrainer(
         model,
         arguments,
@@ -122,5 +146,11 @@ def build(prepared: Prepared) -> DartTrainer:
         prepared.processor,
         prepared.validation,
         prepared.start_step,
-        callbacks if ranks.rank == 0 else [],
+        _told(prepared) if ranks.rank == 0 else [],
     )
+
+
+def _told(prepared: Prepared) -> list[TrainerCallback]:
+    """On the first rank alone: what is made here rewrites files as it is made."""
+    recipe, folder = prepared.recipe, Path(prepared.recipe.train.output_dir)
+    return [MetricsFile(folder, prepared.start_step), ProgressLine(), *trackers(recipe, folder)]

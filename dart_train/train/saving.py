@@ -6,10 +6,12 @@ import errno
 import logging
 import shutil
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from safetensors import SafetensorError
 
 from ..checkpoint import seal, sweep, write_reducers
 from ..checkpoint.seal import unfinished
@@ -20,12 +22,20 @@ from .resume import spread
 log = logging.getLogger(__name__)
 
 
+class NotSaved(OSError):
+    """A checkpoint could not be written, and the recipe says to stop then."""
+
+    def __str__(self) -> str:
+        return str(self.args[1])
+
+
 class Saver:
     """`writing` is the folder under another name while a checkpoint is being written, else None."""
 
     def __init__(self, recipe: Recipe, run: Path) -> None:
         self.recipe, self.run = recipe, run
         self.writing: Path | None = None
+        self.errors: list[str] = []
 
     def save(self, trainer: Any, write: Callable[[], None]) -> None:
         """`write` is the Trainer's own saving, called on every rank."""
@@ -33,6 +43,8 @@ class Saver:
         self.writing = unfinished(self.run, step)
         try:
             failed = self._attempt(trainer, write)
+            if failed is not None and trainer.args.should_save:
+                shutil.rmtree(self.writing, ignore_errors=True)  # on a full disk half a checkpoint is in the way
         finally:
             self.writing = None
         if failed is not None:
@@ -40,19 +52,47 @@ class Saver:
 
     def _attempt(self, trainer: Any, write: Callable[[], None]) -> str | None:
         """What went wrong on any rank. Every rank learns it, so that all go on or all stop."""
-        error = _agree(_error_of(lambda: self._write(trainer, write)))
-        if error is None:
-            error = _agree(_error_of(lambda: self._finish(trainer)) if trainer.args.should_save else None)
-        return error
+        first = trainer.args.should_save
+        for act, here in ((self._begin, first), (self._write, True), (self._finish, first)):
+            error = _agree(_error_of(lambda act=act: act(trainer, write)) if here else None)  # type: ignore[misc]
+            if error is not None:
+                return error
+        return None
+
+    def _begin(self, trainer: Any, write: Callable[[], None]) -> None:
+        assert self.writing is not None
+        if self.writing.exists():
+            shutil.rmtree(self.writing)
+        (self.writing / f"checkpoint-{trainer.state.global_step}").mkdir(parents=True)
 
     def _write(self, trainer: Any, write: Callable[[], None]) -> None:
-        assert self.writing is not None
-        if trainer.args.should_save and self.writing.exists():
-            shutil.rmtree(self.writing)
-        _wait()
+        self.errors = []
         write()
+        if self.errors:
+            raise OSError(errno.EIO, self.errors[0])
 
-    def _finish(self, trainer: Any) -> None:
+    def later(self, act: Callable[[], Any]) -> None:
+        """Writes; what fails is told when every rank is done. A rank that left in the middle would be waited for."""
+        error = _error_of(act)
+        if error is not None:
+            self.errors.append(error)
+
+    def soften(self, engine: Any) -> None:
+        """The same for what DeepSpeed writes: on each rank, between steps that all ranks do together."""
+        disk, save = engine.checkpoint_engine, engine.save_checkpoint
+        write = disk.save
+
+        @wraps(save)
+        def saved(folder: str, **named: Any) -> None:
+            tag = f"global_step{engine.global_steps}"
+            save(folder, **{**named, "tag": tag, "save_latest": False})
+            if engine.global_rank == 0:
+                self.later(lambda: (Path(folder) / "latest").write_text(tag, encoding="utf-8"))
+
+        disk.save = lambda state_dict, path: self.later(lambda: write(state_dict, path))
+        engine.save_checkpoint = saved
+
+    def _finish(self, trainer: Any, write: Callable[[], None]) -> None:
         assert self.writing is not None
         step = trainer.state.global_step
         made, target = self.writing / f"checkpoint-{step}", self.run / f"checkpoint-{step}"
@@ -74,7 +114,7 @@ class Saver:
     def _tell(self, error: str, step: int) -> None:
         what = f"the checkpoint of step {step} could not be written: {error}; earlier ones are untouched"
         if self.recipe.train.on_save_error == "stop":
-            raise OSError(errno.EIO, f"{what} (train.on_save_error: continue would go on without it)")
+            raise NotSaved(errno.EIO, f"{what} (train.on_save_error: continue would go on without it)")
         log.warning("%s; going on, as train.on_save_error says", what)
 
     def restore(self, model: Any, folder: Path) -> bool:
@@ -89,7 +129,7 @@ class Saver:
 def _error_of(act: Callable[[], None]) -> str | None:
     try:
         act()
-    except (OSError, RuntimeError) as error:  # torch and safetensors tell of a full disk in a RuntimeError
+    except (OSError, RuntimeError, SafetensorError) as error:  # each tells of a full disk in its own way
         return f"{type(error).__name__}: {error}"
     return None
 
@@ -101,8 +141,3 @@ def _agree(error: str | None) -> str | None:
     errors: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(errors, error)
     return next((f"rank {rank}: {each}" for rank, each in enumerate(errors) if each), None)
-
-
-def _wait() -> None:
-    if dist.is_initialized():
-        dist.barrier()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,16 @@ from ..attach import Attached
 from ..attach.anatomy import dissect
 from ..recipe import Recipe
 from .budgets import Budgets
+from .ending import StepEnds
 from .feed import Feed
 from .groups import learning_rates, parameter_groups
+from .guard import Guard
 from .losses import Told, number, tell, tell_both
 from .meter import Meter
 from .saving import Saver
+from .stopping import Stopping
 from .validate import Validation
-from .zero import keep_gradient_norm
+from .zero import guard_stage_zero
 
 Batch = Mapping[str, Any]
 
@@ -49,10 +52,13 @@ class DartTrainer(Trainer):
         self.start_step, self.meter = start_step, Meter(attached)
         self.budgets = Budgets(recipe, attached, feed.steps, dissect(model).visual_ids)
         self.saver = Saver(recipe, Path(recipe.train.output_dir))
+        self.guard = Guard(recipe, feed, self.saver.run, start_step)
+        self.stopping = Stopping(launched=False)
+        self.beat: Callable[[], None] = lambda: None  # told whenever something was done
         self.host: Batch = {}
         self.rates: dict[str, float] = {}
         judged = None if validation is None else validation.batches.dataset
-        callbacks = [StepBegins(self), *(callbacks or [])]
+        callbacks = [StepBegins(self), StepEnds(self), *(callbacks or [])]
         super().__init__(model, args, processing_class=processor, eval_dataset=judged, callbacks=callbacks)
         self.remove_callback(PrinterCallback)  # ours tells more
         self.model_accepts_loss_kwargs = True  # so that the Trainer counts the targets of the global batch
@@ -81,7 +87,8 @@ class DartTrainer(Trainer):
         self.host = inputs
         loss = super().training_step(model, inputs, num_items_in_batch)
         self.meter.forward(inputs, self.attached)
-        return loss
+        self.beat()
+        return self.guard.heard(loss)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -109,8 +116,21 @@ class DartTrainer(Trainer):
     def _prepare_for_training(self, *args: Any) -> Any:
         model, loader = super()._prepare_for_training(*args)
         if self.is_deepspeed_enabled:
-            keep_gradient_norm(model)
+            guard_stage_zero(model)
+            self.saver.soften(model)
         return model, loader
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """Asked right before the optimizer's step. DeepSpeed has taken its own by now, or has not."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        if self.is_deepspeed_enabled:
+            self.guard.stepped = bool(self.model_wrapped.was_step_applied())
+            return norm
+        self.guard.stepped = math.isfinite(norm)
+        if not self.guard.stepped:
+            model.zero_grad()  # the optimizer passes over a parameter without a gradient
+        self.optimizer._is_overflow = not self.guard.stepped  # so that the schedule waits too, as under DeepSpeed
+        return norm
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -118,6 +138,7 @@ class DartTrainer(Trainer):
             groups = parameter_groups(model, self.recipe, set(self.get_decay_parameter_names(model)))
             kind, options = self.get_optimizer_cls_and_kwargs(self.args, model)
             self.optimizer = kind(groups, **options)
+            self.optimizer.overflow = False  # whether a step was passed over: asked for by accelerate, if it is there
         return self.optimizer
 
     # telling --------------------------------------------------------------------------------------------------
@@ -127,17 +148,11 @@ class DartTrainer(Trainer):
         if "loss" in logs:
             logs.update({f"lr_{part}": rate for part, rate in self.rates.items()})
             logs.update(self.meter.read(self.accelerator, self.feed.reader.counts))
-            self._refuse(logs["loss"])
+            logs["bad_steps"] = self.guard.count
+            if not math.isfinite(logs.get("grad_norm", 0.0)):
+                del logs["grad_norm"]  # of a step that was not taken; no number in JSON either
             logs.update(self.budgets.told())
         super().log(logs, start_time)
-
-    def _refuse(self, loss: float) -> None:
-        """`loss` is that of all ranks, so all of them stop here."""
-        if not math.isfinite(loss):
-            raise ValueError(
-                f"the loss is {loss} at step {self.state.global_step} or since the last line of metrics; nothing was "
-                "saved since. Lower train.learning_rate, or look at the rows: python -m dart_train data check RECIPE"
-            )
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         if self.validation is None:
@@ -153,8 +168,14 @@ class DartTrainer(Trainer):
         return str(self.saver.writing or self.args.output_dir)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        self._refuse(float(self.accelerator.reduce(self._tr_loss.detach().clone(), "sum")))
+        self.beat()
         self.saver.save(self, lambda: super(DartTrainer, self)._save_checkpoint(model, trial))
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if self.saver.writing is None:
+            super()._save(output_dir, state_dict)
+        else:
+            self.saver.later(lambda: super(DartTrainer, self)._save(output_dir, state_dict))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Full weights are read by the class that wrote them: their names in the file are not those in the model."""

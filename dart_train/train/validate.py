@@ -60,6 +60,7 @@ class Validation:
         sums = torch.zeros(3)
         with trainer.budgets.set_to(*(keep or ())):
             for host in self.batches:
+                trainer.beat()
                 told = tell(model, trainer.attached, trainer._prepare_inputs(dict(host)), host)
                 sums += torch.tensor([float(told.loss()), accuracy(told), told.targets.numel()])
         loss, right, targets = trainer.accelerator.reduce(sums.to(trainer.args.device), "sum").tolist()

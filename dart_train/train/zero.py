@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ def deepspeed_config(train: Train) -> Config:
         "train_micro_batch_size_per_gpu": "auto",
         "gradient_accumulation_steps": "auto",
         "gradient_clipping": "auto",
-        "bf16": {"enabled": train.precision == "bf16"},
+        # The check: stages 1 and 2 would take a step of nan in bf16; in fp32, and at stage 3, they never do.
+        "bf16": {"enabled": train.precision == "bf16", "check_grad_overflow": True},
         "fp16": {"enabled": train.precision == "fp16"},
         "zero_optimization": _zero(train),
         "steps_per_print": 1_000_000_000,  # the run prints its own line
@@ -46,14 +48,22 @@ def _zero(train: Train) -> Config:
     return config
 
 
-def keep_gradient_norm(engine: Any) -> None:
-    """At stage 0 in float32 the engine clips and throws the norm away; elsewhere it can be asked for it."""
+def guard_stage_zero(engine: Any) -> None:
+    """At stage 0 in float32 the engine clips, throws the norm away, and takes a step of nan as any other; everywhere
+    else it can be asked for the norm, and skips such a step. This makes it alike."""
+    if engine.zero_optimization() or engine.bfloat16_enabled() or engine.fp16_enabled():
+        return
+    step = engine.step
 
-    def clip() -> None:
+    def guarded(*given: Any, **named: Any) -> None:
         parameters = [each for each in engine.module.parameters() if each.grad is not None]
-        engine._global_grad_norm = float(clip_grad_norm_(parameters, engine.gradient_clipping()))
+        norm = float(clip_grad_norm_(parameters, engine.gradient_clipping() or math.inf))
+        engine._global_grad_norm, engine.optimizer.overflow = norm, not math.isfinite(norm)
+        if engine.optimizer.overflow:
+            engine.zero_grad()  # the optimizer passes over a parameter without a gradient
+        step(*given, **named)
 
-    engine.clip_fp32_gradients = clip
+    engine.step, engine.clip_fp32_gradients = guarded, lambda: None
 
 
 def stage_of(config: Config) -> int:

@@ -2,8 +2,9 @@
 
     deepspeed tests/train/many.py jobs.json
 
-A job: {"recipe": file, "overrides": [...], "ddp": bool, "forget": [paths to remove first]}. Beside metrics.jsonl each
-rank writes kept-<rank>.json: which tokens each step kept."""
+A job: {"recipe": file, "overrides": [...], "ddp": bool, "forget": [paths to remove first], "poison": [rank, step,
+what]}. Beside metrics.jsonl each rank writes kept-<rank>.json: which tokens each step kept; and, where a bad step ends
+the run, refused-<rank>.txt."""
 
 from __future__ import annotations
 
@@ -19,8 +20,10 @@ import torch.distributed as dist
 from transformers import TrainerCallback
 
 from dart_train.recipe import load_recipe
+from dart_train.train.guard import BadStep
 from dart_train.train.ranks import Ranks, part
 from dart_train.train.run import build, prepare
+from tests.train.harm import poison
 
 JOBS = json.loads(Path(sys.argv[-1]).read_text())
 
@@ -53,7 +56,12 @@ def work(job: dict[str, Any]) -> None:
     prepared, kept = prepare(recipe, ranks), Kept()
     kept.trainer = trainer = build(prepared)
     trainer.add_callback(kept)
-    trainer.train(resume_from_checkpoint=None if prepared.resume is None else str(prepared.resume))
+    if job.get("poison"):
+        poison(trainer, *job["poison"])
+    try:
+        trainer.train(resume_from_checkpoint=None if prepared.resume is None else str(prepared.resume))
+    except BadStep as bad:
+        (folder / f"refused-{ranks.rank}.txt").write_text(str(bad))
     (folder / f"kept-{ranks.rank}.json").write_text(json.dumps(kept.seen))
     dist.barrier()
 

@@ -50,7 +50,6 @@ WRONG = {
     "an impossible offload": (["train.offload_parameters=true", "train.zero_stage=2"], "needs zero_stage 3"),
     "a typing error": (["train.lerning_rate=1"], "did you mean train.learning_rate"),
     "no such checkpoint": (["train.resume=runs/none/checkpoint-3"], "there is no such folder"),
-    "what cannot be skipped": (["train.on_nan=skip"], "train.on_nan: skip cannot be done"),
     "streamed validation": (["data.validation=[{path: rows.json, streaming: true}]"], "streaming is for training"),
 }  # fmt: skip
 

@@ -45,7 +45,7 @@ def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
 def test_a_run_folder_holds_all_that_is_needed_to_know_it(recipe: Path, tmp_path: Path) -> None:
     go(recipe, tmp_path, "train.save_steps=3")
     assert {path.name for path in tmp_path.iterdir()} == {
-        "recipe.yaml", "versions.json", "metrics.jsonl", "checkpoint-3", "checkpoint-6",
+        "recipe.yaml", "versions.json", "base.json", "metrics.jsonl", ".lock", "checkpoint-3", "checkpoint-6",
     }  # fmt: skip
     last = tmp_path / "checkpoint-6"
     assert is_whole(last) and not list(last.glob("*.bin"))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ from transformers import TrainerCallback
 
 NAME = "metrics.jsonl"
 
+log = logging.getLogger(__name__)
+
 
 class MetricsFile(TrainerCallback):
     """A resumed run goes on behind the line of its checkpoint; what was written after that one will come again."""
@@ -18,13 +22,23 @@ class MetricsFile(TrainerCallback):
     def __init__(self, run: Path, start_step: int = 0) -> None:
         self.file = run / NAME
         if self.file.exists():
-            self.file.write_text("".join(f"{line}\n" for line in _until(self.file, start_step)), encoding="utf-8")
+            replace_text(self.file, "".join(f"{line}\n" for line in _until(self.file, start_step)))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if state.is_world_process_zero and logs:
             line = {"step": state.global_step, "time": round(time.time(), 3), **logs}
-            with self.file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            try:
+                with self.file.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(line) + "\n")
+            except OSError as error:  # a full disk: what becomes of the run is decided where checkpoints are saved
+                log.warning("%s: the line of step %s could not be written: %s", self.file, state.global_step, error)
+
+
+def replace_text(file: Path, text: str) -> None:
+    """All of it or nothing, whenever the process is killed."""
+    draft = file.with_name(f".{file.name}.unfinished")
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, file)
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

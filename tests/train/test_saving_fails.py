@@ -1,0 +1,121 @@
+"""A disk that is full, a folder that cannot be written: told clearly, and the last good checkpoint is as it was."""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dart_train import train
+from dart_train.checkpoint import is_whole, newest_whole
+from dart_train.checkpoint.seal import unfinished
+from dart_train.train.command import NOT_SAVED, main
+from dart_train.train.saving import Saver
+from tests.train.scene import losses, make_recipe
+
+STEPS = ["train.max_steps=4", "train.save_steps=2", "train.per_device_batch_size=2", "train.save_total_limit=null"]
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_recipe(tmp_path_factory.mktemp("scene"))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own with room for one checkpoint of the tiny model and not for two."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1400k", "tmpfs", str(place)], capture_output=True)
+    if made.returncode:
+        pytest.skip("file systems can only be mounted by root")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_a_full_disk_ends_the_run_and_harms_nothing(
+    recipe: Path, small_disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = small_disk / "run"
+    assert main([str(recipe), f"train.output_dir={run}", *STEPS, "train.max_steps=2"]) == 0
+    good = contents(run / "checkpoint-2")
+    _fill(small_disk)
+    assert main([str(recipe), f"train.output_dir={run}", *STEPS]) == NOT_SAVED
+    told = capsys.readouterr().err
+    assert "the checkpoint of step 4 could not be written" in told and "earlier ones are untouched" in told
+    assert contents(run / "checkpoint-2") == good and newest_whole(run)[0] == run / "checkpoint-2"
+    assert not (run / "checkpoint-4").exists() and not list(run.glob(".checkpoint-*"))
+
+
+def test_on_a_full_disk_it_goes_on_where_the_recipe_says_so(
+    recipe: Path, small_disk: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = small_disk / "run"
+    train(recipe, [f"train.output_dir={run}", *STEPS, "train.max_steps=2"])
+    ballast = _fill(small_disk)
+    freed = [*STEPS, "train.max_steps=6", "train.on_save_error=continue", f"train.output_dir={run}"]
+    with pytest.MonkeyPatch.context() as patch:
+        tell = Saver._tell
+
+        def room_again(self: Saver, error: str, step: int) -> None:
+            tell(self, error, step)
+            ballast.unlink()
+
+        patch.setattr(Saver, "_tell", room_again)
+        train(recipe, freed)
+    assert "the checkpoint of step 4 could not be written" in caplog.text and "going on" in caplog.text
+    assert not (run / "checkpoint-4").exists() and is_whole(run / "checkpoint-6")
+    assert losses(run)[-1]["step"] == 6
+
+
+def _fill(disk: Path) -> Path:
+    """All but a few blocks."""
+    file = disk / "ballast"
+    with file.open("wb", buffering=0) as ballast:
+        try:
+            while True:
+                ballast.write(b"0" * 4096)
+        except OSError as error:
+            assert error.errno == errno.ENOSPC
+    with file.open("r+b") as ballast:
+        ballast.truncate(file.stat().st_size - 64 * 1024)
+    return file
+
+
+@pytest.mark.parametrize("way", ["closed", "read-only"])
+def test_a_folder_that_cannot_be_written_ends_the_run_and_harms_nothing(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], way: str
+) -> None:
+    """Modes of files would not keep root out: made unchangeable, or under a read-only mount, when it is to be saved."""
+    run = tmp_path / "run"
+    assert main([str(recipe), f"train.output_dir={run}", *STEPS, "train.max_steps=2"]) == 0
+    good, begin = contents(run / "checkpoint-2"), Saver._begin
+    place = run if way == "closed" else unfinished(run, 4)
+    close, reopen, said = {
+        "closed": (["chattr", "+i"], ["chattr", "-i"], "Operation not permitted"),
+        "read-only": (["mount", "-t", "tmpfs", "-o", "ro", "tmpfs"], ["umount", "-l"], "Read-only file system"),
+    }[way]
+
+    def closed(self: Saver, *given: Any) -> None:
+        place.mkdir(exist_ok=True)
+        if subprocess.run([*close, str(place)], capture_output=True).returncode:
+            pytest.skip("only root can close a folder to itself, on some file systems")
+        begin(self, *given)
+
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Saver, "_begin", closed)
+            assert main([str(recipe), f"train.output_dir={run}", *STEPS]) == NOT_SAVED
+    finally:
+        subprocess.run([*reopen, str(place)], check=False)
+    told = capsys.readouterr().err
+    assert said in told or "busy" in told
+    assert contents(run / "checkpoint-2") == good and newest_whole(run)[0] == run / "checkpoint-2"
