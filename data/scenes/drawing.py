@@ -14,13 +14,15 @@ from data.scenes import font
 from data.scenes.levels import COLOURS, PAPERS, Level
 from data.scenes.scene import Item, Scene, plate_extent
 
-Place = int | NDArray[np.int64]
 INK = {"light": (255, 255, 255), "dark": (0, 0, 0)}
 PALE = ("yellow", "cyan", "pink")  # plates of these colours are written on in dark ink
 
 
-def inside(shape: str, u: Place, v: Place, n: int) -> Any:
-    """Is the point `u` to the right of and `v` below the centre in the shape? Its half width is `n`."""
+def inside(shape: str, u: Any, v: Any, n: int) -> Any:
+    """Is the point `u` to the right of and `v` below the centre in the shape? Its half width is `n`.
+
+    Of numbers or of arrays of them.
+    """
     distance = u * u + v * v
     if shape == "circle":
         return distance <= n * n + n
