@@ -31,7 +31,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--methods", nargs="+", default=list(REDUCERS), help="default: all of the registry")
 
 
-def run(options: argparse.Namespace) -> Table:
+def run(options: argparse.Namespace) -> list[Table]:
     repeats = min(options.repeats, 3) if options.quick else options.repeats
     rows: list[Row] = []
     for tokens, batch, width in product(*(_sizes(options, name) for name in FULL)):
@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> Table:
         timings = interleaved(jobs, options.device, repeats, options.seconds)
         size = {"tokens": tokens, "batch": batch, "width": width}
         rows += [{**size, **row} for row in _rows(jobs, timings, options.device)]
-    return Table("Selection", COLUMNS, rows, NOTES)
+    return [Table("Selection", COLUMNS, rows, NOTES)]
 
 
 def _sizes(options: argparse.Namespace, name: str) -> tuple[int, ...]:

@@ -6,11 +6,25 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
+from tqdm import tqdm
 
 Job = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A job with what must be there while it runs, whose coming and going is not timed."""
+
+    around: Callable[[], AbstractContextManager[object]]
+    job: Job
+
+    def __call__(self) -> object:
+        with self.around():
+            return self.job()
 
 
 @dataclass(frozen=True)
@@ -37,16 +51,39 @@ def interleaved(jobs: Mapping[str, Job], device: torch.device, repeats: int, sec
     A job that has used up its `seconds` sits out the rounds that are left; one that needs more than that for
     a single run is not run twice.
     """
-    first = {name: once(job, device) for name, job in jobs.items()}
-    times: dict[str, list[float]] = {name: [] for name in jobs}
-    for _ in range(repeats):
-        for name, job in jobs.items():
-            if first[name] <= seconds and sum(times[name]) + first[name] <= seconds:
-                times[name].append(once(job, device))
+    first, times = rounds(jobs, device, repeats, seconds)
     return {name: Timing.of(times[name] or [first[name]], warm=bool(times[name])) for name in jobs}
 
 
+Rounds = tuple[dict[str, float], dict[str, list[float]]]
+
+
+def rounds(jobs: Mapping[str, Job], device: torch.device, repeats: int, seconds: float, what: str = "") -> Rounds:
+    """What each job took at first and in each round; for `what`, a bar shows how far it is."""
+    bar = tqdm(total=len(jobs) * (repeats + 1), desc=what, leave=False, disable=not what or None)
+    first: dict[str, float] = {}
+    times: dict[str, list[float]] = {name: [] for name in jobs}
+    with bar:
+        for name, job in jobs.items():
+            first[name] = once(job, device)
+            bar.update()
+        for _ in range(repeats):
+            for name, job in jobs.items():
+                if first[name] <= seconds and sum(times[name]) + first[name] <= seconds:
+                    times[name].append(once(job, device))
+                bar.update()
+    return first, times
+
+
+def ratio(above: Sequence[float], below: Sequence[float]) -> Timing:
+    """Of two jobs, round by round: what slowed down a whole round falls out."""
+    return Timing.of([a / b for a, b in zip(above, below, strict=False)])
+
+
 def once(job: Job, device: torch.device) -> float:
+    if isinstance(job, Staged):
+        with job.around():
+            return once(job.job, device)
     synchronize(device)
     start = time.perf_counter()
     job()

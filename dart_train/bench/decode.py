@@ -1,0 +1,125 @@
+"""`bench decode`: a token of an answer behind a picture, and what its cache really takes."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..attach.anatomy import dissect
+from . import sidebyside
+from .operations import Peak
+from .options import scale_of, shapes_of
+from .shapes import Shape
+from .sidebyside import Bound, compare, device_peak, tidy, tokens_seen
+from .subject import Subject, subject_of
+from .table import Row, Table, percent
+from .ways import FULL, LAYER, NOTHING, OURS, PIXELS, Way, ways_of
+
+TOKENS = 8  # in each round
+NAMES = (FULL, NOTHING, OURS, PIXELS)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    pass
+
+
+def run(options: argparse.Namespace) -> list[Table]:
+    peak, rows = device_peak(options), []
+    for shape in shapes_of(options):
+        rows += measure(shape, peak, options)
+        tidy(options.device)
+    return [Table("Decode", COLUMNS, rows, NOTES)]
+
+
+def measure(shape: Shape, peak: Peak, options: argparse.Namespace) -> list[dict[str, Any]]:
+    subject = subject_of(shape, scale_of(options), 1, options.device, options.dtype)
+    ways = ways_of(subject.model, shape, subject.kept, "expand", NAMES)
+    answers = {way.name: Answer.begun(subject, way) for way in ways}
+    sizes = {name: answer.size() for name, answer in answers.items()}
+    bounds = {OURS: _bound(subject, sizes, peak), NOTHING: Bound(1.0, 1.0)}
+    found = compare(subject, ways, lambda way: answers[way.name].more, bounds, options, f"{shape.key} decode")
+    share = true_share(subject)
+    for row in found:
+        row["visual tokens"] = answers[row["way"]].tokens
+        row |= {"cache bytes": sizes[row["way"]], "share": sizes[row["way"]] / sizes[FULL]}
+        row["true share"] = share if row["way"] == OURS else None
+    return found
+
+
+class Answer:
+    """A sequence that goes on from a prefilled cache, and grows in every round by as many tokens as the others do."""
+
+    def __init__(self, subject: Subject, cache: Any, token: Tensor, tokens: int) -> None:
+        """token [1, 1]: the first one; tokens: visual ones behind layer K."""
+        self.subject, self.cache, self.token, self.tokens = subject, cache, token, tokens
+
+    @classmethod
+    @torch.no_grad()
+    def begun(cls, subject: Subject, way: Way) -> Answer:
+        with way.ready():
+            batch = subject.given(way.few)[0]
+            output = subject.model(**batch, use_cache=True, logits_to_keep=1)
+        return cls(subject, output.past_key_values, output.logits[:, -1:].argmax(-1), tokens_seen(subject, way))
+
+    @torch.no_grad()
+    def more(self) -> None:
+        """The next tokens, whichever: time does not depend on them."""
+        for _ in range(TOKENS):
+            self.subject.model(input_ids=self.token, past_key_values=self.cache, use_cache=True)
+
+    def size(self) -> int:
+        """Bytes, as allocated."""
+        return cache_bytes(self.cache)
+
+
+def cache_bytes(cache: Any) -> int:
+    storages = {
+        tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes()
+        for layer in cache.layers
+        for tensor in (layer.keys, layer.values)
+    }
+    return sum(storages.values())
+
+
+def true_share(subject: Subject) -> float:
+    """Of the cache: layers before the reduction full, the others short."""
+    short = (subject.depth - LAYER) * subject.short
+    return (LAYER * subject.length + short) / (subject.depth * subject.length)
+
+
+def _bound(subject: Subject, sizes: dict[str, int], peak: Peak) -> Bound:
+    """A token reads the weights of the language model and the cache."""
+    parts = dissect(subject.model)
+    weights = sum(w.numel() * w.element_size() for w in parts.text.layers.parameters())
+    head = parts.top.get_output_embeddings().weight
+    weights += head.numel() * head.element_size()
+    faster = (weights + sizes[FULL]) / (weights + sizes[OURS])
+    return Bound(1.0, faster)
+
+
+def _shares(row: Row) -> str:
+    text = percent(row["share"]) if "share" in row else ""
+    return text + (f" (true share {percent(row['true share'])})" if row.get("true share") else "")
+
+
+COLUMNS: dict[str, Callable[[Row], str]] = {
+    name: write
+    for name, write in sidebyside.COLUMNS.items()
+    if name not in ("bound by FLOPs alone", "peak memory, GiB")
+}
+COLUMNS = {
+    **dict(list(COLUMNS.items())[:6]),
+    "cache, of full": _shares,
+    "cache, MB": lambda row: f"{row['cache bytes'] / 1e6:.3g}" if "cache bytes" in row else "",
+    **dict(list(COLUMNS.items())[6:]),
+}
+NOTES = (
+    f"One row; times are of {TOKENS} tokens. Faster: against full tokens, round by round; every answer grows by as "
+    "many tokens in a round. Cache: bytes of its storages behind the prefill, as allocated.",
+    "Bound: by the bytes that a token reads, weights of the layers and the head, and the cache.",
+    f"True share: layers 0 to {LAYER - 1} full, the others short. Tokens that are only masked stay in a cache.",
+)

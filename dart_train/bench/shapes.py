@@ -1,0 +1,151 @@
+"""The models whose shapes are measured: real configuration classes, at full size or scaled down, random weights.
+
+Scaled: as many heads and layers fewer, heads of the same size; numbers of tokens stay what they are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import transformers as hf
+
+WORDS = 1024  # the least that a vocabulary holds
+IMAGE = 5  # the id of an image token here
+Grid = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """grid, few: patches (rows, columns) of a picture, and of one that makes about `kept` tokens in the encoder itself.
+    tokens: visual tokens of the picture; kept: what the reduction leaves of them."""
+
+    name: str
+    key: str
+    config: Callable[[float], Any]
+    grid: Grid
+    few: Grid
+    tokens: int
+    kept: int
+    batch: int  # rows of a training step at full size
+
+
+def _llama(scale: float, **more: Any) -> dict[str, Any]:
+    """Vicuna-7B."""
+    heads = _part(32, scale)
+    sizes = {"hidden_size": 128 * heads, "intermediate_size": 344 * heads, "num_hidden_layers": _depth(32, scale)}
+    ends = {"vocab_size": _words(32064, scale), "max_position_embeddings": 4096, "pad_token_id": 0}
+    attention = {"num_attention_heads": heads, "num_key_value_heads": heads}
+    return {"model_type": "llama", **sizes, **ends, **attention, **more}
+
+
+def _clip(scale: float) -> dict[str, Any]:
+    """CLIP ViT-L/14 at 336 pixels."""
+    heads = _part(16, scale)
+    sizes = {"hidden_size": 64 * heads, "intermediate_size": 256 * heads, "num_hidden_layers": _depth(24, scale)}
+    picture = {"image_size": 336, "patch_size": 14, "projection_dim": 48 * heads}
+    return {"model_type": "clip_vision_model", "num_attention_heads": heads, **sizes, **picture}
+
+
+def _llava(scale: float) -> Any:
+    return hf.LlavaConfig(vision_config=_clip(scale), text_config=_llama(scale), image_token_id=IMAGE)
+
+
+def _llava_next(scale: float) -> Any:
+    pinpoints = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
+    return hf.LlavaNextConfig(
+        vision_config=_clip(scale),
+        text_config=_llama(scale),
+        image_grid_pinpoints=pinpoints,
+        image_token_id=IMAGE,
+        tie_word_embeddings=False,
+    )
+
+
+def _qwen2_5_vl(scale: float) -> Any:
+    heads, seen, depth = _part(28, scale), _part(16, scale), _depth(32, scale)
+    text = {
+        "vocab_size": _words(152064, scale),
+        "hidden_size": 128 * heads,
+        "intermediate_size": 18944 * heads // 28,
+        "num_hidden_layers": _depth(28, scale),
+        "num_attention_heads": heads,
+        "num_key_value_heads": _shared(4, scale, heads),
+        "max_position_embeddings": 128000,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
+    }
+    vision = {
+        "hidden_size": 80 * seen,
+        "intermediate_size": 3420 * seen // 16,
+        "num_heads": seen,
+        "depth": depth,
+        "out_hidden_size": 128 * heads,
+        "window_size": 112,
+        "fullatt_block_indexes": _spread((7, 15, 23, 31), 32, depth),
+    }
+    return hf.Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False, **_QWEN_IDS)
+
+
+def _qwen3_vl(scale: float) -> Any:
+    heads, seen, depth = _part(32, scale), _part(16, scale), _depth(27, scale)
+    text = {
+        "vocab_size": _words(151936, scale),
+        "hidden_size": 128 * heads,
+        "intermediate_size": 384 * heads,
+        "num_hidden_layers": _depth(36, scale),
+        "num_attention_heads": heads,
+        "num_key_value_heads": _shared(8, scale, heads),
+        "head_dim": 128,
+        "max_position_embeddings": 128000,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [24, 20, 20]},
+    }
+    vision = {
+        "hidden_size": 72 * seen,
+        "intermediate_size": 269 * seen,
+        "num_heads": seen,
+        "depth": depth,
+        "out_hidden_size": 128 * heads,
+        "patch_size": 16,
+        "num_position_embeddings": 2304,
+        "deepstack_visual_indexes": _spread((8, 16, 24), 27, depth),
+    }
+    return hf.Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False, **_QWEN_IDS)
+
+
+_QWEN_IDS = {"image_token_id": IMAGE, "video_token_id": 6, "vision_start_token_id": 7, "vision_end_token_id": 8}
+
+SHAPES = {
+    shape.key: shape
+    for shape in (
+        Shape("LLaVA-1.5-7B", "llava", _llava, (24, 24), (8, 8), 576, 64, 16),
+        # Four tiles and the whole, and at the end of each of 48 rows one token more, as the class lays them out.
+        Shape("LLaVA-NeXT-7B", "llava_next", _llava_next, (24, 24), (8, 8), 2928, 320, 4),
+        Shape("Qwen2.5-VL-7B", "qwen2_5_vl", _qwen2_5_vl, (72, 72), (24, 24), 1296, 144, 8),
+        Shape("Qwen3-VL-8B", "qwen3_vl", _qwen3_vl, (72, 72), (24, 24), 1296, 144, 8),
+    )
+}
+
+
+def _part(heads: int, scale: float) -> int:
+    return max(1, round(heads * scale))
+
+
+def _depth(layers: int, scale: float) -> int:
+    """Fewer layers too, but not as few: 32 become 12 at an eighth of the width."""
+    return max(4, math.ceil(layers * math.sqrt(scale)))
+
+
+def _words(number: int, scale: float) -> int:
+    return max(WORDS, round(number * scale / 32) * 32)
+
+
+def _shared(key_heads: int, scale: float, heads: int) -> int:
+    """Key heads: as many queries share one as the full size has it, as far as that divides."""
+    wanted = _part(key_heads, scale)
+    return next(n for n in range(wanted, 0, -1) if heads % n == 0)
+
+
+def _spread(layers: tuple[int, ...], of: int, depth: int) -> list[int]:
+    """These layers of so many, at the same places among fewer."""
+    return sorted({max(0, round((layer + 1) * depth / of) - 1) for layer in layers})

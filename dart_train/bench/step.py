@@ -1,0 +1,62 @@
+"""`bench step`: a training step, LoRA and full, at full tokens, reduced, and in the field's other ways."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from . import sidebyside
+from .batches import ANSWER, BEFORE, BEHIND
+from .ideal import Ideal
+from .operations import Peak
+from .options import rows_of, scale_of, shapes_of
+from .shapes import Shape
+from .sidebyside import Bound, compare, device_peak, tidy
+from .subject import Mode, Subject, subject_of
+from .table import Table
+from .training import Trainee
+from .ways import NOTHING, OURS, ways_of
+
+NAMES = {"lora": "LoRA", "full": "full"}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    pass
+
+
+def run(options: argparse.Namespace) -> list[Table]:
+    peak, rows = device_peak(options), []
+    for shape in shapes_of(options):
+        for mode in options.modes:
+            rows += measure(shape, mode, peak, options)
+            tidy(options.device)
+    return [Table("Training step", {"trained": lambda row: row["trained"], **sidebyside.COLUMNS}, rows, _notes(rows))]
+
+
+def measure(shape: Shape, mode: Mode, peak: Peak, options: argparse.Namespace) -> list[dict[str, Any]]:
+    rows, scale = rows_of(options, shape), scale_of(options)
+    subject = subject_of(
+        shape, scale, rows, options.device, options.dtype, mode, ANSWER, checkpointing=options.checkpointing
+    )
+    trainee = Trainee(subject)
+    ways = ways_of(subject.model, shape, subject.kept, "compact")
+    found = compare(subject, ways, trainee.step, bounds_of(subject, trainee, peak), options, f"{shape.key} {mode}")
+    return [{"trained": f"{NAMES[mode]}, {rows} rows", **row} for row in found]
+
+
+def bounds_of(subject: Subject, trainee: Trainee, peak: Peak) -> dict[str, Bound]:
+    def whole() -> None:
+        trainee.learn(trainee.loss(None, False))
+
+    ideal = Ideal.of(subject, whole, peak, training=True)
+    short = ideal.at(subject.short)
+    ours = Bound(ideal.full.flops / short.flops, ideal.full.seconds / short.seconds)
+    return {OURS: ours, NOTHING: Bound(1.0, 1.0)}
+
+
+def _notes(rows: list[dict[str, Any]]) -> list[str]:
+    text = (
+        f"A row: {BEFORE} tokens, one picture, {BEHIND} tokens, {ANSWER} to be learnt. Forward, loss at supervised "
+        "positions only (full tokens too), backward, fused AdamW; the tower frozen, the projector whole."
+    )
+    return [text, *sidebyside.NOTES]
