@@ -3,6 +3,8 @@
 from .attach import Attached, Kept, attach
 from .check import check
 from .checkpoint import load
+from .compare import compare
+from .export import export
 from .reducers import (
     DART,
     REDUCERS,
@@ -43,6 +45,8 @@ __all__ = [
     "WindowFastV",
     "attach",
     "check",
+    "compare",
+    "export",
     "from_config",
     "load",
     "train",

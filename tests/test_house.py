@@ -18,7 +18,7 @@ FLOORS = (
     ("budget", "layout", "pools", "reducers", "reduction"),
     ("attach", "families", "pixels", "processors"),
     ("checkpoint", "data", "loss", "measure", "recipe", "schedule"),
-    ("base", "bench", "chat", "check", "compare", "env", "export", "plan", "report", "show", "train"),
+    ("base", "bench", "chat", "check", "compare", "env", "export", "lmms_eval", "plan", "report", "show", "train"),
     ("__init__", "__main__"),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

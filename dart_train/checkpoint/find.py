@@ -36,8 +36,8 @@ class Found:
 
     @property
     def dtype(self) -> str:
-        """As saved; of a run what training computed in, for its weights may be float32 copies."""
-        exported = (self.place.folder / PROVENANCE).is_file()
+        """As saved; of a run and of an adapter what training computed in: a run's weights may be float32 copies."""
+        exported = (self.place.folder / PROVENANCE).is_file() and not self.place.adapter
         return "auto" if exported else self.provenance.trained_dtype or "auto"
 
 

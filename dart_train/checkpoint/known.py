@@ -27,9 +27,10 @@ class Provenance:
     step: int | None = None
     recipe: Mapping[str, Any] | None = None
     budgets: Budgets | None = None
-    versions: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)  # trained with
     data: tuple[Mapping[str, Any], ...] = ()  # a fingerprint of each source
     results: Mapping[str, Any] = field(default_factory=dict)  # what was measured: validation, compare
+    exported_with: Mapping[str, str] = field(default_factory=dict)  # versions
 
     def to_dict(self) -> dict[str, Any]:
         budgets = None if self.budgets is None else self.budgets.to_dict()

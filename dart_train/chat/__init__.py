@@ -1,0 +1,1 @@
+"""The chat verb: a quick try of a model on a picture, and how questions are asked of it from Python."""

@@ -1,0 +1,114 @@
+"""From a run to a folder that needs neither the run nor this package."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from ..checkpoint import Found, find, write_reducers
+from ..checkpoint.adapters import merged
+from ..checkpoint.known import Provenance, write_provenance
+from ..checkpoint.place import ADAPTER, Which
+from ..checkpoint.weights import read_model
+from .card import write_card
+from .facts import all_known
+from .place import check_out, check_room, finished, unfinished
+from .prove import Expected, expect, prove
+
+DTYPES = ("float32", "bfloat16", "float16")
+_ADAPTER_FILES = (ADAPTER, "adapter_model.safetensors")
+
+
+@dataclass
+class Work:
+    """One export under way: `folder` is written, then proven, then renamed to `out`."""
+
+    found: Found
+    folder: Path
+    out: Path
+    dtype: torch.dtype | str
+    adapter_only: bool
+
+
+def take_away(
+    run: str | Path, out: str | Path, which: Which, adapter_only: bool, force: bool, dtype: str | None, base: Any
+) -> Path:
+    out = Path(out)
+    check_out(out, Path(run), force)
+    found = _found(run, which, adapter_only, dtype, base)
+    check_room(out, found)
+    with unfinished(out) as folder:
+        work = Work(found, folder, out, dtype or found.dtype, adapter_only)
+        with _steps(("read the weights", "write", "prove it in a fresh process")) as step:
+            step("read the weights")
+            model = read_model(found.source, work.dtype, found.kernel, merge=False)
+            expected = expect(model, found.processor)
+            step("write")
+            _write(work, model, expected)
+            step("prove it in a fresh process")
+            difference = prove(folder, found, expected, work.dtype, adapter_only)
+        finished(folder, out)
+    print(f"export: {out} is done; a fresh process gave the run's logits, off by {difference:.2g} of their spread")
+    return out
+
+
+def _found(run: str | Path, which: Which, adapter_only: bool, dtype: str | None, base: Any) -> Found:
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype!r}: expected one of {', '.join(DTYPES)}")
+    if dtype is not None and adapter_only:
+        raise ValueError(f"dtype={dtype!r}: an adapter is taken away as it was saved; leave it out")
+    found = find(run, checkpoint=which, base=base)
+    if adapter_only and not found.place.adapter:
+        raise ValueError(
+            f"{run}: full weights were trained, there is no adapter to take away; leave --adapter-only out"
+        )
+    return found
+
+
+def _write(work: Work, model: Any, expected: Expected) -> None:
+    if work.adapter_only:
+        _copy_adapter(work)
+    else:
+        plain = merged(model) if work.found.place.adapter else model
+        expected.remember(plain)
+        plain.save_pretrained(work.folder)
+    _write_beside(work)
+
+
+def _copy_adapter(work: Work) -> None:
+    for name in _ADAPTER_FILES:
+        shutil.copy(work.found.place.folder / name, work.folder / name)
+
+
+def _write_beside(work: Work) -> None:
+    """Processor, reduction, provenance and model card."""
+    found, folder = work.found, work.folder
+    found.processor.save_pretrained(folder)
+    if found.trained is not None:
+        write_reducers(folder, found.trained)
+    recipe = found.place.folder / "recipe.yaml"
+    if recipe.is_file():
+        shutil.copy(recipe, folder / recipe.name)
+    known: Provenance = all_known(found)
+    write_provenance(folder, known)
+    write_card(folder, known, found, work.out.name, work.adapter_only)
+
+
+@contextmanager
+def _steps(names: tuple[str, ...]) -> Iterator[Callable[[str], None]]:
+    """A bar over what an export does; a call begins the step of that name."""
+    with tqdm(total=len(names), desc="export", bar_format="{desc} {bar} {n}/{total} {elapsed} {postfix}") as bar:
+
+        def begin(name: str) -> None:
+            bar.update(names.index(name) - bar.n)
+            bar.set_postfix_str(name)
+
+        yield begin
+        bar.update(bar.total - bar.n)

@@ -1,0 +1,3 @@
+from tests.checkpoint.runs import runs
+
+__all__ = ["runs"]

@@ -1,0 +1,129 @@
+"""What the plug-in answers, without lmms-eval: the same as asked directly."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import dart_train
+from dart_train import DART
+from dart_train.chat.asking import answers, inputs_of, question, said
+from dart_train.lmms_eval.answering import Tokens, answer, cut, generation, likelihood, until
+from dart_train.lmms_eval.conversations import plain, visual_question
+from dart_train.lmms_eval.options import open_model
+from tests.train.scene import ROOT
+from tests.zoo import picture, save_folder, sentence
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_folder("llava", tmp_path_factory.mktemp("model") / "llava")
+
+
+def test_the_entry_point_names_what_is_there() -> None:
+    tomllib = pytest.importorskip("tomllib")  # Python 3.11
+    (place,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"][
+        "lmms_eval.models"
+    ].values()
+    module, name = place.split(":")
+    assert callable(getattr(importlib.import_module(module), name))
+    assert "lmms_eval" not in sys.modules or "site-packages" in str(sys.modules["lmms_eval"].__file__)
+
+
+def test_a_batch_is_answered_as_its_questions_alone(folder: Path) -> None:
+    loaded = open_model({"pretrained": str(folder), "reducer": "dart", "keep": 8}, "cpu")
+    asked = [[question(sentence(3, 1), [picture(1)])], [question(sentence(6, 2), [picture(2), picture(3)])]]
+    seen = Tokens()
+    wishes = {"max_new_tokens": 5, "temperature": 0, "until": ["\n\n"]}
+    together = answer(loaded, asked, wishes, seen)
+    assert [each.text for each in together] == [answers(loaded, [one], max_new_tokens=5)[0] for one in asked]
+    assert (seen.before, seen.kept) == (3 * 64, 2 * 8)
+    assert [each.tokens_in for each in together] == [inputs_of(loaded, [one])["input_ids"].shape[1] for one in asked]
+    assert all(1 <= each.tokens_out <= 5 for each in together)
+
+
+@pytest.mark.parametrize("reducer", ["none", "dart"])
+def test_a_likelihood_is_that_of_the_model(folder: Path, reducer: str) -> None:
+    """Token by token: each probability from a prefill of all that comes before it, chosen by the prompt alone."""
+    keep = {} if reducer == "none" else {"keep": 8}
+    loaded = open_model({"pretrained": str(folder), "reducer": reducer, **keep}, "cpu")
+    conversation = [question(sentence(4, 1), [picture(1)])]
+    told = likelihood(loaded, conversation, "red circle")
+    inputs = inputs_of(loaded, [conversation])
+    tokens = loaded.processor.tokenizer("red circle", add_special_tokens=False)["input_ids"]
+    written = loaded.model.generate(
+        **inputs, max_new_tokens=len(tokens), do_sample=False, output_logits=True, return_dict_in_generate=True,
+        logits_processor=[Forced(inputs["input_ids"].shape[1], tokens)],
+    )  # fmt: skip
+    each = [step.log_softmax(-1)[0, token] for step, token in zip(written.logits, tokens, strict=True)]
+    assert told.log_probability == pytest.approx(float(sum(each)), rel=1e-4)
+    assert told.greedy == all(int(s.argmax()) == t for s, t in zip(written.logits, tokens, strict=True))
+
+
+class Forced:
+    """Makes generation write given tokens."""
+
+    def __init__(self, prompt: int, tokens: list[int]) -> None:
+        self.prompt, self.tokens = prompt, tokens
+
+    def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        forced = torch.full_like(scores, -torch.inf)
+        forced[:, self.tokens[ids.shape[1] - self.prompt]] = 0
+        return forced
+
+
+def test_what_the_model_would_say_itself_is_greedy(folder: Path) -> None:
+    loaded = open_model({"pretrained": str(folder), "reducer": "dart", "keep": 8}, "cpu")
+    conversation = [question(sentence(4, 3), [picture(4)])]
+    inputs = inputs_of(loaded, [conversation])
+    first = loaded.model.generate(**inputs, max_new_tokens=1, do_sample=False)[0, -1]
+    word = loaded.processor.tokenizer.decode(first)
+    if loaded.processor.tokenizer(word, add_special_tokens=False)["input_ids"] == [int(first)]:
+        assert likelihood(loaded, conversation, word).greedy
+    assert not likelihood(loaded, conversation, "red circle red").greedy
+
+
+def test_generation_is_greedy_unless_a_task_samples() -> None:
+    assert generation({"temperature": 0, "top_p": 1.0, "num_beams": 1, "until": ["x"]}) == {
+        "do_sample": False, "max_new_tokens": 1024, "num_beams": 1,
+    }  # fmt: skip
+    assert generation({"temperature": 0.7, "max_new_tokens": 9})["do_sample"] is True
+    assert generation({"do_sample": False, "temperature": 0.7}) == {"do_sample": False, "max_new_tokens": 1024}
+
+
+def test_an_answer_ends_where_the_task_says() -> None:
+    assert cut("red\n\nbecause", ["\n\n"]) == "red" and cut("red", ["\n\n"]) == "red"
+    assert cut("\n\nred\n\nx", ["\n\n"]).strip() == "red" and cut("a. b; c", [";", "."]) == "a"
+    assert until({"until": "x"}) == ["x"] and until({"until": ["x", ""]}) == ["x"] and until({}) == []
+
+
+def test_a_mark_written_into_the_text_is_no_second_picture(folder: Path) -> None:
+    processor = dart_train.load(folder, device="cpu").processor
+    (turn,) = visual_question(processor, f"{processor.image_token}\nwhat is it", [picture(1).convert("L")])
+    assert [part["type"] for part in turn["content"]] == ["image", "text"]
+    assert turn["content"][1]["text"] == "what is it" and turn["content"][0]["image"].mode == "RGB"
+    assert plain(processor, [turn, said("yes")]) == [turn, said("yes")]
+    with pytest.raises(NotImplementedError, match="a task brings video"):
+        plain(processor, [{"role": "user", "content": [{"type": "video", "video": "x.mp4"}]}])
+
+
+def test_options_become_a_reducer(folder: Path) -> None:
+    loaded = open_model({"pretrained": str(folder), "reducer": "dart", "keep": 0.5, "layer": 3, "rule": "paper"}, "cpu")
+    assert loaded.attached is not None and loaded.attached.reducers == (DART(keep=0.5, layer=3, rule="paper"),)
+    assert open_model({"pretrained": str(folder)}, "cpu").attached is None
+
+
+@pytest.mark.parametrize("given,told", [
+    ({"pretraind": "x"}, "pretraind: unknown, did you mean pretrained?; pretrained: missing"),
+    ({"pretrained": "./gone", "keep": 0}, "keep=0: expected a number of tokens"),
+    ({"pretrained": "./gone"}, "there is no such folder"),
+    ({"layer": 3, "pretrained": "x"}, "layer: of which reduction? give reducer="),
+])  # fmt: skip
+def test_wrong_model_args_are_told(given: dict[str, object], told: str) -> None:
+    with pytest.raises(ValueError) as error:
+        open_model(given, None)
+    assert told in str(error.value)

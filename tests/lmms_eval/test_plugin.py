@@ -1,0 +1,117 @@
+"""The real lmms-eval finds the plug-in, runs local tasks through it and writes down what the model says.
+
+Runs where lmms-eval is installed together with this package: pip install .[lmms] in an environment of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import dart_train
+from dart_train.chat.asking import answers, question
+from dart_train.lmms_eval import NAME
+from tests.train.scene import ROOT
+from tests.zoo import picture, save_folder, sentence
+
+pytest.importorskip("lmms_eval")
+
+ASKED = 5
+TASK = """
+task: {name}
+dataset_path: parquet
+dataset_kwargs: {{data_files: {{test: {rows}}}}}
+test_split: test
+output_type: {kind}
+doc_to_visual: !function tiny.pictures
+doc_to_text: !function tiny.text
+{more}
+metadata: [{{version: 0.0}}]
+"""
+GENERATE = """
+doc_to_target: answer
+generation_kwargs: {max_new_tokens: 4, temperature: 0, do_sample: false}
+metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
+"""
+CHOOSE = """
+doc_to_choice: ["red", "the small circle"]
+doc_to_target: 0
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+"""
+FUNCTIONS = """
+def pictures(doc):
+    return [doc["image"].convert("RGB")]
+
+def text(doc, lmms_eval_specific_kwargs=None):
+    return doc["question"]
+"""
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, rows, and two tasks of lmms-eval over them."""
+    import datasets
+
+    folder = tmp_path_factory.mktemp("scene")
+    save_folder("llava", folder / "llava")
+    rows = [{"image": picture(i), "question": sentence(3 + i % 2, i), "answer": "red"} for i in range(ASKED)]
+    features = datasets.Features(
+        {"image": datasets.Image(), "question": datasets.Value("string"), "answer": datasets.Value("string")}
+    )
+    datasets.Dataset.from_list(rows, features=features).to_parquet(folder / "rows.parquet")
+    (folder / "tasks").mkdir()
+    (folder / "tasks" / "tiny.py").write_text(FUNCTIONS)
+    for name, kind, more in (("tiny_says", "generate_until", GENERATE), ("tiny_weighs", "multiple_choice", CHOOSE)):
+        text = TASK.format(name=name, rows=folder / "rows.parquet", kind=kind, more=more)
+        (folder / "tasks" / f"{name}.yaml").write_text(text)
+    return folder
+
+
+def evaluate(scene: Path, out: Path, task: str, *more: str, model_args: str = "reducer=dart,keep=8") -> dict[str, Any]:
+    """Through the command line of lmms-eval; its samples, as it wrote them."""
+    command = [sys.executable, "-m", "lmms_eval", "--model", NAME, "--tasks", task, "--device", "cpu"]
+    command += ["--model_args", f"pretrained={scene / 'llava'},{model_args}", "--include_path", str(scene / "tasks")]
+    command += ["--output_path", str(out), "--log_samples", *more]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
+    (samples,) = out.rglob(f"*samples_{task}.jsonl")
+    (results,) = out.rglob("*results.json")
+    rows = [json.loads(line) for line in samples.read_text().splitlines()]
+    return {"samples": sorted(rows, key=lambda row: row["doc_id"]), "results": json.loads(results.read_text())}
+
+
+def test_the_registry_finds_the_plug_in() -> None:
+    from lmms_eval.api.model import lmms
+    from lmms_eval.models import get_model, list_available_models
+
+    assert NAME in list_available_models()
+    chat, simple = get_model(NAME), get_model(NAME, force_simple=True)
+    assert issubclass(chat, lmms) and not chat.is_simple and issubclass(simple, lmms) and simple.is_simple
+
+
+@pytest.mark.parametrize("more", [[], ["--force_simple"], ["--batch_size", "2"]], ids=["chat", "simple", "batched"])
+def test_a_task_is_answered_with_the_reduction_on(scene: Path, tmp_path: Path, more: list[str]) -> None:
+    told = evaluate(scene, tmp_path, "tiny_says", *more)
+    loaded = dart_train.load(scene / "llava", {"method": "dart", "keep": 8}, device="cpu")
+    asked = [[question(sentence(3 + i % 2, i), [picture(i)])] for i in range(ASKED)]
+    direct = [answers(loaded, [one], max_new_tokens=4)[0] for one in asked]
+    assert [row["filtered_resps"][0] for row in told["samples"]] == direct
+    full = dart_train.load(scene / "llava", reducer=None, device="cpu")
+    assert direct != [answers(full, [one], max_new_tokens=4)[0] for one in asked]
+
+
+def test_given_answers_are_weighed(scene: Path, tmp_path: Path) -> None:
+    from dart_train.lmms_eval.answering import likelihood
+
+    told = evaluate(scene, tmp_path, "tiny_weighs", "--force_simple")
+    loaded = dart_train.load(scene / "llava", {"method": "dart", "keep": 8}, device="cpu")
+    asked = [[question(sentence(3 + i % 2, i), [picture(i)])] for i in range(ASKED)]
+    right = 0
+    for one in asked:
+        weighed = [likelihood(loaded, one, f" {choice}").log_probability for choice in ("red", "the small circle")]
+        right += weighed[0] > weighed[1]
+    assert told["results"]["results"]["tiny_weighs"]["acc,none"] == pytest.approx(right / ASKED)
