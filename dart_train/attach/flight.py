@@ -32,6 +32,7 @@ class Flight:
     seen: Seen = field(default_factory=Seen)
     kept: list[Reduction] = field(default_factory=list)  # per stage, from the full sequence
     kept_visual: list[tuple[int, ...]] = field(default_factory=list)
+    pivots: list[tuple[Tensor, Tensor] | None] = field(default_factory=list)  # per stage: [R, P] places, which count
     memo: dict[Any, Any] = field(default_factory=dict)
 
     @property
@@ -45,6 +46,7 @@ class Flight:
         counts = reducer.counts(pools)
         view = View(pools, hidden, scale, self.seen, reducer.budgets(pools), self.grid_shapes, seed)
         keep = _checked(reducer, reducer.select(view), pools, counts)
+        self.pivots.append(self._original(view.pivots))
         with torch.no_grad():
             content = reducer.content(view, keep)
         if content is not None:
@@ -57,9 +59,15 @@ class Flight:
         self.seen = Seen()
         return kept.gather(hidden)
 
+    def _original(self, pivots: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor] | None:
+        """Places of the present stage's sequence -> those of the full one."""
+        if pivots is None or not self.kept or self.pools is None:
+            return pivots
+        return self.kept[-1].index[self.pools.rows].gather(1, pivots[0]), pivots[1]
+
     def fork(self) -> Flight:
         """The same forward, its choices yet to be made, for another budget."""
-        return replace(self, kept=[], kept_visual=[], memo={})
+        return replace(self, kept=[], kept_visual=[], pivots=[], memo={})
 
     def follow(self, x: Tensor, stage: int) -> Tensor:
         """Rotary embeddings [B or 1, L, d], or [3, B, L, d], gathered once a stage."""

@@ -98,7 +98,10 @@ class DART(Reducer):
         text = highest_places(sign * view.score(score), view.pools.prompt, self.text_pivots)
         n_image, quotas = self._plan(view, own.shape[1])
         keep = highest(visual, view.valid, per_pool(n_image, visual))
-        similarity = view.cosine(torch.cat([view.pools.slots.gather(1, own), text], 1))
+        pivots = torch.cat([view.pools.slots.gather(1, own), text], 1)
+        similarity = view.cosine(pivots)
+        meant = [keep.gather(1, own), view.pools.prompt.gather(1, text)]  # fewer, where a pool has fewer
+        view.pivots = pivots, torch.cat(meant, 1)
         return take_least_similar(similarity, keep, view.valid, quotas)
 
 
