@@ -96,8 +96,7 @@ class Case:
             return None
         keeps = [teacher_keep(distill, r.keep, most, self.steps // 2, self.steps) for r in budget.reducers]
         work = self.workload.of([replace(r, keep=keep) for r, keep in zip(budget.reducers, keeps, strict=True)])
-        # The tower and the layers before the reduction run once for teacher and student.
-        return replace(work, stages=work.stages[-len(keeps) :], pixels=0 * work.pixels)
+        return replace(work, stages=work.stages[-len(keeps) :])  # the layers before the reduction run once for both
 
     def seconds(self, limit: float) -> Rates:
         """Timed on this device; limit: for each call, in all its repeats."""

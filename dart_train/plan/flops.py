@@ -36,7 +36,6 @@ def flop_rates(model: Any, config: Any, setup: Setup, patches: float) -> Rates:
         forward=forward,
         head=Quadratic(token=float(head * (3 if modes["language"] == "full" else 2))),
         tower=_PRODUCT * sum(weights * (passes[part] + again) for part, weights in seen.items()),
-        tower_forward=_PRODUCT * sum(seen.values()),
     )
 
 

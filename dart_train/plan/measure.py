@@ -63,7 +63,6 @@ def measure(config: Any, setup: Setup, workload: Workload, works: Sequence[Work]
         forward=forward,
         head=_fitted("head", 1, found, pairs=False).scaled(factor),
         tower=(found.get("tower", 0.0) + found.get("tower again", 0.0)) / visual,
-        tower_forward=found.get("tower forward", 0.0) / visual,
         choice=sum(time for name, time in found.items() if name.startswith("choice")) / timed.rows,
         other=max(0.0, other) * float(works[0].rows.mean()) / timed.rows,
         optimizer=found["optimizer"] / weights * trained,
@@ -82,8 +81,6 @@ def _jobs(probe: Probe, timed: Timed, lengths: Sequence[int], whole: bool) -> di
         jobs["one layer"] = probe.layer(timed.rows, timed.length, timed.padded)
     if timed.visual.any():
         jobs["tower"] = probe.tower(timed.batch)
-        if teacher:
-            jobs["tower forward"] = probe.tower(timed.batch, gradients=False)
         if again and probe.trains("vision"):
             jobs["tower again"] = probe.tower(timed.batch, gradients=False)
     for length in lengths:

@@ -17,7 +17,7 @@ _FORWARD = 1 / 3  # of a head's forward and backward
 @dataclass(frozen=True)
 class Rates:
     """layer: of a decoder layer in training, what checkpointing computes again included; forward: of a teacher's; both
-    by rows and length. head: by targets. tower, tower_forward: of a visual token. choice: of a row with pictures.
+    by rows and length. head: by targets. tower: of a visual token. choice: of a row with pictures.
     other: of a micro-batch: embedding, masks, Python. optimizer: of a step. tower_saved: bytes kept for a visual token.
     """
 
@@ -25,7 +25,6 @@ class Rates:
     forward: Quadratic
     head: Quadratic
     tower: float
-    tower_forward: float
     choice: float = 0.0
     other: float = 0.0
     optimizer: float = 0.0
@@ -44,7 +43,7 @@ class Rates:
         }
         if teacher is not None:
             layers, head = self._layers(teacher, self.forward), self.head(1, work.learnt) * _FORWARD
-            found["teacher"] = layers + head + teacher.pixels * self.tower_forward + self._choice(teacher)
+            found["teacher"] = layers + head + self._choice(teacher)  # the tower runs once for both
         return found
 
     @staticmethod

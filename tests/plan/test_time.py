@@ -17,7 +17,7 @@ from dart_train.plan.quadratic import Quadratic
 from dart_train.plan.rates import Rates
 from tests.plan.cases import case_of, quick
 
-RATES = Rates(Quadratic(1e-4, 1e-5, 1e-8), Quadratic(0, 3e-6), Quadratic(0, 1e-6), 1e-6, 3e-7, other=1e-3)
+RATES = Rates(Quadratic(1e-4, 1e-5, 1e-8), Quadratic(0, 3e-6), Quadratic(0, 1e-6), 1e-6, other=1e-3)
 
 
 def test_keep_all_gains_nothing_and_pays_for_the_choice(text: str) -> None:
