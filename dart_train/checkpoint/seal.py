@@ -18,6 +18,7 @@ MARK = "complete.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
 _UNFINISHED = ".unfinished"  # suffix of what is being written
 _REPLACED = ".replaced"  # suffix of what makes room for a checkpoint of the same step
+_DISCARDED = ".discarded"  # suffix of what is being removed
 
 
 @dataclass(frozen=True)
@@ -104,14 +105,25 @@ def sweep(run: Path, keep: int | None = None, best: Path | None = None) -> None:
         target = run / replaced.name.removeprefix(".").removesuffix(_REPLACED)
         if not target.exists():  # killed between the two renames
             os.replace(replaced, target)
-    for leftover in [*run.glob(f".checkpoint-*{_UNFINISHED}"), *run.glob(f".checkpoint-*{_REPLACED}")]:
-        shutil.rmtree(leftover, ignore_errors=True)
+    for suffix in (_UNFINISHED, _REPLACED, _DISCARDED):
+        for leftover in run.glob(f".checkpoint-*{suffix}"):
+            shutil.rmtree(leftover, ignore_errors=True)
     if keep is None:
         return
     whole = sorted((folder for folder in checkpoints(run) if is_whole(folder)), key=steps_of)
     for folder in whole[:-keep]:
         if best is None or folder.name != best.name:
-            shutil.rmtree(folder, ignore_errors=True)
+            _discard(folder)
+
+
+def _discard(folder: Path) -> None:
+    """At once, by its name: a kill in the middle leaves no half checkpoint behind."""
+    hidden = folder.with_name(f".{folder.name}{_DISCARDED}")
+    try:
+        os.replace(folder, hidden)
+    except OSError:
+        return  # it stays for another time
+    shutil.rmtree(hidden, ignore_errors=True)
 
 
 def _files(folder: Path) -> Iterator[Path]:

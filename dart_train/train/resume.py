@@ -9,6 +9,7 @@ from pathlib import Path
 from ..checkpoint import MARK, Damaged, newest_whole, problems, steps_of
 from ..recipe import Recipe
 from .changes import check_unchanged
+from .harmless import check_harmless
 from .ranks import Ranks
 from .zero import deepspeed_config, stage_of
 
@@ -20,6 +21,7 @@ def start_from(recipe: Recipe, ranks: Ranks, force: bool = False) -> tuple[Path 
     otherwise than it was when the checkpoint was written is told and accepted."""
     found, passed = _choose(recipe)
     if found is not None:
+        check_harmless(found)
         _check_spread(found, recipe, ranks)
         for changed in check_unchanged(found, recipe, force):
             log.warning("going on from %s, though otherwise: %s", found.name, changed)

@@ -75,6 +75,16 @@ def test_sweeping_keeps_the_newest_the_best_and_what_is_not_its_own(tmp_path: Pa
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"checkpoint-{n}" for n in (1, 3, 4, 5)]
 
 
+def test_what_a_kill_left_of_a_removal_goes_and_of_a_replacement_comes_back(tmp_path: Path) -> None:
+    make(tmp_path, 3).rename(tmp_path / ".checkpoint-3.discarded")
+    make(tmp_path, 4).rename(tmp_path / ".checkpoint-4.replaced")
+    make(tmp_path, 5)
+    (tmp_path / ".checkpoint-5.replaced").mkdir()
+    sweep(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-4", "checkpoint-5"]
+    assert is_whole(tmp_path / "checkpoint-4")
+
+
 def test_reducers_come_back_as_they_were_written(tmp_path: Path) -> None:
     assert read_reducers(tmp_path) is None
     stages = [DART(keep=64, per="image"), KeepAll(layer=5)]

@@ -1,0 +1,55 @@
+"""Nothing is unpickled from a checkpoint that a stranger could have made."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dart_train.train.command import main
+from dart_train.train.harmless import check_harmless
+from tests.train.scene import make_recipe
+
+
+class Bomb:
+    def __init__(self, place: Path) -> None:
+        self.place = place
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.place,)
+
+
+def checkpoint(run: Path, content: Any) -> Path:
+    folder = run / "checkpoint-2"
+    folder.mkdir(parents=True)
+    torch.save(content, folder / "optimizer.pt")
+    sizes = {"optimizer.pt": (folder / "optimizer.pt").stat().st_size}
+    (folder / "complete.json").write_text(json.dumps({"step": 2, "ranks": 1, "stage": None, "files": sizes}))
+    return folder
+
+
+def test_a_foreign_checkpoint_is_refused_before_it_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe, fuse = make_recipe(tmp_path), tmp_path / "went off"
+    checkpoint(tmp_path / "run", {"state": Bomb(fuse)})
+    assert main([str(recipe)]) == 2
+    told = capsys.readouterr().err
+    assert "would run code when it is loaded" in told and "Traceback" not in told
+    assert not fuse.exists()
+
+
+def test_a_bare_pickle_is_not_opened(tmp_path: Path) -> None:
+    fuse = tmp_path / "went off"
+    (tmp_path / "state.pt").write_bytes(pickle.dumps(Bomb(fuse)))
+    with pytest.raises(ValueError, match="is not opened"):
+        check_harmless(tmp_path)
+    assert not fuse.exists()
+
+
+def test_tensors_and_plain_things_are_harmless(tmp_path: Path) -> None:
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+
+    check_harmless(checkpoint(tmp_path, {"step": torch.ones(2), "groups": [{"lr": 0.1}], "scale": LossScaler(1.0)}))
