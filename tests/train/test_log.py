@@ -12,9 +12,12 @@ from typing import Any
 import pytest
 
 from dart_train import train
+from dart_train.recipe import load_recipe
 from dart_train.train.log.metrics import MetricsFile, read_metrics
 from dart_train.train.log.progress import line
 from dart_train.train.log.trackers import wandb_mode
+from dart_train.train.ranks import Ranks
+from dart_train.train.run import build, prepare
 from tests.train.scene import losses, make_recipe
 
 
@@ -108,6 +111,17 @@ def test_metrics_of_steps_that_come_again_are_dropped(tmp_path: Path) -> None:
     file.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"ste')
     MetricsFile(tmp_path, start_step=2)
     assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2]
+
+
+def test_only_the_first_rank_touches_the_files(tmp_path: Path) -> None:
+    """Two ranks that rewrite one file at the same time lose lines: one reads what the other has just emptied."""
+    recipe, run = make_recipe(tmp_path), tmp_path / "run"
+    run.mkdir()
+    (run / "metrics.jsonl").write_text('{"step": 1}\n')
+    before = {file.name: (file.stat().st_ino, file.stat().st_mtime_ns) for file in run.iterdir()}
+    read = load_recipe(recipe, ["train.zero_stage=0", "log.report_to=[wandb, tensorboard]"])
+    build(prepare(read, Ranks(1, 2, 2, torchrun=True)))
+    assert {file.name: (file.stat().st_ino, file.stat().st_mtime_ns) for file in run.iterdir()} == before
 
 
 def test_the_line_tells_loss_speed_tokens_time_and_memory() -> None:

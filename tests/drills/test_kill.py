@@ -1,0 +1,32 @@
+"""kill -9 at random moments, inside a checkpoint write too: the same command goes on, losses bit for bit."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.drills.killing import MOMENTS, SAVE, VICTIMS, drill
+from tests.drills.results import record
+
+MANY = int(os.environ.get("DART_TRAIN_DRILLS", "30"))
+
+
+@pytest.mark.deepspeed
+def test_killed_twice_it_ends_as_if_undisturbed(tmp_path: Path) -> None:
+    toll = drill(tmp_path, [("rank 1", "write"), ("launcher", "step")], 8, seed=1)
+    assert max(toll.lost) <= SAVE
+
+
+@pytest.mark.drill
+@pytest.mark.deepspeed
+@pytest.mark.parametrize("stage", [2, 3])
+def test_killed_again_and_again(tmp_path: Path, stage: int) -> None:
+    chance = random.Random(stage)
+    plan = [(VICTIMS[i % len(VICTIMS)], chance.choice(MOMENTS)) for i in range(MANY)]
+    toll = drill(tmp_path, plan, 3 * MANY + 4, stage, f"train.zero_stage={stage}")
+    done = f"kill -9 of {', '.join(sorted(set(toll.kills)))}; 2 ranks, ZeRO-{stage}, a checkpoint every {SAVE} steps"
+    lost = f"at most {max(toll.lost)} steps a kill, {sum(toll.lost)} in all; losses as undisturbed, bit for bit"
+    record(f"kill, ZeRO-{stage}", done, MANY, lost)

@@ -1,0 +1,53 @@
+"""A rank that dies or falls silent: the others end within the stated time, and name it."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import psutil
+import pytest
+
+from dart_train.train.peers import LOST
+from tests.drills.launched import Launched, step_of, wait
+from tests.train.scene import make_recipe
+
+pytestmark = pytest.mark.deepspeed
+LONG = ["train.per_device_batch_size=1", "train.max_steps=100000", "train.save_steps=100000"]
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_recipe(tmp_path_factory.mktemp("peers"))
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_rank_ends_the_others(recipe: Path, tmp_path: Path, victim: int) -> None:
+    run = tmp_path / "run"
+    began = Launched(recipe, *LONG, f"train.output_dir={run}", log=tmp_path / "log")
+    wait(lambda: step_of(run) >= 1, "no step was done", began)
+    killed = began.rank(victim)
+    assert killed is not None
+    killed.kill()
+    assert began.end() != 0
+    told = began.log.read_text(errors="replace")
+    assert f"rank {victim} (process {killed.pid} on" in told and "is gone" in told
+    assert not began.held_ports()
+
+
+def test_a_rank_that_falls_silent_is_named(recipe: Path, tmp_path: Path) -> None:
+    """Stopped, not dead: no connection closes, and DeepSpeed's groups would wait for half an hour."""
+    run = tmp_path / "run"
+    more = ["train.timeout_seconds=60", "train.zero_stage=3"]
+    began = Launched(recipe, *LONG, *more, f"train.output_dir={run}", log=tmp_path / "log")
+    wait(lambda: step_of(run) >= 1, "no step was done", began)
+    stopped = began.rank(1)
+    assert stopped is not None
+    stopped.suspend()
+    wait(lambda: began.rank(0) is None, "the other rank waits on", began)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        stopped.resume()  # what the launcher cannot end while it is stopped
+    assert began.end() != 0
+    told = began.log.read_text(errors="replace")
+    assert f"rank 1 (process {stopped.pid} on" in told and "is stopped" in told
+    assert f"return code = {LOST}" in told
