@@ -41,23 +41,24 @@ with attach(model, DART(keep=0.111, layer=2)):
 ## What it gets right
 
 Percent of answers that are right in full (exact match, greedy), with Wilson's 95% intervals, on questions of the
-split `{measure.split}`, whose scenes are in no other split. The model has only ever seen full tokens in training;
-the other columns are DART, training-free, at layer K = {measure.layer}.
+split `{measure.split}`, whose scenes are in no other split. In training nothing was ever dropped between layers; the
+columns behind `full` are DART, training-free, at layer K = {measure.layer}.
 
 {table}
 """
 
-BLIND = """For its first lessons the language model was given a constraint: in its first {count} layers text does not
-look at the picture (an attention mask, in training alone), so that the question is read there and the picture in the
-layers behind, as large models do. A model of this size would else answer in its first two layers, and tokens dropped
-behind them would cost nothing. The last stage lifts the constraint; the finished model is a plain LLaVA."""
+BLIND = """\
+One constraint is a decision of ours: while the language model learns alone, text does not look at the picture
+in its first {count} layers (an attention mask, there and then only), so that the question is read in those and the
+picture behind them, as large models do. A model of this size can answer within its first two layers, and tokens
+dropped behind them would cost it nothing. The joint stage has no such mask, and the finished model is a plain
+LLaVA."""
 
 TOLD = {
-    "vision": "the tower alone names what each patch shows: item, colour, character, and if it stands for its item",
+    "vision": "the tower alone names each patch: item, colour, character, place, and whether it stands for its item",
     "language": "the language model alone answers, symbols in place of the picture's patches; keys start as queries",
     "projector": "from what the tower sees to those symbols, tower and language model frozen",
     "joint": "all weights, from pictures to answers",
-    "lifted": "all weights again, no layer blind",
 }
 
 

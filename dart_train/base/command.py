@@ -64,7 +64,5 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("recipe", help="recipe.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as stages.joint.steps=100")
-    parser.add_argument(
-        "--until", choices=("vision", "language", "projector", "joint", "lifted"), help="and no further"
-    )
+    parser.add_argument("--until", choices=("vision", "language", "projector", "joint"), help="and no further")
     return parser

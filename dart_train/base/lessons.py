@@ -21,7 +21,8 @@ Asked = tuple[str, str]  # a question and its answer
 
 @dataclass(frozen=True)
 class Packed:
-    """Questions behind one picture, each blind for the others, as if it stood there alone.
+    """Questions behind one picture: `apart`, each blind for the others, as if it stood there alone; or one after the
+    other, as a conversation.
 
     ids, labels, positions, group [B, L]; group is 0 before the questions, then 1, 2, ...; -1 is padding.
     """
@@ -30,19 +31,20 @@ class Packed:
     labels: Tensor
     positions: Tensor
     group: Tensor
+    apart: bool = True
 
     def mask(self, image: int) -> tuple[Tensor, Tensor]:
         """[B, 1, L, L] who may look at whom; and the same, but text does not look at the picture."""
         mine, theirs = self.group.unsqueeze(2), self.group.unsqueeze(1)
         causal = torch.ones(self.ids.shape[1], self.ids.shape[1], dtype=torch.bool).tril()
-        open_ = causal & ((theirs == 0) | (mine == theirs))
-        blind = open_ & ~((mine > 0) & (self.ids == image).unsqueeze(1))
-        return open_.unsqueeze(1), blind.unsqueeze(1)
+        near = (theirs == 0) | (mine == theirs) if self.apart else theirs <= mine
+        blind = causal & near & ~((mine > 0) & (self.ids == image).unsqueeze(1))
+        return (causal & near).unsqueeze(1), blind.unsqueeze(1)
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """labels [B, rows, columns, 4]: what, colour, character, and whether the patch stands for its item.
+    """labels [B, rows, columns, 6]: what, colour, character, whether the patch stands for its item, row, column.
     shown [B, patches]: which of them are in the sequence."""
 
     scenes: list[Scene]
@@ -56,13 +58,10 @@ def lesson(recipe: Base, stage: Stage, step: int, offset: int = 0) -> Lesson:
     first, where = offset + step * stage.batch_size, recipe.pictures
     scenes = [scene(where.seed, "train", first + i, where.difficulty) for i in range(stage.batch_size)]
     asked = [_asked(one, stage.questions) for one in scenes]
-    return prepare(scenes, asked, recipe.vision.patch, stage.background)
-
-
-def prepare(scenes: list[Scene], asked: list[list[Asked]], patch: int, background: bool = True) -> Lesson:
-    labels = torch.stack([_labels(one, patch) for one in scenes])
-    shown = (labels[..., 0] > 0).flatten(1) | background
-    return Lesson(scenes, labels, shown, pack(asked, shown))
+    labels = torch.stack([_labels(one, recipe.vision.patch) for one in scenes])
+    shown = (labels[..., 0] > 0).flatten(1) | stage.background
+    talk = int((step + 1) * stage.conversations) > int(step * stage.conversations)
+    return Lesson(scenes, labels, shown, pack(asked, shown, apart=not talk))
 
 
 def pixels(lesson: Lesson, images: Any) -> Tensor:
@@ -80,7 +79,8 @@ def _labels(one: Scene, patch: int) -> Tensor:
         middle = item.size // 2
         across, down = (0, 0) if item.text else (middle, middle)
         anchors[(item.y + down) // patch, (item.x + across) // patch] = 1
-    return torch.cat([labels, torch.from_numpy(anchors).unsqueeze(-1)], dim=-1)
+    there = np.indices(anchors.shape)
+    return torch.cat([labels, torch.from_numpy(np.stack([anchors, *there], axis=-1))], dim=-1)
 
 
 @cache
@@ -93,24 +93,26 @@ def _ids(text: str) -> tuple[int, ...]:
     return tuple(_tokenizer()(text, add_special_tokens=False)["input_ids"])
 
 
-def pack(asked: list[list[Asked]], shown: Tensor) -> Packed:
+def pack(asked: list[list[Asked]], shown: Tensor, apart: bool = True) -> Packed:
     """asked: for each picture its questions. Patches that are not `shown` leave a gap in the positions."""
-    rows = [_row(pairs, patches) for pairs, patches in zip(asked, shown, strict=True)]
+    rows = [_row(pairs, patches, apart) for pairs, patches in zip(asked, shown, strict=True)]
     length = max(len(row[0]) for row in rows)
     fill = (_tokenizer().pad_token_id, NO_LABEL, 0, -1)
     columns = [[row[i] + [fill[i]] * (length - len(row[i])) for row in rows] for i in range(4)]
-    return Packed(*(torch.tensor(column) for column in columns))
+    return Packed(*(torch.tensor(column) for column in columns), apart=apart)
 
 
-def _row(pairs: list[Asked], shown: Tensor) -> tuple[list[int], ...]:
+def _row(pairs: list[Asked], shown: Tensor, apart: bool) -> tuple[list[int], ...]:
     start, image, end = _ids(START + USER), _ids(IMAGE), _ids(END)
     ids = [*start, *image * int(shown.sum())]
     positions = [*range(len(start)), *(len(start) + shown.nonzero().flatten()).tolist()]
     labels, group, behind = [NO_LABEL] * len(ids), [0] * len(ids), len(start) + len(shown)
     for number, (question, answer) in enumerate(pairs, 1):
-        asked, said = _ids(question + ASSISTANT), (*_ids(answer), *end)
+        lead = "" if apart or number == 1 else USER
+        asked, said = _ids(lead + question + ASSISTANT), (*_ids(answer), *end)
         ids += asked + said
         labels += [*[NO_LABEL] * len(asked), *said]
         positions += range(behind, behind + len(asked) + len(said))
         group += [number] * (len(asked) + len(said))
+        behind += 0 if apart else len(asked) + len(said)
     return ids, labels, positions, group

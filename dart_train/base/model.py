@@ -15,7 +15,11 @@ SPREAD = 0.05  # of initial weights
 WORDS = 0.15  # of embeddings: a word is not drowned on its way up by
 QUIET = 0.2  # times SPREAD of what the feed-forward layers add
 ALIKE = 0.1  # of queries, which the keys start equal to
-HEADS = {**{name: len(labels) for name, labels in LABELS.items()}, "anchor": 2}
+
+
+def kinds_of_labels(across: int) -> dict[str, int]:
+    """What the tower learns to say of each of `across` x `across` patches, and how many answers there are."""
+    return {**{name: len(labels) for name, labels in LABELS.items()}, "anchor": 2, "row": across, "column": across}
 
 
 def build(recipe: Base) -> LlavaForConditionalGeneration:
@@ -91,13 +95,13 @@ class Symbols(nn.Module):
             self.register_buffer(f"{name}_ids", torch.tensor(ids), persistent=False)
 
     def forward(self, labels: Tensor, words: Tensor) -> Tensor:
-        """labels [B, rows, columns, 4] of HEADS, words [V, D] -> [B, rows * columns, D]"""
-        what, colour, character, anchor = labels.unbind(-1)
+        """labels [B, rows, columns, 6] as in `kinds_of_labels`, words [V, D] -> [B, rows * columns, D]"""
+        what, colour, character, anchor, row, column = labels.unbind(-1)
         spelled = torch.where(anchor.bool(), self.first_ids[character], self.later_ids[character])
         found = [self.what_ids[what], self.colour_ids[colour], spelled]
         total = sum(words[ids] * (ids > 0).unsqueeze(-1) for ids in found)
         total = total + anchor.unsqueeze(-1) * self.marks[1] + (what == 0).unsqueeze(-1) * self.marks[0]
-        return (total + self.row[:, None] + self.column[None]).flatten(1, 2)
+        return (total + self.row[row] + self.column[column]).flatten(1, 2)
 
 
 class Workshop(nn.Module):
@@ -109,7 +113,8 @@ class Workshop(nn.Module):
         across = LEVELS[recipe.pictures.difficulty].size // recipe.vision.patch
         self.symbols = Symbols(recipe.language.width, across)
         self.look = nn.LayerNorm(recipe.vision.width)
-        self.heads = nn.ModuleDict({name: nn.Linear(recipe.vision.width, kinds) for name, kinds in HEADS.items()})
+        heads = {name: nn.Linear(recipe.vision.width, kinds) for name, kinds in kinds_of_labels(across).items()}
+        self.heads = nn.ModuleDict(heads)
 
     def seen(self, pixels: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, patches, vision width]"""

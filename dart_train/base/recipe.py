@@ -45,6 +45,7 @@ class Stage:
     learning_rate: Positive
     warmup: Whole = 50  # steps
     questions: Count = 7  # a picture, at most; where no question is asked it says nothing
+    conversations: Fraction = 0.0  # share of the lessons in which questions follow one another, not stand alone
     background: bool = True  # language: false leaves patches that show nothing out, gaps where they would be
     blind_layers: Whole = 0  # in so many first layers text does not look at the picture
     weight_decay: NotNegative = 0.01
@@ -57,11 +58,9 @@ class Stages:
     language: Stage  # the language model alone, on symbols in place of patches
     projector: Stage  # from what the tower sees to the symbols, both sides frozen
     joint: Stage  # everything, on pictures
-    lifted: Stage | None = None  # everything again, no layer blind
 
     def named(self) -> dict[str, Stage]:
-        every = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return {name: stage for name, stage in every.items() if stage is not None}
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .blindness import masked
 from .lessons import NO_LABEL, Lesson, Packed, pixels
-from .model import HEADS, Workshop
+from .model import Workshop
 from .recipe import Base, Stage
 
 Loss = Callable[[Lesson], tuple[Tensor, float]]  # what goes down, and an accuracy to be shown
@@ -56,7 +56,7 @@ class Stages:
         seen = self.workshop.look(self.workshop.seen(pixels(lesson, self.images))).flatten(0, 1)
         weight = torch.where(labels[:, 0] > 0, SOMETHING, 1.0)
         total, right = seen.new_zeros(()), torch.ones_like(labels[:, 0], dtype=torch.bool)
-        for place, name in enumerate(HEADS):
+        for place, name in enumerate(self.workshop.heads):
             said = self.workshop.heads[name](seen)
             losses = F.cross_entropy(said, labels[:, place], reduction="none")
             total = total + (losses * weight).sum() / weight.sum()
@@ -77,7 +77,7 @@ class Stages:
         words = self.workshop.model.get_input_embeddings()
         image = self.workshop.model.config.image_token_id
         there = (packed.ids == image).unsqueeze(-1)
-        embeds = words(packed.ids).masked_scatter(there, patches)
+        embeds = words(packed.ids).masked_scatter(there, patches.float())
         open_, covered = packed.mask(image)
         language = self.inner.language_model
         with masked(language.layers, blind, covered) if blind else nullcontext():

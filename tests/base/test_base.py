@@ -15,7 +15,7 @@ from dart_train.base.command import train
 from dart_train.base.lessons import NO_LABEL, lesson, pack
 from dart_train.base.model import Workshop
 from dart_train.base.processor import UNKNOWN, processor, tokenizer
-from dart_train.base.recipe import Base, load_base
+from dart_train.base.recipe import Base, Stage, load_base
 from dart_train.base.stages import Stages
 from dart_train.processors import load_processor
 from dart_train.recipe.errors import RecipeError
@@ -123,6 +123,22 @@ def test_questions_packed_behind_a_picture_are_answered_as_if_asked_alone(tmp_pa
             alone += float(workshop.model(**batch, labels=labels).loss.detach()) * answer
             tokens += answer
     assert float(loss.detach()) == pytest.approx(alone / tokens, rel=1e-4)
+
+
+def test_a_conversation_is_packed_as_the_chat_template_writes_it(tmp_path: Path) -> None:
+    recipe = recipe_in(tmp_path)
+    workshop, made = Workshop(recipe).eval(), processor(96, 16)
+    loss_of = Stages(recipe, workshop, made.image_processor).loss("joint", recipe.stages.joint)
+    whole = lesson(recipe, Stage(steps=1, batch_size=1, learning_rate=1.0, conversations=1.0), 0)
+    turns: list[dict[str, object]] = []
+    for asked in questions(whole.scenes[0])[:7]:
+        picture = [] if turns else [{"type": "image"}]
+        turns += [{"role": "user", "content": [*picture, {"type": "text", "text": asked.question}]}]
+        turns += [{"role": "assistant", "content": asked.answer}]
+    batch = made(text=made.apply_chat_template(turns), images=[draw(whole.scenes[0])], return_tensors="pt")
+    assert whole.packed.ids.tolist() == batch["input_ids"].tolist()
+    expected = workshop.model(**batch, labels=whole.packed.labels).loss.detach()
+    assert float(loss_of(whole)[0].detach()) == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_a_packed_question_has_the_tokens_of_the_chat_template() -> None:
