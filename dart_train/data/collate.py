@@ -1,4 +1,4 @@
-"""Rows of one batch together: sequences padded on the right, pictures joined as the family's processor joins them."""
+"""Rows of one batch together: sequences padded on one side, pictures joined as the family's processor joins them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ class Collator:
     """Knows no family by name. Whether a family lines pictures up by row (Idefics3: [rows, pictures, ...]) or all
     in one line ([pictures, ...], [patches, ...]) shows in what its processor makes of one row with two pictures."""
 
-    def __init__(self, processor: Any, pad_to_multiple_of: int | None = None) -> None:
+    def __init__(self, processor: Any, pad_to_multiple_of: int | None = None, side: str = "right") -> None:
+        """side: where padding goes; on the left where answers are to be written behind the rows."""
         tokenizer = processor.tokenizer
         pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         self.fill = {"input_ids": pad_id or 0, "labels": IGNORED}
-        self.multiple = pad_to_multiple_of or 1
+        self.multiple, self.side = pad_to_multiple_of or 1, side
         self.by_row = _keys_by_row(processor)
         self.blank = _blank(processor)
 
@@ -38,12 +39,16 @@ class Collator:
     def _joined(self, name: str, rows: list[dict[str, Tensor]], length: int) -> Tensor:
         given = [row[name] for row in rows if name in row]
         if all(row[name].shape == row["input_ids"].shape for row in rows if name in row) and len(given) == len(rows):
-            return torch.cat([pad(t, (0, length - t.shape[1]), value=self.fill.get(name, 0)) for t in given])
+            return torch.cat([self._padded(tensor, length, self.fill.get(name, 0)) for tensor in given])
         shape = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in given), strict=True)]
         if name in self.by_row:
             empty = given[0].new_zeros(1, *(0 for _ in shape))
             given = [row.get(name, empty) for row in rows]
         return torch.cat([_grown(tensor, shape) for tensor in given])
+
+    def _padded(self, tensor: Tensor, length: int, value: int) -> Tensor:
+        missing = length - tensor.shape[1]
+        return pad(tensor, (missing, 0) if self.side == "left" else (0, missing), value=value)
 
 
 def _grown(tensor: Tensor, shape: Sequence[int]) -> Tensor:

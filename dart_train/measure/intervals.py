@@ -21,7 +21,8 @@ def wilson(right: int, asked: int) -> Interval:
     p, z = right / asked, _Z
     middle, spread = p + z * z / (2 * asked), z * sqrt(p * (1 - p) / asked + (z / (2 * asked)) ** 2)
     scale = 1 + z * z / asked
-    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
+    low, high = (middle - spread) / scale, (middle + spread) / scale
+    return max(0.0, min(p, low)), min(1.0, max(p, high))  # rounding may not put the share outside
 
 
 def bootstrap(scores: np.ndarray, pool: Callable[[np.ndarray], np.ndarray], seed: int = 0) -> Interval:

@@ -9,8 +9,8 @@ _COUNTED = "zero one two three four five six seven eight nine ten"
 NUMBERS = {word: str(number) for number, word in enumerate(_COUNTED.split())} | {"none": "0"}
 _SHORT = (
     "ain't aren't can't couldn't didn't doesn't don't hadn't hasn't haven't how's i'm i've isn't mightn't mustn't "
-    "she's shouldn't somebody's someone's that's there's they're they've wasn't weren't what's where's who's won't wouldn't "
-    "y'all you're you've"
+    "she's shouldn't somebody's someone's that's there's they're they've wasn't weren't what's where's who's won't "
+    "wouldn't y'all you're you've"
 )
 CONTRACTIONS = {word.replace("'", ""): word for word in _SHORT.split()}  # how people write them, and should
 _BETWEEN_DIGITS = re.compile(r"(?<=\d)[.,:](?=\d)")

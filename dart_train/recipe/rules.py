@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from ..measure import unknown_metric
 from .errors import Problem
 from .reduction import Elastic, Fixed, Progressive, method_fault
 
@@ -87,6 +88,17 @@ def _steps(recipe: Recipe) -> Iterator[Problem]:
     for key in ("best_metric", "eval_steps", "overlay_steps"):
         if getattr(train, key) is not None and not recipe.data.validation:
             yield Problem(f"train.{key}", "needs a validation set", "give data.validation, or leave it out")
+    best = train.best_metric
+    if best is not None and best.removeprefix("eval_") not in _judged(recipe):
+        yield Problem("train.best_metric", f"given {best!r}, expected one of {', '.join(_judged(recipe))}")
+
+
+def _judged(recipe: Recipe) -> list[str]:
+    """What validation tells: at the budget that is served, and at each of eval_budgets."""
+    budgets = recipe.train.eval_budgets if recipe.reduction.stages else ()
+    full = [isinstance(keep, float) and keep == 1.0 for keep in budgets]
+    at = [f"_at_{'full' if whole else f'{keep:g}'}" for keep, whole in zip(budgets, full, strict=True)]
+    return [f"{name}{suffix}" for suffix in ["", *at] for name in ("loss", "accuracy")]
 
 
 def _ranks(recipe: Recipe) -> Iterator[Problem]:
@@ -115,3 +127,26 @@ def _compare(recipe: Recipe) -> Iterator[Problem]:
         wrong = method_fault({"method": method} if isinstance(method, str) else method)
         if wrong:
             yield Problem(f"compare.methods.{i}", wrong)
+        elif isinstance(method, dict) and "keep" in method:
+            yield Problem(f"compare.methods.{i}.keep", "every method is measured at compare.budgets", "leave it out")
+    for path, name in _metric_names(recipe):
+        wrong = unknown_metric(name)
+        if wrong:
+            yield Problem(path, wrong)
+    yield from _question_sets(recipe)
+
+
+def _metric_names(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    given = {"compare.metrics": recipe.compare.metrics}
+    for i, each in enumerate(recipe.compare.sets):
+        given[f"compare.sets.{i}.metrics"] = each.metrics
+        given |= {f"compare.sets.{i}.kind_metrics.{kind}": names for kind, names in each.kind_metrics.items()}
+    for path, names in given.items():
+        yield from ((f"{path}.{i}", name) for i, name in enumerate(names))
+
+
+def _question_sets(recipe: Recipe) -> Iterator[Problem]:
+    for i, each in enumerate(recipe.compare.sets):
+        if each.streaming:
+            remedy = "leave it out, and give a limit where the set is large"
+            yield Problem(f"compare.sets.{i}.streaming", "every row is asked the same questions", remedy)

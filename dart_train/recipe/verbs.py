@@ -48,6 +48,7 @@ class Train:
 @dataclass(frozen=True)
 class QuestionSet(Source):
     metrics: tuple[Text, ...] = ()  # none: compare.metrics
+    kind_metrics: dict[str, tuple[Text, ...]] = field(default_factory=dict)  # kind of question: others for it
 
 
 @dataclass(frozen=True)
@@ -60,4 +61,7 @@ class Compare:
     batch_size: Count = 8  # questions answered together
     max_new_tokens: Count = 32  # of an answer
     timing: bool = True  # measure latency and memory besides answers
+    timing_batch_size: Count = 1  # questions answered together while the clock runs
+    timing_repeats: Count = 7  # of each row, in turn with all others
+    seed: Whole = 0  # of the resampling that intervals rest on
     output_dir: str = ""  # empty: compare/ in the run folder
