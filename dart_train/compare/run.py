@@ -1,0 +1,122 @@
+"""The compare verb: checkpoints x methods x budgets are asked, timed, and told."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+from ..recipe import Recipe, load_recipe
+from ..train.ranks import Ranks, part
+from .answers import Todo, ask, fingerprint, key_for
+from .cells import Cell
+from .files import COST, COSTS, PAIRS, TABLE, cost_rows, pair_rows, read_costs, table_rows, write_costs, write_csv
+from .journal import Journal, known, part_of_rank, settle
+from .markdown import markdown
+from .preflight import Prepared, prepare
+from .results import Results
+from .subject import Subject
+from .timing import Cost, costs
+
+
+def compare(recipe: Recipe | str | Path) -> Results | None:
+    """All files of the comparison lie in `compare.output_dir` afterwards. None on ranks but the first."""
+    if not isinstance(recipe, Recipe):
+        recipe = load_recipe(recipe, needs=("compare.sets",))
+    ranks = Ranks.read()
+    prepared = prepare(recipe, progress=ranks.rank == 0)
+    marks = {cell: fingerprint(recipe, cell, prepared.found[cell.checkpoint]) for cell in prepared.cells}
+    here = _todo(prepared, marks, ranks)
+    met = ranks.meet(replace(recipe.train, deepspeed=None, offload_optimizer=False, offload_parameters=False))
+    try:
+        if dist.is_initialized():
+            dist.barrier()  # every rank has read what was there, before any writes
+        _ask(prepared, here, ranks)
+        if dist.is_initialized():
+            dist.barrier()
+    finally:
+        if met:
+            part()
+    if ranks.rank:
+        return None
+    lines = settle(prepared.folder, [key_for(marks[cell], q) for cell in prepared.cells for q in prepared.questions])
+    results = Results(prepared, lines, _timed(prepared, marks, ranks))
+    write(results)
+    return results
+
+
+def write(results: Results) -> None:
+    """Tables first: a report that fails must not cost them."""
+    folder = results.folder
+    write_csv(folder / TABLE, table_rows(results.entries))
+    write_csv(folder / PAIRS, pair_rows(results.pairs))
+    write_csv(folder / COST, cost_rows(results.costs))
+    (folder / "table.md").write_text(markdown(results.entries, results.costs), encoding="utf-8")
+    (folder / "recipe.yaml").write_text(results.prepared.recipe.to_yaml(), encoding="utf-8")
+    from ..report import write_report  # which draws, and knows these results
+    from .track import track
+
+    report = write_report(results)
+    track(results, report)
+
+
+def _todo(prepared: Prepared, marks: Mapping[Cell, str], ranks: Ranks) -> Todo:
+    """What is not answered yet, dealt out to the ranks."""
+    done = known(prepared.folder)
+    todo: Todo = []
+    for cell in prepared.cells:
+        left = [q for q in prepared.questions if key_for(marks[cell], q) not in done]
+        todo.append((cell, marks[cell], left[ranks.rank :: ranks.world]))
+    return todo
+
+
+def _ask(prepared: Prepared, todo: Todo, ranks: Ranks) -> None:
+    left = sum(len(questions) for *_, questions in todo)
+    every = len(prepared.cells) * len(prepared.questions)
+    journal = Journal(part_of_rank(prepared.folder, ranks.rank))
+    if not left:
+        return
+    if ranks.rank == 0 and left * ranks.world < every:
+        tqdm.write(f"compare: {every - left * ranks.world} of {every} answers lie there already")
+    with tqdm(total=left, desc="questions", unit="q", disable=ranks.rank != 0) as bar:
+        for name in prepared.found:
+            mine = [each for each in todo if each[0].checkpoint == name and each[2]]
+            if mine:
+                ask(_subject(prepared, name, ranks), mine, prepared.recipe, journal, bar)
+
+
+def _subject(prepared: Prepared, name: str, ranks: Ranks) -> Subject:
+    path = prepared.paths[name]
+    if torch.cuda.is_available():
+        return Subject(prepared.recipe, path, torch.device("cuda", ranks.rank % torch.cuda.device_count()))
+    return Subject(prepared.recipe, path, torch.device("cpu"))
+
+
+def _timed(prepared: Prepared, marks: Mapping[Cell, str], ranks: Ranks) -> list[Cost]:
+    """What was measured before under the same settings on the same machine is not measured again."""
+    if not prepared.recipe.compare.timing:
+        return []
+    file = prepared.folder / COSTS
+    found = read_costs(file)
+    for name in prepared.found:
+        cells = prepared.cells_at(name)
+        mark = _measured(prepared, [marks[cell] for cell in cells])
+        if name not in found or found[name][0] != mark:
+            found[name] = (mark, costs(_subject(prepared, name, ranks), cells, prepared.questions, prepared.recipe))
+            write_costs(file, found)
+    return [cost for name in prepared.found for cost in found[name][1]]
+
+
+def _measured(prepared: Prepared, marks: list[str]) -> str:
+    say = prepared.recipe.compare
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.node()} {platform.processor()}"
+    settings = (say.timing_batch_size, say.timing_repeats, say.max_new_tokens, torch.__version__, device)
+    asked = [question.key for question in prepared.questions]
+    return hashlib.blake2b(json.dumps([marks, settings, asked]).encode(), digest_size=8).hexdigest()

@@ -1,0 +1,164 @@
+"""What answering costs, by the clock: full tokens and every reduction in turn, round after round."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..bench.peak import peak_of
+from ..bench.timing import Job, Staged, Timing, ratio, rounds
+from ..recipe import Recipe
+from .arithmetic import Arithmetic, Shape
+from .cells import Cell
+from .questions import Question
+from .subject import Asked, Subject
+
+SECONDS = 60.0  # for all repeats of one call
+STEPS = ("prefill", "first_token", "total")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of one batch. prefill: the forward over the prompt, vision tower included; first_token: `generate` until
+    its first token; total: until `new_tokens` of them; decode: of a token behind the first. faster: how many times as
+    fast as full tokens, of the same round. bound: what the FLOPs of the prefill allow at most."""
+
+    checkpoint: str
+    method: str
+    budget: str
+    rows: int
+    prompt_tokens: int
+    visual_tokens: int
+    kept: int
+    new_tokens: int
+    prefill: Timing
+    first_token: Timing
+    decode: Timing
+    total: Timing
+    faster_prefill: Timing
+    faster_first_token: Timing
+    faster_total: Timing
+    peak_bytes: int
+    kv_bytes: int
+    flops: float
+    bound: float
+
+
+def costs(subject: Subject, cells: Sequence[Cell], questions: Sequence[Question], recipe: Recipe) -> list[Cost]:
+    """The first of `cells` is full tokens, which the others are held against."""
+    say = recipe.compare
+    asked = typical(questions, say.timing_batch_size)
+    new = max(2, say.max_new_tokens)
+    stages = [Stage(subject, cell, asked) for cell in cells]
+    jobs: dict[str, Job] = {
+        f"{number} {step}": Staged(lambda stage=stage: stage, partial(stage.run, step, new))  # type: ignore[misc]
+        for step in STEPS
+        for number, stage in enumerate(stages)
+    }
+    first, times = rounds(jobs, subject.device, say.timing_repeats, SECONDS, f"timing {cells[0].checkpoint}")
+    seconds = {name: times[name] or [first[name]] for name in jobs}
+    return _summed(stages, Arithmetic(recipe, subject.model, *stages[0].counted()), seconds, new)
+
+
+def typical(questions: Sequence[Question], number: int) -> list[Question]:
+    """Those with pictures, and of them the ones of middle length."""
+    seen = sorted((q for q in questions if q.refs), key=lambda q: (len(q.refs), len(q.text))) or list(questions)
+    start = max(0, (len(seen) - number) // 2)
+    return seen[start : start + number]
+
+
+class Stage:
+    """A cell's batch. Within, its reduction is on; neither that nor reading the pictures is timed."""
+
+    def __init__(self, subject: Subject, cell: Cell, questions: Sequence[Question]) -> None:
+        self.subject, self.cell = subject, cell
+        with subject.at(cell) as asked:
+            self.host = asked.prompts.batch(questions)
+            self.visual = sum(asked.prompts.visual_tokens(self.host["input_ids"]))
+        self.batch = subject.moved(self.host)
+
+    def __enter__(self) -> Asked:
+        self.context = self.subject.at(self.cell)
+        self.asked = self.context.__enter__()
+        return self.asked
+
+    def __exit__(self, *exception: Any) -> None:
+        self.context.__exit__(*exception)
+
+    def run(self, step: str, new: int) -> object:
+        if step == "prefill":
+            return self.prefill()
+        most = 1 if step == "first_token" else new
+        with torch.inference_mode():
+            return self.asked.generate(self.batch, most, most)
+
+    @torch.inference_mode()
+    def prefill(self) -> Any:
+        return self.asked.model(**self.batch, use_cache=True, logits_to_keep=1)
+
+    def counted(self) -> tuple[dict[str, Tensor], int]:
+        return self.host, self.visual
+
+    def weighed(self) -> tuple[int, int, Shape, int]:
+        """Peak bytes, KV bytes, and of the prefill its shape and how many visual tokens stay."""
+        with self:
+            output = self.prefill()
+            shape, kept = self._shape()
+            kv = kv_bytes(output.past_key_values)
+            del output
+            return peak_of(self.prefill, self.subject.device), kv, shape, kept
+
+    def _shape(self) -> tuple[Shape, int]:
+        rows, length = self.host["input_ids"].shape
+        last = self.asked.attached.last if self.asked.attached is not None else None
+        if last is None or self.cell.reducer is None:
+            return Shape(rows, length, length, 0, self.visual), self.visual
+        return Shape(rows, length, last.length, self.cell.reducer.layer, self.visual), sum(last.visual_after)
+
+
+def _summed(
+    stages: Sequence[Stage], arithmetic: Arithmetic, seconds: Mapping[str, list[float]], new: int
+) -> list[Cost]:
+    found: list[Cost] = []
+    for number, stage in enumerate(stages):
+        took = {step: seconds[f"{number} {step}"] for step in STEPS}
+        full = {step: seconds[f"0 {step}"] for step in STEPS}
+        after = [(a - b) / (new - 1) for a, b in zip(took["total"], took["first_token"], strict=False)]
+        peak, kv, shape, kept = stage.weighed()
+        flops = arithmetic.prefill(shape)
+        cell = stage.cell
+        found.append(
+            Cost(
+                checkpoint=cell.checkpoint,
+                method=cell.method,
+                budget=cell.budget,
+                rows=shape.rows,
+                prompt_tokens=shape.length,
+                visual_tokens=stages[0].visual,
+                kept=kept,
+                new_tokens=new,
+                decode=Timing.of(after),
+                **{step: Timing.of(took[step]) for step in STEPS},
+                **{f"faster_{step}": ratio(full[step], took[step]) for step in STEPS},
+                peak_bytes=peak,
+                kv_bytes=kv,
+                flops=flops,
+                bound=(found[0].flops if found else flops) / flops,
+            )
+        )
+    return found
+
+
+def kv_bytes(cache: Any) -> int:
+    """Allocated, not computed: the storages that keys and values lie in, each once."""
+    storages = {}
+    for layer in cache.layers:
+        for tensor in (layer.keys, layer.values):
+            storage = tensor.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())

@@ -1,0 +1,92 @@
+"""Pictures of the report: kept tokens over the user's own image, and where on it each method keeps most."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image
+
+from ..checkpoint.weights import bones, read_config
+from ..compare.journal import Line, numbers
+from ..compare.prompts import Prompts
+from ..compare.questions import Question
+from ..compare.results import Results
+from ..families import NoGrid
+from ..show import Choice, Place, geometry, overlay
+from ..show.heat import Heat, heat_maps
+
+WIDTH = 264  # pixels of a panel
+_SAMPLES = 200  # that a heat map is of
+
+Seen = tuple[list[Image.Image], list[Place]]
+
+
+class Views:
+    """Where visual tokens lie, by each checkpoint's own processor and configuration; no weights are read."""
+
+    def __init__(self, results: Results) -> None:
+        self.results = results
+        self._bones: dict[str, tuple[Any, Prompts]] = {}
+        self._seen: dict[tuple[str, str, str], Seen | None] = {}
+
+    def seen(self, line: Line) -> Seen | None:
+        """The pictures of a line's question and what each token sees; None where there are none, or it is not known."""
+        key = (line["checkpoint"], line["set"], line["id"])
+        if key not in self._seen:
+            self._seen[key] = self._look(line["checkpoint"], self.results.questions[line["set"], line["id"]])
+        return self._seen[key]
+
+    def panel(self, line: Line, title: str) -> Image.Image | None:
+        seen = self.seen(line)
+        if seen is None:
+            return None
+        images, places = seen
+        kept = self.kept(line, len(places))
+        return None if kept is None else overlay(images, places, Choice(kept), title, WIDTH)
+
+    @staticmethod
+    def kept(line: Line, number: int) -> list[bool] | None:
+        """None where other tokens were made than full tokens are (fewer pixels)."""
+        if line["kept_tokens"] is None:
+            return [True] * number if line["kept"] == number else None
+        mine = set(numbers(line["kept_tokens"]))
+        return [place in mine for place in range(number)]
+
+    def heat(self, lines: Sequence[Line]) -> Image.Image | None:
+        """One map a method, of lines at one budget of one checkpoint."""
+        maps: dict[str, Heat] = {}
+        for line in lines:
+            seen = self.seen(line)
+            if seen is None or line["kept_tokens"] is None:
+                continue
+            images, places = seen
+            heat = maps.setdefault(line["method"], Heat())
+            heat.add(places, self.kept(line, len(places)) or [], sizes=[image.size for image in images])
+        return heat_maps(maps) if maps else None
+
+    def _look(self, checkpoint: str, question: Question) -> Seen | None:
+        if not question.refs:
+            return None
+        model, prompts = self._of(checkpoint)
+        images = question.images()
+        try:
+            return images, geometry(model, prompts.processor, prompts.batch([question]), [images])[0]
+        except NoGrid:
+            return None
+
+    def _of(self, checkpoint: str) -> tuple[Any, Prompts]:
+        if checkpoint not in self._bones:
+            found = self.results.prepared.found[checkpoint]
+            source = found.source
+            model = bones(read_config(source.path, source.revision, source.trust_remote_code))
+            self._bones[checkpoint] = (model, Prompts(found.processor))
+        return self._bones[checkpoint]
+
+
+def sampled(lines: Sequence[Line], checkpoint: str, budget: str) -> list[Line]:
+    """Of each method the same questions, evenly spread."""
+    here = [line for line in lines if line["checkpoint"] == checkpoint and line["budget"] == budget]
+    asked = list(dict.fromkeys((line["set"], line["id"]) for line in here))
+    chosen = set(asked[:: max(1, -(-len(asked) // _SAMPLES))])
+    return [line for line in here if (line["set"], line["id"]) in chosen]

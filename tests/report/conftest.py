@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dart_train.compare.run import compare
+from dart_train.recipe import load_recipe
+from tests.compare import scene
+
+MORE = (
+    "compare.checkpoints={base: FOLDER/llava, twin: FOLDER/llava}",
+    "compare.methods=[dart, random, pooling, {method: dart, text_pivots: 0}, {method: dart, merge: nearest}]",
+    "compare.budgets=[4]",
+    "compare.metrics=[exact_match, anls]",
+    "compare.timing=true",
+    "compare.timing_repeats=2",
+    "log.report_to=[wandb]",
+    "log.mode=offline",
+)
+
+
+@pytest.fixture(scope="session")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that a comparison with every part of the report has written."""
+    folder = tmp_path_factory.mktemp("report")
+    overrides = [each.replace("FOLDER", str(folder)) for each in MORE]
+    results = compare(load_recipe(scene.make(folder), overrides))
+    assert results is not None
+    return results.folder
