@@ -99,7 +99,8 @@ def pack(asked: list[list[Asked]], shown: Tensor, apart: bool = True) -> Packed:
     length = max(len(row[0]) for row in rows)
     fill = (_tokenizer().pad_token_id, NO_LABEL, 0, -1)
     columns = [[row[i] + [fill[i]] * (length - len(row[i])) for row in rows] for i in range(4)]
-    return Packed(*(torch.tensor(column) for column in columns), apart=apart)
+    ids, labels, positions, group = (torch.tensor(column) for column in columns)
+    return Packed(ids, labels, positions, group, apart)
 
 
 def _row(pairs: list[Asked], shown: Tensor, apart: bool) -> tuple[list[int], ...]:
