@@ -41,7 +41,6 @@ class View:
     seed: int = 0
     scores: dict[str, Tensor] = field(default_factory=dict)
     pivots: tuple[Tensor, Tensor] | None = None  # a method that has some tells [R, P] positions, and which are meant
-    pivots: tuple[Tensor, Tensor] | None = None  # a method that has some tells [R, P] positions, and which are meant
 
     @property
     def valid(self) -> Tensor:
