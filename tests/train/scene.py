@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -79,15 +80,21 @@ def launch(script: Path, *arguments: str, timeout: float = 300, ranks: int = 2) 
 
 def run(command: Sequence[str], timeout: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
     settings = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false"}
-    return subprocess.run(
+    with subprocess.Popen(
         command,
         env={**os.environ, **settings, **environment},
         cwd=ROOT,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=timeout,
-        check=False,
-    )
+        start_new_session=True,
+    ) as began:
+        try:
+            out, err = began.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            os.killpg(began.pid, signal.SIGKILL)  # ranks and launcher too, which outlive the command
+            raise
+    return subprocess.CompletedProcess(command, began.returncode, out, err)
 
 
 def free_port() -> int:
