@@ -36,9 +36,8 @@ def check_unchanged(checkpoint: Path, recipe: Recipe, force: bool) -> list[str]:
 
 
 def _recipe(checkpoint: Path, recipe: Recipe) -> Iterator[str]:
-    then, now = _read(checkpoint / RECIPE), recipe.to_dict()
     # Through YAML, as it was written: a tuple is a list there.
-    yield from _differences(then, yaml.safe_load(recipe.to_yaml()) if now else {}, "")
+    yield from _differences(_read(checkpoint / RECIPE), yaml.safe_load(recipe.to_yaml()), "")
 
 
 def _differences(then: Any, now: Any, path: str) -> Iterator[str]:

@@ -21,10 +21,12 @@ def start_from(recipe: Recipe, ranks: Ranks, force: bool = False) -> tuple[Path 
     otherwise than it was when the checkpoint was written is told and accepted."""
     found, passed = _choose(recipe)
     if found is not None:
-        check_harmless(found)
+        if ranks.rank == 0:
+            check_harmless(found)
         _check_spread(found, recipe, ranks)
         for changed in check_unchanged(found, recipe, force):
-            log.warning("going on from %s, though otherwise: %s", found.name, changed)
+            if ranks.rank == 0:
+                log.warning("going on from %s, though otherwise: %s", found.name, changed)
     return found, passed
 
 

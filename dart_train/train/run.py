@@ -105,18 +105,22 @@ def run(recipe: Recipe, force: bool = False) -> Outcome:
 
 
 def _go(prepared: Prepared) -> Outcome:
-    trainer, ranks = build(prepared), prepared.ranks
-    if ranks.rank == 0:
+    peers = Peers(prepared.recipe.train.timeout_seconds)
+    try:
+        return _train(build(prepared), prepared, peers)
+    except RuntimeError as error:
+        lost = peers.explain(error)
+        if lost is None:
+            raise
+        raise lost from error
+
+
+def _train(trainer: DartTrainer, prepared: Prepared, peers: Peers) -> Outcome:
+    if prepared.ranks.rank == 0:
         trainer.guard.rewind()
-    with Stopping(ranks.launched) as stopping, Peers(prepared.recipe.train.timeout_seconds) as peers:
+    with Stopping(prepared.ranks.launched) as stopping, peers:
         trainer.stopping, trainer.beat = stopping, peers.beat
-        try:
-            trainer.train(resume_from_checkpoint=None if prepared.resume is None else str(prepared.resume))
-        except RuntimeError as error:
-            lost = peers.explain(error)
-            if lost is None:
-                raise
-            raise lost from error
+        trainer.train(resume_from_checkpoint=None if prepared.resume is None else str(prepared.resume))
     why = (stopping.why or "another rank was asked to") if stopping.done else None
     return Outcome(trainer.saver.run, newest_whole(trainer.saver.run)[0], trainer.state.global_step, why)
 

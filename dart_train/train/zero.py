@@ -78,6 +78,8 @@ def _own(path: Path) -> Config:
     if not isinstance(config, dict):
         raise ValueError(f"train.deepspeed: {path} holds a {type(config).__name__}; expected a JSON object")
     _check(config, path)
+    if isinstance(config.get("bf16"), dict):
+        config["bf16"].setdefault("check_grad_overflow", True)
     return config
 
 
