@@ -6,7 +6,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from math import sqrt
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from data.shapes import KINDS, Question, Scene, draw, questions, scene
 
 from ..attach import attach
 from ..budget import Keep
+from ..measure import wilson
 from ..reducers import DART
 from .recipe import Base
 
@@ -34,11 +34,9 @@ class Score:
     def share(self) -> float:
         return self.right / self.asked
 
-    def interval(self, z: float = 1.96) -> tuple[float, float]:
+    def interval(self) -> tuple[float, float]:
         """Wilson's, 95%."""
-        n, p = self.asked, self.share
-        middle, half = p + z * z / (2 * n), z * sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
+        return wilson(self.right, self.asked)
 
 
 Scores = dict[Keep, dict[str, Score]]
