@@ -77,3 +77,5 @@ def _ring(pen: ImageDraw.ImageDraw, at: Corners) -> None:
     thick = 3 if min(at[2] - at[0], at[3] - at[1]) > 14 else 2
     pen.rectangle((at[0] - 1, at[1] - 1, at[2] + 1, at[3] + 1), outline=PIVOT_EDGE)
     pen.rectangle(at, outline=PIVOT, width=thick)
+    if min(at[2] - at[0], at[3] - at[1]) > 3 * thick:  # red things have pivots, too
+        pen.rectangle((at[0] + thick, at[1] + thick, at[2] - thick, at[3] - thick), outline=EDGE)
