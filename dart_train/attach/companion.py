@@ -45,15 +45,15 @@ class Companion:
         if self.hidden is None:
             self.hidden = args[0].detach()
             self.flight = None if engine.flight is None else engine.flight.fork()
-        with torch.no_grad(), self._in_place_of(engine), _evaluating(layer):
+        with torch.no_grad(), _casting_for_itself(), self._in_place_of(engine), _evaluating(layer):
             output = layer(self.hidden, *args[1:], **kwargs)
         self.hidden = output[0] if isinstance(output, tuple) else output
 
-    @torch.no_grad()
     def states(self, norm: nn.Module) -> Tensor:
         """What leaves the decoder for the companion. Every rank calls the norm here, as ZeRO-3 needs it."""
         assert self.hidden is not None
-        found: Tensor = norm(self.hidden)
+        with torch.no_grad(), _casting_for_itself():
+            found: Tensor = norm(self.hidden)
         return found
 
     @contextmanager
@@ -65,6 +65,17 @@ class Companion:
         finally:
             self.running = False
             engine.flight, engine.reducers = own
+
+
+@contextmanager
+def _casting_for_itself() -> Iterator[None]:
+    """Where autocast keeps weights that it cast without gradient, they would learn nothing afterwards."""
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
 
 
 @contextmanager

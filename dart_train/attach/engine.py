@@ -207,7 +207,7 @@ class Engine:
         kept = flight.kept[-1] if reduced and flight is not None else None
         self.loss.expect(kept, targets, twice=companion is not None)
         cache = getattr(output, "past_key_values", None)
-        if kept is not None and flight is not None and cache is not None:
+        if kept is not None and flight is not None and cache is not None and not flight.as_if_plain:
             memory.remember(cache, flight.to_remember(), self.reducers[0].layer == 0)
         return output
 

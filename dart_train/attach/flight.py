@@ -65,6 +65,11 @@ class Flight:
             return pivots
         return self.kept[-1].index[self.pools.rows].gather(1, pivots[0]), pivots[1]
 
+    @property
+    def as_if_plain(self) -> bool:
+        """Nothing was dropped, and no padding either: the cache is what it would be without us."""
+        return self.memory is None and not self.past and all(kept.whole for kept in self.kept)
+
     def fork(self) -> Flight:
         """The same forward, its choices yet to be made, for another budget."""
         return replace(self, kept=[], kept_visual=[], pivots=[], memo={})

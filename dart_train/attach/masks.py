@@ -42,6 +42,8 @@ def layer_mask(flight: Flight, stage: int, given: Any, cache: Any, hidden: Tenso
         check_window(config, layer, kept.source_length, by_position)
         return short_mask(given, kept, hidden, config, layer)
     check_cache(cache)
+    if flight.decoding and hidden.shape[:2] == (1, 1) and layer_type(config, layer) == "full_attention":
+        return None  # one row has no padding once it is short, and its newest token sees all of it
     held, new = memory.held_by(cache, layer), hidden.shape[1]
     if flight.decoding:
         assert flight.memory is not None

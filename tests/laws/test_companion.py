@@ -192,3 +192,14 @@ def test_after_a_failure_the_model_is_as_before() -> None:
             with attached.paused():
                 torch.testing.assert_close(model(**batch).logits, plain)
     assert not any(module.training for module in model.modules())
+
+
+def test_weights_that_autocast_casts_for_the_teacher_still_learn() -> None:
+    """Where autocast keeps what it cast without gradient for the teacher, the student's weights would get none."""
+    model, batch = adapted("llava"), batch_of("llava", labels=True)
+    with attach(model, STUDENT, output="compact") as attached:
+        exact = learnt(model, *tell_both(model, attached, batch, batch, [GAP]))
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = learnt(model, *tell_both(model, attached, batch, batch, [GAP]))
+    assert rounded.keys() == exact.keys()
+    assert all(bool(gradient.any()) for gradient in rounded.values())
