@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..attach.anatomy import dissect
 from . import sidebyside
-from .operations import Peak
+from .operations import Peak, counted
 from .options import scale_of, shapes_of
 from .shapes import Shape
 from .sidebyside import Bound, compare, device_peak, tidy, tokens_seen
@@ -40,7 +39,7 @@ def measure(shape: Shape, peak: Peak, options: argparse.Namespace) -> list[dict[
     ways = ways_of(subject.model, shape, subject.kept, "expand", NAMES)
     answers = {way.name: Answer.begun(subject, way) for way in ways}
     sizes = {name: answer.size() for name, answer in answers.items()}
-    bounds = {OURS: _bound(subject, sizes, peak), NOTHING: Bound(1.0, 1.0)}
+    bounds = {OURS: _bound(answers, ways, peak), NOTHING: Bound(1.0, 1.0)}
     found = compare(subject, ways, lambda way: answers[way.name].more, bounds, options, f"{shape.key} decode")
     share = true_share(subject)
     for row in found:
@@ -91,14 +90,15 @@ def true_share(subject: Subject) -> float:
     return (LAYER * subject.length + short) / (subject.depth * subject.length)
 
 
-def _bound(subject: Subject, sizes: dict[str, int], peak: Peak) -> Bound:
-    """A token reads the weights of the language model and the cache."""
-    parts = dissect(subject.model)
-    weights = sum(w.numel() * w.element_size() for w in parts.text.layers.parameters())
-    head = parts.top.get_output_embeddings().weight
-    weights += head.numel() * head.element_size()
-    faster = (weights + sizes[FULL]) / (weights + sizes[OURS])
-    return Bound(1.0, faster)
+def _bound(answers: Mapping[str, Answer], ways: Sequence[Way], peak: Peak) -> Bound:
+    """Both counted: a token runs the same operations over a full cache and over a short one."""
+    works = {}
+    for way in ways:
+        if way.name in (FULL, OURS):
+            with way.ready():
+                works[way.name] = counted(answers[way.name].more, peak)
+    full, short = works[FULL], works[OURS]
+    return Bound(full.flops / short.flops, full.seconds / short.seconds)
 
 
 def _shares(row: Row) -> str:
@@ -120,6 +120,7 @@ COLUMNS = {
 NOTES = (
     f"One row; times are of {TOKENS} tokens. Faster: against full tokens, round by round; every answer grows by as "
     "many tokens in a round. Cache: bytes of its storages behind the prefill, as allocated.",
-    "Bound: by the bytes that a token reads, weights of the layers and the head, and the cache.",
+    "Bound: the operations of a token counted over a full cache and over a short one, each at the slower of this "
+    "device's best FLOPs and bytes a second: weights and caches read, and caches copied as they grow.",
     f"True share: layers 0 to {LAYER - 1} full, the others short. Tokens that are only masked stay in a cache.",
 )

@@ -51,6 +51,7 @@ def compare(
             rows.append(_observed(subject, way, job, options.device))
             jobs[way.name] = job
         except torch.OutOfMemoryError:
+            subject.model.zero_grad(set_to_none=True)
             rows.append({"way": way.name, "failed": OUT_OF_MEMORY})
         tidy(options.device)
     first, spent = rounds(jobs, options.device, repeats_of(options), options.seconds, what)
@@ -61,8 +62,6 @@ def compare(
 
 
 def _observed(subject: Subject, way: Way, job: Staged, device: torch.device) -> dict[str, Any]:
-    job()
-    tidy(device)
     with way.ready():
         peak = memory_peak(job.job, device)
     return {"way": way.name, "visual tokens": tokens_seen(subject, way), "peak bytes": peak}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+import torch
+
 from . import sidebyside
 from .batches import ANSWER, BEFORE, BEHIND
 from .ideal import Ideal
@@ -34,14 +36,27 @@ def run(options: argparse.Namespace) -> list[Table]:
 
 
 def measure(shape: Shape, mode: Mode, peak: Peak, options: argparse.Namespace) -> list[dict[str, Any]]:
-    rows, scale = rows_of(options, shape), scale_of(options)
-    subject = subject_of(
-        shape, scale, rows, options.device, options.dtype, mode, ANSWER, checkpointing=options.checkpointing
-    )
+    """Where full tokens do not fit, everything once more with checkpointing: there is nothing to compare with else."""
+    try:
+        found = _measure(shape, mode, peak, options, options.checkpointing)
+    except torch.OutOfMemoryError:  # before anything was compared
+        found = []
+    if options.checkpointing or (found and "failed" not in found[0]):
+        return found
+    tidy(options.device)
+    return _measure(shape, mode, peak, options, checkpointing=True)
+
+
+def _measure(
+    shape: Shape, mode: Mode, peak: Peak, options: argparse.Namespace, checkpointing: bool
+) -> list[dict[str, Any]]:
+    rows = rows_of(options, shape)
+    subject = subject_of(shape, scale_of(options), rows, options.device, options.dtype, mode, ANSWER, checkpointing)
     trainee = Trainee(subject)
     ways = ways_of(subject.model, shape, subject.kept, "compact")
     found = compare(subject, ways, trainee.step, bounds_of(subject, trainee, peak), options, f"{shape.key} {mode}")
-    return [{"trained": f"{NAMES[mode]}, {rows} rows", **row} for row in found]
+    trained = f"{NAMES[mode]}, {rows} rows" + (", checkpointing" if checkpointing else "")
+    return [{"trained": trained, **row} for row in found]
 
 
 def bounds_of(subject: Subject, trainee: Trainee, peak: Peak) -> dict[str, Bound]:
