@@ -73,7 +73,9 @@ def _find(recipe: Recipe, path: str) -> Found:
 
 def _questions(recipe: Recipe, wrong: list[str], progress: bool) -> list[Question]:
     found: list[Question] = []
-    for number, source in enumerate(open_sets(recipe)):
+    for number in range(len(recipe.compare.sets)):
+        _told(wrong, f"compare.sets.{number}", lambda number=number: open_sets(recipe, number))  # type: ignore[misc]
+    for number, source in enumerate([] if wrong else open_sets(recipe)):
         rows = list(questions_of(source))
         bad = [str(row) for row in rows if isinstance(row, BadRow)]
         asked = [row for row in rows if isinstance(row, Question)]

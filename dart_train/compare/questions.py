@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,18 +51,27 @@ class Question:
             raise ValueError(f"{self.set}, question {self.id}: {bad}") from bad
 
 
-def open_sets(recipe: Recipe) -> list[Source]:
-    data = recipe.data
-    return open_sources(recipe.compare.sets, ImageStore(None, data.allow_urls, data.max_pixels, data.min_pixels))
+def open_sets(recipe: Recipe, number: int | None = None) -> list[Source]:
+    """All sets, under names that tell them apart, or one of them."""
+    data, sets = recipe.data, recipe.compare.sets
+    return open_sources(
+        sets if number is None else sets[number : number + 1],
+        ImageStore(None, data.allow_urls, data.max_pixels, data.min_pixels),
+    )
 
 
 def questions_of(source: Source) -> Iterator[Question | BadRow]:
-    """In the order of the rows; a row that cannot be asked comes as what is wrong with it."""
+    """In the order of the rows; a row that cannot be asked comes as what is wrong with it. Ids that rows share are
+    told apart by the row's number."""
+    taken: set[str] = set()
     for index, row in enumerate(source.rows):
         try:
-            yield from _of_row(source, row, index)
+            for question in _of_row(source, row, index):
+                fresh = question.id not in taken
+                taken.add(question.id)
+                yield question if fresh else replace(question, id=f"{question.id} (row {index})")
         except BadRow as bad:
-            yield BadRow(bad.finding.code, f"{source.row_id(index)}: {bad.message}")
+            yield BadRow(bad.code, f"{source.row_id(index)}: {bad.message}")
 
 
 def _of_row(source: Source, row: Any, index: int) -> Iterator[Question]:

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
+from tqdm import tqdm
+
 from ..measure import METRICS, Difference, Figure, Metric, difference, figure, holm
 from ..recipe import Compare, QuestionSet
 from .cells import FULL
@@ -92,7 +94,7 @@ def row_of(line: Line) -> Row:
 
 def entries(found: Iterable[Group], lines: Sequence[Line], seed: int) -> Iterator[Entry]:
     shares = kept_shares(lines)
-    for group in found:
+    for group in tqdm(list(found), desc="figures", leave=False, delay=2):
         for row, scores in group.scores.items():
             value = figure(group.metric, scores.values(), seed)
             if value is not None:
@@ -114,7 +116,7 @@ def pairs(found: Iterable[Group], seed: int) -> list[Pair]:
     """Checkpoints at the same method and budget, on every kind; methods of a checkpoint at the same budget, on all
     questions of a set."""
     made: list[Pair] = []
-    for group in found:
+    for group in tqdm(list(found), desc="pairs", leave=False, delay=2):
         asked = [pair for pair in combinations(group.scores, 2) if _comparable(*pair, group.kind == ALL)]
         apart = [(pair, group.apart(*pair, seed)) for pair in asked]
         known = [(pair, found) for pair, found in apart if found is not None]

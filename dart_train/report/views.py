@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from PIL import Image
+from tqdm import tqdm
 
 from ..checkpoint.weights import bones, read_config
 from ..compare.journal import Line, numbers
@@ -19,7 +20,7 @@ from ..show.heat import Heat, heat_maps
 WIDTH = 264  # pixels of a panel
 _SAMPLES = 200  # that a heat map is of
 
-Seen = tuple[list[Image.Image], list[Place]]
+Seen = tuple[list[tuple[int, int]], list[Place]]  # sizes of the pictures, what each token sees
 
 
 class Views:
@@ -31,19 +32,20 @@ class Views:
         self._seen: dict[tuple[str, str, str], Seen | None] = {}
 
     def seen(self, line: Line) -> Seen | None:
-        """The pictures of a line's question and what each token sees; None where there are none, or it is not known."""
+        """None where a line's question has no pictures, or where their tokens lie is not known."""
         key = (line["checkpoint"], line["set"], line["id"])
         if key not in self._seen:
-            self._seen[key] = self._look(line["checkpoint"], self.results.questions[line["set"], line["id"]])
+            self._seen[key] = self._look(line["checkpoint"], self._question(line))
         return self._seen[key]
 
     def panel(self, line: Line, title: str) -> Image.Image | None:
         seen = self.seen(line)
         if seen is None:
             return None
-        images, places = seen
-        kept = self.kept(line, len(places))
-        return None if kept is None else overlay(images, places, Choice(kept), title, WIDTH)
+        kept = self.kept(line, len(seen[1]))
+        if kept is None:
+            return None
+        return overlay(self._question(line).images(), seen[1], Choice(kept), title, WIDTH)
 
     @staticmethod
     def kept(line: Line, number: int) -> list[bool] | None:
@@ -56,13 +58,11 @@ class Views:
     def heat(self, lines: Sequence[Line]) -> Image.Image | None:
         """One map a method, of lines at one budget of one checkpoint."""
         maps: dict[str, Heat] = {}
-        for line in lines:
+        for line in tqdm(lines, desc="heat maps", leave=False, delay=2):
             seen = self.seen(line)
-            if seen is None or line["kept_tokens"] is None:
-                continue
-            images, places = seen
-            heat = maps.setdefault(line["method"], Heat())
-            heat.add(places, self.kept(line, len(places)) or [], sizes=[image.size for image in images])
+            kept = self.kept(line, len(seen[1])) if seen is not None else None
+            if seen is not None and kept is not None:
+                maps.setdefault(line["method"], Heat()).add(seen[1], kept, sizes=seen[0])
         return heat_maps(maps) if maps else None
 
     def _look(self, checkpoint: str, question: Question) -> Seen | None:
@@ -71,9 +71,13 @@ class Views:
         model, prompts = self._of(checkpoint)
         images = question.images()
         try:
-            return images, geometry(model, prompts.processor, prompts.batch([question]), [images])[0]
+            places = geometry(model, prompts.processor, prompts.batch([question]), [images])[0]
+            return [image.size for image in images], places
         except NoGrid:
             return None
+
+    def _question(self, line: Line) -> Question:
+        return self.results.questions[line["set"], line["id"]]
 
     def _of(self, checkpoint: str) -> tuple[Any, Prompts]:
         if checkpoint not in self._bones:

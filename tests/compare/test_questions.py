@@ -72,3 +72,8 @@ def test_the_key_changes_with_whatever_is_asked(asked, tmp_path: Path) -> None:
     assert keys[0] == keys[1] and len(set(keys)) == 3
     picture(2).save(tmp_path / "a.png")
     assert asked(row)[0].key not in keys
+
+
+def test_rows_that_share_an_id_stay_apart(asked) -> None:
+    row = {"id": "7", "image": "a.png", "question": "Which?", "answer": "red"}
+    assert [each.id for each in asked(row, row, {**row, "answer": "blue"})] == ["7", "7 (row 1)", "7 (row 2)"]
