@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import uuid
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from transformers import TrainerCallback
 
@@ -14,6 +16,8 @@ from ...recipe import Recipe
 
 log = logging.getLogger(__name__)
 _RUN_ID = "wandb_run_id"
+_PROBE_SECONDS, _WAIT_SECONDS = 5.0, 30
+_LATER = "the run goes on and is written to %s/wandb; send it later with `wandb sync`"
 
 
 def trackers(recipe: Recipe, run: Path) -> list[TrainerCallback]:
@@ -48,18 +52,40 @@ class Wandb(_Tracker):
             return
         import wandb
 
+        mode = wandb_mode(self.recipe.log.mode)
+        if mode == "online" and not _reachable():
+            log.warning("W&B cannot be reached: %s", _LATER % self.run)
+            mode = "offline"
+        for each in dict.fromkeys((mode, "offline")):
+            try:
+                self.told = self._began(each)
+                return
+            except Exception as error:  # a server that is slow, a key that is not valid, a disk that is full, ...
+                log.warning("W&B, %s, cannot begin (%s): %s", each, error, _LATER % self.run)
+                wandb.teardown(1)  # its own process still waits for the server, and would write nothing else
+
+    def _began(self, mode: Any) -> Any:
+        import wandb
+
         say = self.recipe.log
-        self.told = wandb.init(
+        return wandb.init(
             project=say.project,
             name=say.name or self.run.name,
             group=say.group,
             tags=list(say.tags) or None,
-            mode=wandb_mode(say.mode),
+            mode=mode,
             config=self.recipe.to_dict(),
             dir=str(self.run),
             id=_run_id(self.run),
             resume="allow",
-            settings=wandb.Settings(console="off", disable_git=True, save_code=False, x_disable_stats=True),
+            settings=wandb.Settings(
+                console="off",
+                disable_git=True,
+                save_code=False,
+                x_disable_stats=True,
+                # Of a server; what is only written to the disk is waited for.
+                **({} if mode == "offline" else _patience()),
+            ),
         )
 
     def tell(self, numbers: dict[str, float], step: int) -> None:
@@ -97,6 +123,23 @@ def wandb_mode(asked: str) -> Any:
     if os.environ.get("WANDB_MODE"):
         return os.environ["WANDB_MODE"]
     return "online" if os.environ.get("WANDB_API_KEY") or _netrc_knows() else "offline"
+
+
+def _patience() -> dict[str, Any]:
+    return {"init_timeout": _WAIT_SECONDS, "finish_timeout": _WAIT_SECONDS, "finish_timeout_raises": False}
+
+
+def _reachable() -> bool:
+    """Asked beforehand: W&B's own attempt takes a minute and a half."""
+    where = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
+    port = where.port or (443 if where.scheme == "https" else 80)
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True  # another machine connects; whether it can, only the attempt tells
+    try:
+        socket.create_connection((where.hostname or "", port), timeout=_PROBE_SECONDS).close()
+    except OSError:
+        return False
+    return True
 
 
 def _netrc_knows() -> bool:

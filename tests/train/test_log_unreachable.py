@@ -1,0 +1,91 @@
+"""W&B that is away, or that accepts and never answers: training goes on, and the files are on the disk."""
+
+from __future__ import annotations
+
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dart_train import train
+from dart_train.train.log.trackers import wandb_mode
+from tests.train.scene import free_port, losses, make_recipe
+from tests.train.test_log import wandb_history
+
+KEY = "0123456789abcdef0123456789abcdef01234567"
+STEPS = ["train.max_steps=2", "train.per_device_batch_size=2", "log.report_to=[wandb]", "train.save_steps=2"]
+
+
+@pytest.fixture
+def silent() -> Iterator[int]:
+    """The port of a server that accepts and says nothing."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        kept = []
+        threading.Thread(target=lambda: kept.append(_accept(server)), daemon=True).start()
+        yield server.getsockname()[1]
+
+
+def _accept(server: socket.socket) -> list[socket.socket]:
+    taken = []
+    try:
+        while True:
+            taken.append(server.accept()[0])
+    except OSError:
+        return taken
+
+
+def go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, port: int) -> Path:
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
+    monkeypatch.setattr(sys.modules[wandb_mode.__module__], "_WAIT_SECONDS", 3)
+    train(make_recipe(tmp_path), STEPS)
+    return tmp_path / "run"
+
+
+def on_disk(run: Path) -> None:
+    """W&B's own process writes on for a moment when the run has ended."""
+    expected = {row["step"]: row["loss"] for row in losses(run)}
+    assert len(expected) == 2
+    for _ in range(600):
+        told = {row["step"]: row["train/loss"] for row in wandb_history(run)[0] if "train/loss" in row}
+        if told == expected:
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"{told} on the disk, expected {expected}")
+
+
+def test_a_server_that_is_away_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    on_disk(go(tmp_path, monkeypatch, free_port()))
+    assert "W&B cannot be reached" in caplog.text and "wandb sync" in caplog.text
+
+
+def test_a_server_that_never_answers_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silent: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    on_disk(go(tmp_path, monkeypatch, silent))
+    assert "the run goes on" in caplog.text
+
+
+def test_no_key_is_written_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planted in the environment under several names; looked for in every file of the run, offline W&B's too."""
+    names = ("HF_TOKEN", "MY_PASSWORD", "AWS_SECRET_ACCESS_KEY")
+    secrets = {name: f"{name.lower()}-do-not-tell-{KEY}" for name in names}
+    for name, secret in {**secrets, "WANDB_API_KEY": KEY}.items():
+        monkeypatch.setenv(name, secret)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    train(make_recipe(tmp_path), [*STEPS, "log.report_to=[wandb, tensorboard]"])
+    files = [file for file in (tmp_path / "run").rglob("*") if file.is_file()]
+    assert len(files) > 20
+    for file in files:
+        content = file.read_bytes()
+        assert KEY.encode() not in content and b"do-not-tell" not in content, file
+        assert b"AWS_SECRET_ACCESS_KEY" not in content, f"{file}: the environment"
