@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 def train(recipe: Recipe | str | Path, overrides: Iterable[str] = (), force: bool = False) -> Outcome:
     """Fine-tunes as the recipe (or the file of one) says; resumes by itself where its run folder holds a whole
     checkpoint. overrides: such as `train.max_steps=10`. force: goes on though recipe, base model or versions are others
-    than when that one was written."""
+    than when that one was written. SIGTERM and SIGUSR1 end it behind the step, with a checkpoint, and come back as the
+    outcome's `stopped`: what they mean for the rest of the program is the caller's."""
     from ..recipe import Recipe as Read
     from ..recipe import load_recipe
     from .run import run

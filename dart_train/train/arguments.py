@@ -67,7 +67,7 @@ def _saving(recipe: Recipe) -> dict[str, Any]:
     return {
         "save_strategy": "steps",
         "save_steps": train.save_steps,
-        "save_total_limit": train.save_total_limit,
+        "save_total_limit": None,  # swept by ours: at its end the Trainer would remove the newest that is not the best
         "eval_strategy": "steps" if judged else "no",
         "eval_steps": (train.eval_steps or train.save_steps) if judged else None,
         "metric_for_best_model": train.best_metric,

@@ -110,7 +110,8 @@ def _order(recipe: Recipe, ranks: Ranks, sources: Sequence[Source], encoder: Enc
     data, train = recipe.data, recipe.train
     if any(source.streaming for source in data.train):
         return None
-    lengths, group = None, train.per_device_batch_size * ranks.world
+    # All rows of a step: they are then the same, however many ranks and forwards divide them.
+    lengths, group = None, train.per_device_batch_size * ranks.world * train.gradient_accumulation_steps
     if data.group_by_length:
         lengths = row_lengths(sources, encoder, recipe.reduction.reducers())
     sizes, weights = [len(source.rows) for source in sources], [source.weight for source in data.train]
