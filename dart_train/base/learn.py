@@ -4,57 +4,85 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
+from ..recipe.reader import plain
 from .lessons import lesson
 from .model import Workshop
-from .recipe import Base, Stage
+from .recipe import Base, Measure, Stage
 from .stages import Stages
+
+PACE = 0.05  # how fast the shown loss and accuracy follow the last step
+
+
+@dataclass
+class Progress:
+    """Loss and accuracy as the bar shows them: averages that forget."""
+
+    loss: float = math.nan
+    right: float = math.nan
+
+    def follow(self, loss: float, right: float) -> dict[str, str]:
+        first = math.isnan(self.loss)
+        self.loss = loss if first else (1 - PACE) * self.loss + PACE * loss
+        self.right = right if first else (1 - PACE) * self.right + PACE * right
+        return {"loss": f"{self.loss:.4f}", "right": f"{self.right:.3f}"}
 
 
 def learn(name: str, stage: Stage, recipe: Base, workshop: Workshop, stages: Stages, offset: int) -> None:
-    """Nothing to do where the stage is finished: then its weights are loaded."""
-    folder = Path(recipe.work_dir)
-    done, partly = folder / f"{name}.pt", folder / f"{name}.partly.pt"
+    """offset: the first scene. Nothing to do where the stage is finished: then its weights are loaded."""
+    done, partly = (Path(recipe.work_dir) / f"{name}{ending}.pt" for ending in ("", ".partly"))
     if done.exists():
-        workshop.load_state_dict(torch.load(done, weights_only=True))
+        workshop.load_state_dict(_load(done, recipe)["workshop"])
         return
-    weights = stages.learning(name)
-    workshop.requires_grad_(False)
-    for weight in weights:
-        weight.requires_grad_(True)
+    weights = _only(workshop, stages.learning(name))
     optimizer = torch.optim.AdamW(_groups(weights, stage), lr=stage.learning_rate, betas=(0.9, 0.98))
-    first = _take_up(partly, workshop, optimizer)
-    loss_of, shown, loss_shown = stages.loss(name, stage), 0.0, math.nan
-    bar = tqdm(range(first, stage.steps), initial=first, total=stage.steps, desc=name, unit=" steps", mininterval=5)
+    first = _take_up(partly, recipe, workshop, optimizer)
+    loss_of, progress = stages.loss(name, stage), Progress()
+    bar = tqdm(range(first, stage.steps), initial=first, total=stage.steps, desc=name, unit=" steps", mininterval=2)
     for step in bar:
-        for group in optimizer.param_groups:
-            group["lr"] = stage.learning_rate * _share(step, stage)
         with torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision == "bfloat16"):
             loss, right = loss_of(lesson(recipe, stage, step, offset))
-        loss.backward()
-        clip_grad_norm_(weights, stage.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        shown = right if step == first else 0.95 * shown + 0.05 * right
-        loss_shown = float(loss.detach()) if step == first else 0.95 * loss_shown + 0.05 * float(loss.detach())
-        bar.set_postfix(loss=f"{loss_shown:.4f}", right=f"{shown:.3f}", refresh=False)
+        _step(loss, optimizer, stage.learning_rate * _share(step, stage), stage.max_grad_norm)
+        bar.set_postfix(progress.follow(float(loss.detach()), right), refresh=False)
         if (step + 1) % recipe.save_steps == 0:
-            _save({"workshop": workshop.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}, partly)
-    _save(workshop.state_dict(), done)
+            _save(partly, recipe, workshop, optimizer=optimizer.state_dict(), step=step + 1)
+    _save(done, recipe, workshop)
     partly.unlink(missing_ok=True)
 
 
-def _groups(weights: list[torch.nn.Parameter], stage: Stage) -> list[dict[str, object]]:
+def _only(workshop: Workshop, weights: list[nn.Parameter]) -> list[nn.Parameter]:
+    """`weights` learn, no others do."""
+    workshop.requires_grad_(False)
+    for weight in weights:
+        weight.requires_grad_(True)
+    return weights
+
+
+def _groups(weights: list[nn.Parameter], stage: Stage) -> list[dict[str, object]]:
     """Matrices decay, norms and biases do not."""
     return [
         {"params": [w for w in weights if w.ndim > 1], "weight_decay": stage.weight_decay},
         {"params": [w for w in weights if w.ndim <= 1], "weight_decay": 0.0},
     ]
+
+
+def _step(
+    loss: Tensor, optimizer: torch.optim.Optimizer, weights: list[nn.Parameter], rate: float, most: float
+) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    loss.backward()
+    clip_grad_norm_(weights, most)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
 
 
 def _share(step: int, stage: Stage) -> float:
@@ -65,18 +93,31 @@ def _share(step: int, stage: Stage) -> float:
     return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, passed)))
 
 
-def _take_up(partly: Path, workshop: Workshop, optimizer: torch.optim.Optimizer) -> int:
+def _take_up(partly: Path, recipe: Base, workshop: Workshop, optimizer: torch.optim.Optimizer) -> int:
+    """The step to go on with."""
     if not partly.exists():
         return 0
-    saved = torch.load(partly, weights_only=True)
+    saved = _load(partly, recipe)
     workshop.load_state_dict(saved["workshop"])
     optimizer.load_state_dict(saved["optimizer"])
     return int(saved["step"])
 
 
-def _save(state: dict[str, object], path: Path) -> None:
+def _load(path: Path, recipe: Base) -> dict[str, Any]:
+    saved: dict[str, Any] = torch.load(path, weights_only=True)
+    if saved["recipe"] != _decisive(recipe):
+        raise ValueError(f"{path} was learned by another recipe: give work_dir another folder, or remove this one")
+    return saved
+
+
+def _save(path: Path, recipe: Base, workshop: Workshop, **more: object) -> None:
     """Whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".writing")
-    torch.save(state, part)
+    torch.save({"workshop": workshop.state_dict(), "recipe": _decisive(recipe), **more}, part)
     os.replace(part, path)
+
+
+def _decisive(recipe: Base) -> Any:
+    """What the weights depend on."""
+    return plain(replace(recipe, measure=Measure(), output_dir="-", work_dir="-", save_steps=1))

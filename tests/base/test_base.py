@@ -74,13 +74,19 @@ def test_what_a_kill_interrupted_goes_on_as_if_nothing_had_been(tmp_path: Path) 
     for folder in (whole, cut):
         folder.mkdir()
     train(recipe_in(whole), until="joint")
-    workshop = torch.load(whole / "stages" / "joint.pt", weights_only=True)
+    workshop = torch.load(whole / "stages" / "joint.pt", weights_only=True)["workshop"]
     train(recipe_in(cut), until="vision")
     with pytest.raises(KeyboardInterrupt):
         train_and_be_killed(recipe_in(cut))
     train(recipe_in(cut), until="joint")
-    again = torch.load(cut / "stages" / "joint.pt", weights_only=True)
+    again = torch.load(cut / "stages" / "joint.pt", weights_only=True)["workshop"]
     assert all(torch.equal(workshop[name], again[name]) for name in workshop)
+
+
+def test_stages_of_another_recipe_are_not_taken_up(tmp_path: Path) -> None:
+    train(recipe_in(tmp_path), until="vision")
+    with pytest.raises(ValueError, match=r"vision\.pt was learned by another recipe"):
+        train(recipe_in(tmp_path, "stages.joint.steps=4"), until="vision")
 
 
 def train_and_be_killed(recipe: Base) -> None:
