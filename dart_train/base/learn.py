@@ -74,13 +74,12 @@ def _groups(weights: list[nn.Parameter], stage: Stage) -> list[dict[str, object]
     ]
 
 
-def _step(
-    loss: Tensor, optimizer: torch.optim.Optimizer, weights: list[nn.Parameter], rate: float, most: float
-) -> None:
+def _step(loss: Tensor, optimizer: torch.optim.Optimizer, rate: float, longest: float) -> None:
+    """longest: what the gradient of all weights together is cut to."""
     for group in optimizer.param_groups:
         group["lr"] = rate
     loss.backward()
-    clip_grad_norm_(weights, most)
+    clip_grad_norm_([weight for group in optimizer.param_groups for weight in group["params"]], longest)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 
