@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from . import goals
+from . import goals, timing
 from .facts import facts_of, load
 from .options import settings
 from .table import Report
@@ -37,6 +37,9 @@ def main(argv: Sequence[str]) -> int:
     options.dtype = DTYPES[options.dtype or ("bfloat16" if options.device.type == "cuda" else "float32")]
     names = list(BENCHES) if options.bench == "all" else [options.bench]
     facts = facts_of(options.device, options.dtype)
+    if options.clock == "cpu":
+        timing.clock.count_cpu_time()
+        facts["clock"] = "CPU time of the process"
     tables = [table for name in names for table in _bench(name).run(options)]
     if {"step", "prefill", "decode", "distill"} & set(names):
         tables = [goals.table_of(tables, options), *tables]
@@ -59,6 +62,8 @@ def _check(options: argparse.Namespace) -> None:
     problems = []
     if options.device.type == "cuda" and not torch.cuda.is_available():
         problems.append("--device cuda: no GPU is seen here; use --device cpu")
+    if options.device.type == "cuda" and options.clock == "cpu":
+        problems.append("--clock cpu: a GPU works while the process waits; leave it out")
     problems += [
         f"--{name} {getattr(options, name)}: expected more than 0"
         for name in ("repeats", "seconds")
@@ -90,5 +95,6 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=list(DTYPES), help="default: bfloat16 on a GPU, float32 elsewhere")
     parser.add_argument("--repeats", type=int, default=9, help="rounds in which everything is timed once (9)")
     parser.add_argument("--seconds", type=float, default=20.0, help="what one thing may take in all rounds (20)")
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: where others load the machine")
     parser.add_argument("--quick", action="store_true", help="small sizes and few rounds: does it run?")
     parser.add_argument("--out", type=Path, help="folder for bench.json and bench.md")

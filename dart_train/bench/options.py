@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .shapes import Shape
 
+FULL, NOTHING, OURS = "full tokens", "keep-all attached", "DART"
+USUAL, EAGER, MASKED, PIXELS = "set-and-loop choice", "scores by eager attention", "masked, not dropped", "fewer pixels"
+WAYS = (FULL, NOTHING, OURS, USUAL, EAGER, MASKED, PIXELS)
 MODELS = ("llava", "llava_next", "qwen2_5_vl", "qwen3_vl")
 
 
@@ -16,6 +19,7 @@ def settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, help="default: all")
     parser.add_argument("--rows", type=int, help="rows of a training step; default: by model and scale")
     parser.add_argument("--modes", nargs="+", choices=["lora", "full"], default=["lora", "full"], help="what trains")
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS), help="of a step and a prefill")
     parser.add_argument("--checkpointing", action="store_true", help="training steps compute layers again")
 
 

@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> list[Table]:
 
 def measure(shape: Shape, peak: Peak, options: argparse.Namespace) -> list[dict[str, Any]]:
     subject = subject_of(shape, scale_of(options), 1, options.device, options.dtype)
-    ways = ways_of(subject.model, shape, subject.kept, "expand")
+    ways = ways_of(subject.model, shape, subject.kept, "expand", options.ways)
     ideal = Ideal.of(subject, filling(subject, ways[0]), peak, training=False)
     short = ideal.at(subject.short)
     ours = Bound(ideal.full.flops / short.flops, ideal.full.seconds / short.seconds)

@@ -53,7 +53,7 @@ def _measure(
     rows = rows_of(options, shape)
     subject = subject_of(shape, scale_of(options), rows, options.device, options.dtype, mode, ANSWER, checkpointing)
     trainee = Trainee(subject)
-    ways = ways_of(subject.model, shape, subject.kept, "compact")
+    ways = ways_of(subject.model, shape, subject.kept, "compact", options.ways)
     found = compare(subject, ways, trainee.step, bounds_of(subject, trainee, peak), options, f"{shape.key} {mode}")
     trained = f"{NAMES[mode]}, {rows} rows" + (", checkpointing" if checkpointing else "")
     return [{"trained": trained, **row} for row in found]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -15,13 +15,11 @@ from ..attach.anatomy import dissect
 from ..attach.oracle import hide
 from ..attach.tower import interpolated_positions
 from ..reducers import DART, FastV, KeepAll, Reducer, View
+from .options import EAGER, FULL, MASKED, NOTHING, OURS, PIXELS, USUAL, WAYS
 from .set_and_loop import set_and_loop
 from .shapes import Shape
 
 LAYER = 2
-FULL, NOTHING, OURS = "full tokens", "keep-all attached", "DART"
-USUAL, EAGER, MASKED, PIXELS = "set-and-loop choice", "scores by eager attention", "masked, not dropped", "fewer pixels"
-WAYS = (FULL, NOTHING, OURS, USUAL, EAGER, MASKED, PIXELS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +55,7 @@ class Way:
             yield self.attached
 
 
-def ways_of(model: Any, shape: Shape, kept: Tensor, output: str, names: tuple[str, ...] = WAYS) -> list[Way]:
+def ways_of(model: Any, shape: Shape, kept: Tensor, output: str, names: Sequence[str] = WAYS) -> list[Way]:
     """kept [B, L] bool: what stays where tokens are masked; found ahead, so that this way chooses for nothing."""
 
     def attaching(reducer: Reducer) -> Callable[[], Any]:

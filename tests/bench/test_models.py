@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
@@ -24,7 +25,7 @@ from dart_train.bench.shapes import SHAPES
 from dart_train.bench.sidebyside import tokens_seen
 from dart_train.bench.subject import Subject, subject_of
 from dart_train.bench.table import Table
-from dart_train.bench.timing import Staged, Timing, once, ratio, rounds
+from dart_train.bench.timing import Clock, Staged, Timing, once, ratio, rounds
 from dart_train.bench.training import Trainee
 from dart_train.bench.ways import EAGER, FULL, LAYER, MASKED, NOTHING, OURS, PIXELS, USUAL, WAYS, Way, ways_of
 from dart_train.train.losses import tell
@@ -261,3 +262,11 @@ def test_every_bench_runs_and_says_where(bench: str, tmp_path: Path, capsys: pyt
     if bench in titles:
         assert "not measured" in (tmp_path / "bench.md").read_text()
     assert capsys.readouterr().out
+
+
+def test_cpu_time_stands_still_while_others_run() -> None:
+    clock = Clock()
+    clock.count_cpu_time()
+    begun = clock.read()
+    time.sleep(0.2)
+    assert clock.read() - begun < 0.15
