@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     jobs = [job(name, [1, 2, "nan"], "train.on_nan=skip", *changes) for name, changes in STAGES.items()]
     jobs += [job("gradient", [0, 2, "gradient"], "train.on_nan=skip"), job("stop", [1, 2, "inf"])]
     (folder / "jobs.json").write_text(json.dumps(jobs))
-    done = launch(ROOT / "tests/train/many.py", str(folder / "jobs.json"), timeout=900)
+    done = launch(ROOT / "tests/train/many.py", str(folder / "jobs.json"), timeout=3000)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
     return folder
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.train.scene import ROOT, launch, losses, make_recipe
 
-pytestmark = [pytest.mark.deepspeed, pytest.mark.slow]
+pytestmark = pytest.mark.deepspeed
 FULL = ["parts.vision={mode: full}", "parts.language={mode: full}"]
 LORA = ["parts.lora={rank: 4, dropout: 0.2}", "train.gradient_checkpointing=true"]
 RUNS = {
@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         job = {"recipe": str(recipe), "overrides": overrides}
         jobs += [job, {**job, "forget": ["checkpoint-6"]}]
     (folder / "jobs.json").write_text(json.dumps(jobs))
-    done = launch(ROOT / "tests/train/many.py", str(folder / "jobs.json"), timeout=600)
+    done = launch(ROOT / "tests/train/many.py", str(folder / "jobs.json"), timeout=3000)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
     return folder
 
