@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from .timing import Job, synchronize
@@ -16,8 +21,14 @@ def peak_of(job: Job, device: torch.device) -> int:
         job()
         synchronize(device)
         return int(torch.cuda.max_memory_allocated(device) - before)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True)
+    with _silent():
+        profile.start()
+    try:
         job()
+    finally:
+        with _silent():
+            profile.stop()
     events = profile.profiler.kineto_results.events()
     changes = [(event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"]
     held = most = 0
@@ -25,3 +36,17 @@ def peak_of(job: Job, device: torch.device) -> int:
         held += change
         most = max(most, held)
     return most
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """The profiler writes its starts and stops to the error stream itself, past Python and every log level."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

@@ -34,8 +34,12 @@ def main() -> int:
 
 
 def draw(steps: Steps, options: argparse.Namespace, folder: Path) -> None:
-    sizes = ("--train", str(options.train), "--validation", "60", "--test", str(options.test))
-    steps.run("Draw pictures and questions", python("data/shapes.py", "--out", str(folder / "shapes"), *sizes))
+    """To learn from, all questions of a picture are one conversation: one forward teaches them all."""
+    shapes = folder / "shapes"
+    learned = ("--out", str(shapes / "learned"), "--train", str(options.train), "--group")
+    asked = ("--out", str(shapes / "asked"), "--validation", "40", "--test", str(options.test))
+    steps.run("Draw pictures to learn from", python("data/shapes.py", *learned))
+    steps.run("Draw other pictures to ask about", python("data/shapes.py", *asked))
 
 
 def one_seed(steps: Steps, options: argparse.Namespace, folder: Path, seed: int) -> Verdict:
@@ -53,13 +57,15 @@ def one_seed(steps: Steps, options: argparse.Namespace, folder: Path, seed: int)
     checkpoints = {"base": BASE} | {name: str(here / name) for name in runs}
     asked = json.dumps([{**_rows(shapes, "test"), "name": "shapes", "metrics": ["exact_match"]}])
     overrides = [f"model.path={BASE}", f"compare.checkpoints={json.dumps(checkpoints)}", f"compare.sets={asked}"]
-    overrides += [f"compare.output_dir={here / 'compare'}", "log.report_to=[wandb]", *options.compare]
+    overrides += ["compare.methods=[dart, random, pooling, fastv]", "compare.batch_size=64", "log.report_to=[wandb]"]
+    overrides += [f"compare.output_dir={here / 'compare'}", *options.compare]
     steps.run(f"Compare{title}", deepspeed(options.ranks, "launch/compare.py", COMPARE, *overrides))
     return judge(here / "compare", seed)
 
 
 def _rows(shapes: Path, split: str) -> dict[str, str]:
-    return {"path": str(shapes / f"{split}.json"), "images": str(shapes / "images")}
+    here = shapes / ("learned" if split == "train" else "asked")
+    return {"path": str(here / f"{split}.json"), "images": str(here / "images")}
 
 
 def _how(options: argparse.Namespace) -> dict[str, str]:
@@ -90,8 +96,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", default="runs/demo", help="folder of all that is written (runs/demo)")
     parser.add_argument("--seeds", type=int, default=1, help="repetitions of training and comparison (1)")
     parser.add_argument("--ranks", type=int, default=min(2, os.cpu_count() or 1), help="processes (2)")
-    parser.add_argument("--train", type=int, default=1200, help="pictures to train on")
-    parser.add_argument("--test", type=int, default=80, help="pictures to ask about")
+    parser.add_argument("--train", type=int, default=3000, help="pictures to train on")
+    parser.add_argument("--test", type=int, default=70, help="pictures to ask about")
     parser.add_argument("--change", nargs="*", default=[], metavar="key=value", help="of the training recipe")
     parser.add_argument("--compare", nargs="*", default=[], metavar="key=value", help="of the comparison's recipe")
     return parser
