@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +22,7 @@ from .feed import Feed
 from .loading import keep_masters, load_model, skeleton
 from .lock import Lock
 from .log import MetricsFile, ProgressLine, trackers
+from .log.overlays import Overlays, Scene, scenes
 from .parts import choose_parameters
 from .peers import Peers
 from .ranks import Ranks, part
@@ -53,6 +55,7 @@ class Prepared:
     validation: Validation | None
     skeleton: Any
     resume: Path | None
+    scenes: Sequence[Scene] = ()  # validation samples to draw
 
     @property
     def start_step(self) -> int:
@@ -73,7 +76,8 @@ def prepare(recipe: Recipe, ranks: Ranks, force: bool = False) -> Prepared:
     for damaged in passed:
         if ranks.rank == 0:
             print(f"train: {damaged}", file=sys.stderr)
-    return Prepared(recipe, ranks, processor, feed, validation, bones, resume)
+    drawn = scenes(recipe, validation, processor, bones)
+    return Prepared(recipe, ranks, processor, feed, validation, bones, resume, drawn)
 
 
 def _unavailable(recipe: Recipe) -> list[str]:
@@ -81,8 +85,6 @@ def _unavailable(recipe: Recipe) -> list[str]:
     wrong = []
     if recipe.train.liger and find_spec("liger_kernel") is None:
         wrong.append("train.liger: true needs the package liger-kernel, which is not installed; install it or leave it")
-    if recipe.train.overlay_steps is not None:
-        wrong.append("train.overlay_steps: pictures are not drawn during training; leave it out")
     return wrong
 
 
@@ -141,7 +143,8 @@ def build(prepared: Prepared) -> DartTrainer:
     reducers = recipe.reduction.reducers()
     attached = attach(model, reducers, output="compact") if reducers else None
     attach_dummy_image(model, dummy_inputs(prepared.processor))
-    return DartTrainer(
+    told = _told(prepared) if ranks.rank == 0 else []
+    trainer = DartTrainer(
         model,
         arguments,
         recipe,
@@ -150,8 +153,11 @@ def build(prepared: Prepared) -> DartTrainer:
         prepared.processor,
         prepared.validation,
         prepared.start_step,
-        _told(prepared) if ranks.rank == 0 else [],
+        told,
     )
+    if prepared.scenes:
+        trainer.add_callback(Overlays(trainer, prepared.scenes, told))
+    return trainer
 
 
 def _told(prepared: Prepared) -> list[TrainerCallback]:

@@ -6,10 +6,13 @@ import logging
 import os
 import socket
 import uuid
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
+from PIL import Image
 from transformers import TrainerCallback
 
 from ...recipe import Recipe
@@ -20,8 +23,8 @@ _PROBE_SECONDS, _WAIT_SECONDS = 5.0, 30
 _LATER = "the run goes on and is written to %s/wandb; send it later with `wandb sync`"
 
 
-def trackers(recipe: Recipe, run: Path) -> list[TrainerCallback]:
-    made = {"wandb": Wandb, "tensorboard": TensorBoard}
+def trackers(recipe: Recipe, run: Path) -> list[Wandb | TensorBoard]:
+    made: dict[str, type[Wandb] | type[TensorBoard]] = {"wandb": Wandb, "tensorboard": TensorBoard}
     return [made[name](recipe, run) for name in recipe.log.report_to if name != "none"]
 
 
@@ -31,15 +34,26 @@ class _Tracker(TrainerCallback):
         self.told: Any = None
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if self.told is None or not logs:
+        if logs:
+            self._try(self.tell, {k: v for k, v in logs.items() if isinstance(v, int | float)}, state.global_step)
+
+    def show(self, name: str, pictures: Sequence[Image.Image], step: int) -> None:
+        self._try(self.picture, name, pictures, step)
+
+    def _try(self, telling: Callable[..., None], *what: Any) -> None:
+        """Whatever a tracker suffers from, the run folder has the numbers and the pictures."""
+        if self.told is None:
             return
         try:
-            self.tell({k: v for k, v in logs.items() if isinstance(v, int | float)}, state.global_step)
-        except Exception as error:  # whatever a tracker suffers from, metrics.jsonl has the numbers
+            telling(*what)
+        except Exception as error:
             log.warning("%s is told no more: %s", type(self).__name__, error)
             self.told = None
 
     def tell(self, numbers: dict[str, float], step: int) -> None:
+        raise NotImplementedError
+
+    def picture(self, name: str, pictures: Sequence[Image.Image], step: int) -> None:
         raise NotImplementedError
 
 
@@ -91,6 +105,12 @@ class Wandb(_Tracker):
     def tell(self, numbers: dict[str, float], step: int) -> None:
         self.told.log({_named(name): value for name, value in numbers.items()} | {"step": step}, step=step)
 
+    def picture(self, name: str, pictures: Sequence[Image.Image], step: int) -> None:
+        import wandb
+
+        each = {f"{name}/{number}": wandb.Image(picture) for number, picture in enumerate(pictures)}
+        self.told.log(each, step=step)  # one by one: a list wants pictures of one size
+
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.told is not None:
             self.told.finish()
@@ -108,6 +128,11 @@ class TensorBoard(_Tracker):
     def tell(self, numbers: dict[str, float], step: int) -> None:
         for name, value in numbers.items():
             self.told.add_scalar(_named(name), value, step)
+        self.told.flush()
+
+    def picture(self, name: str, pictures: Sequence[Image.Image], step: int) -> None:
+        for number, picture in enumerate(pictures):
+            self.told.add_image(f"{name}/{number}", np.asarray(picture), step, dataformats="HWC")
         self.told.flush()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
