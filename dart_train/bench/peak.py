@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -29,7 +30,8 @@ def peak_of(job: Job, device: torch.device) -> int:
     finally:
         with _silent():
             profile.stop()
-    events = profile.profiler.kineto_results.events()
+    recorder: Any = profile.profiler
+    events = recorder.kineto_results.events()
     changes = [(event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"]
     held = most = 0
     for _, change in sorted(changes, key=lambda each: each[0]):
