@@ -87,7 +87,7 @@ def _answered(
             "prediction": said[row].strip(),
             "visual_tokens": before[row],
             "kept": visual[row] if kept is None else len(kept[row]),
-            "kept_tokens": None if kept is None else ranges(kept[row]),
+            "kept_tokens": None if kept is None or not visual[row] else ranges(kept[row]),
             "key": question.key,
         }
         for row, question in enumerate(questions)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..compare.table import ALL
 from .page import Plot, page
 from .plots import over_budget, over_latency, save
 from .tables import title_of
@@ -34,10 +35,12 @@ def write_report(results: Results) -> Report:
 
 
 def draw(results: Results) -> list[Plot]:
-    """Two plots for each set and metric; the names of all but the first say whose they are."""
+    """Two plots for each set and metric; the names of all but the first say whose they are. A metric that only some
+    kinds of questions have is in the tables."""
     made: list[Plot] = []
-    for name, metric in dict.fromkeys((entry.set, entry.metric) for entry in results.entries):
-        mine = [entry for entry in results.entries if (entry.set, entry.metric) == (name, metric)]
+    whole = [entry for entry in results.entries if entry.kind == ALL]
+    for name, metric in dict.fromkeys((entry.set, entry.metric) for entry in whole):
+        mine = [entry for entry in whole if (entry.set, entry.metric) == (name, metric)]
         suffix = f"_{_safe(name)}_{metric}" if made else ""
         title = f"{name}: {title_of(metric)}"
         stem = results.folder / f"accuracy_over_budget{suffix}"

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from ..compare.cells import FULL
-from ..compare.table import ALL, Entry
+from ..compare.table import Entry
 from ..compare.timing import Cost
 
 PALETTE = ("#2b6cb0", "#c0652f", "#3b8268", "#8a5a9e", "#b08a1e", "#4f9ab3", "#a8475a", "#6b7785", "#7a8f3c", "#d08c9b")
@@ -38,16 +38,15 @@ _BESIDE = 0.018  # how far methods of the same budget stand apart, as a factor
 
 
 def over_budget(entries: Sequence[Entry], metric: str) -> Figure:
-    """entries: of one set and metric. A panel for each checkpoint; full tokens are the band."""
-    mine = [entry for entry in entries if entry.kind == ALL]
+    """entries: of all questions of one set, in one metric. A panel for each checkpoint; full tokens are the band."""
     with rc_context(_LOOKS):
-        figure, panels = _panels(mine)
+        figure, panels = _panels(entries)
         for checkpoint, axes in panels.items():
-            here = [entry for entry in mine if entry.row[0] == checkpoint]
+            here = [entry for entry in entries if entry.row[0] == checkpoint]
             _band(axes, here)
-            for number, method in enumerate(_methods(mine)):
+            for number, method in enumerate(_methods(entries)):
                 points = sorted((e for e in here if e.row[1] == method and e.kept), key=lambda e: e.kept or 0.0)
-                shift = (1 + _BESIDE) ** (number - len(_methods(mine)) / 2)
+                shift = (1 + _BESIDE) ** (number - len(_methods(entries)) / 2)
                 _line(axes, [100 * (e.kept or 0.0) * shift for e in points], points, number, method)
             axes.set_xscale("log")
             _percent_ticks(axes, [100 * entry.kept for entry in here if entry.kept])
@@ -58,13 +57,12 @@ def over_budget(entries: Sequence[Entry], metric: str) -> Figure:
 
 def over_latency(entries: Sequence[Entry], costs: Sequence[Cost], metric: str) -> Figure:
     """Up and to the left is better. Bars: 95% intervals upright, quartiles of the repeats across."""
-    mine = [entry for entry in entries if entry.kind == ALL]
     times = {(cost.checkpoint, cost.method, cost.budget): cost.total for cost in costs}
     with rc_context(_LOOKS):
-        figure, panels = _panels(mine)
+        figure, panels = _panels(entries)
         for checkpoint, axes in panels.items():
-            here = [entry for entry in mine if entry.row[0] == checkpoint and entry.row in times]
-            for number, method in enumerate([FULL, *_methods(mine)]):
+            here = [entry for entry in entries if entry.row[0] == checkpoint and entry.row in times]
+            for number, method in enumerate([FULL, *_methods(entries)]):
                 points = sorted((e for e in here if e.row[1] == method), key=lambda e: e.kept or 0.0)
                 if points:
                     took = [times[entry.row] for entry in points]

@@ -47,7 +47,7 @@ def test_a_killed_comparison_goes_on(done: Path, tmp_path: Path) -> None:
 
 
 def test_the_verb_is_known() -> None:
-    help_ = run([sys.executable, "-m", "dart_train", "compare", "--help"])
+    help_ = run([sys.executable, "-m", "dart_train", "compare", "--help"], timeout=600)
     assert help_.returncode == 0 and "key=value" in help_.stdout
 
 

@@ -13,6 +13,7 @@ MORE = (
     "compare.methods=[dart, random, pooling, {method: dart, text_pivots: 0}, {method: dart, merge: nearest}]",
     "compare.budgets=[4]",
     "compare.metrics=[exact_match, anls]",
+    "compare.sets.0.kind_metrics={reading: [contains]}",
     "compare.timing=true",
     "compare.timing_repeats=2",
     "log.report_to=[wandb]",
