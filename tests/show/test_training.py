@@ -48,6 +48,7 @@ def test_pictures_lie_in_the_run_and_in_both_trackers(tmp_path: Path, monkeypatc
     assert len({np.frombuffer(page, np.uint8).tobytes() for page in drawn.values()}) >= 4
 
 
+@pytest.mark.slow
 def test_drawing_changes_nothing_of_the_training(tmp_path: Path) -> None:
     recipe = make_recipe(tmp_path)
     for name, more in (("drawn", ["train.overlay_steps=1"]), ("plain", [])):
