@@ -64,10 +64,10 @@ def _guidance(results: Results) -> Iterator[str]:
     rows = []
     for cell, twin in twins:
         for group in results.groups:
-            rows += _row(group, twin, cell, results.seed, [cell.checkpoint, group.set, group.kind])
+            rows += _row(group, twin, cell, results.seed, [cell.checkpoint, group.set, group.kind, group.metric.name])
     if rows:
         note = "Pivots in the question steer the choice towards what it asks for. Positive: guidance is better."
-        head = ["checkpoint", "set", "kind", "budget", "guided less unguided", "95%", "p"]
+        head = ["checkpoint", "set", "kind", "metric", "budget", "guided less unguided", "95%", "p"]
         title = "What does language guidance bring, and on which kinds?"
         yield f'<h3>{title}</h3><p class="note">{note}</p>{table("guidance", head, rows)}'
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, NullLocator
 
 from ..compare.cells import FULL
 from ..compare.table import Entry
@@ -108,7 +108,7 @@ def _percent_ticks(axes: Any, shares: Sequence[float]) -> None:
     ticks = sorted({float(f"{share:.3g}") for share in shares})
     axes.set_xticks(ticks)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_minor_locator(NullLocator())
     if len(ticks) > 6:
         axes.tick_params(axis="x", rotation=60)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from ..compare.cells import FULL
 from ..compare.results import Results
-from ..compare.table import ALL, Entry, Pair, Row
+from ..compare.table import ALL, Entry, Pair
 from ..measure import Difference
 from .html import text
 
@@ -92,9 +92,8 @@ def _speed(results: Results) -> Iterator[str]:
     if not reduced:
         return
     best = max(reduced, key=lambda cost: cost.faster_total.median)
-    row: Row = (best.checkpoint, best.method, best.budget)
+    name = text(f"{best.checkpoint}, {best.method}, {budget_words(best.budget)}")
     yield (
-        f"Fastest by the clock: {text(' '.join(row))}, a whole answer {best.faster_total.median:.2f} times and the "
-        f"prefill {best.faster_prefill.median:.2f} times as fast as full tokens; by FLOPs the prefill could be at most "
-        f"{best.bound:.2f} times."
+        f"Fastest by the clock: {name}. A whole answer comes {best.faster_total.median:.2f} times as fast as with "
+        f"full tokens, the prefill {best.faster_prefill.median:.2f} times, where its FLOPs allow {best.bound:.2f}."
     )

@@ -10,7 +10,7 @@ body { margin: 0; color: var(--ink); background: var(--ground); font: 15px/1.55 
 header { padding: 44px 0 30px; background: var(--paper); border-bottom: 1px solid var(--line); }
 header h1 { margin: 0 0 6px; font-size: 28px; font-weight: 650; letter-spacing: -0.01em; }
 header p { margin: 0; color: var(--soft); }
-.page { max-width: 1180px; margin: 0 auto; padding: 0 28px; }
+.page { max-width: 1340px; margin: 0 auto; padding: 0 28px; }
 nav { position: sticky; top: 0; z-index: 5; background: rgba(255, 255, 255, 0.94);
   border-bottom: 1px solid var(--line); }
 nav .page { display: flex; flex-wrap: wrap; gap: 4px 22px; padding-top: 9px; padding-bottom: 9px; }

@@ -120,8 +120,8 @@ def _sides(pair: Pair) -> list[Cell]:
     """What is held against what, and what both have in common."""
     (one, method, budget), (other, method_too, _) = pair.first, pair.second
     if method == method_too:
-        return [words(one), words(other), words(method if budget == FULL else f"{method} {budget}")]
-    return [words(method), words(method_too), words(f"{one} {budget}")]
+        return [words(one), words(other), words(method if budget == FULL else f"{method}, {budget_text(budget)}")]
+    return [words(method), words(method_too), words(f"{one}, {budget_text(budget)}")]
 
 
 def _picked(name: str, entries: Sequence[Entry], every: bool) -> str:
@@ -143,8 +143,12 @@ def budget_cell(budget: str) -> Cell:
     """Shares before numbers of tokens when sorted."""
     if budget == FULL:
         return number(1.0, "")
+    return number(float(budget), budget_text(budget))
+
+
+def budget_text(budget: str) -> str:
     value = float(budget)
-    return number(value, f"{100 * value:.3g}%" if value < 1 else f"{value:.0f}")
+    return f"{100 * value:.3g}%" if value < 1 else f"{value:.0f} tokens"
 
 
 def _kind(row: Row) -> str:
