@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..budget import Keep
-from ..reducers import DART, Reducer, from_config
+from ..reducers import DART, FewerPixels, Reducer, from_config
 from .budgets import Budgets, UntrainedBudget, told
 
 # ...: as trained; None: none; else one, several stages of one, their configuration, or the name of a method.
@@ -27,6 +27,11 @@ def choose(trained: Sequence[Reducer] | None, wanted: Choice, keep: Keep | Seque
     else:
         stages: Sequence[Any] = [wanted] if isinstance(wanted, Reducer | Mapping) else wanted
         chosen = [stage if isinstance(stage, Reducer) else from_config(stage) for stage in stages]
+    if wanted is not ... and any(isinstance(stage, FewerPixels) for stage in chosen):
+        raise ValueError(
+            "fewer_pixels makes the pictures smaller and works at the processor: load with reducer=None, then "
+            "dart_train.pixels.fewer_pixels(processor, keep)"
+        )
     return chosen if keep is None else _at(chosen, keep)
 
 

@@ -2,7 +2,7 @@
 
     python fresh.py job.json
 
-The job: {"folder", "base", "batch", "answer", "dtype", "kernel", "device"}; `base` is None for whole weights."""
+The job: {"folder", "base", "revision", "batch", "answer", "dtype", "kernel", "device"}; base: None: whole weights."""
 
 from __future__ import annotations
 
@@ -24,7 +24,11 @@ def read(job: dict[str, Any]) -> tuple[Any, dict[str, list[str]]]:
     """The model, and what loading it had to say."""
     source = job["base"] or job["folder"]
     model, info = AutoModelForImageTextToText.from_pretrained(
-        source, dtype=job["dtype"], attn_implementation=job["kernel"], output_loading_info=True
+        source,
+        revision=job["revision"] if job["base"] else None,
+        dtype=job["dtype"],
+        attn_implementation=job["kernel"],
+        output_loading_info=True,
     )
     if job["base"]:
         from peft import PeftModel

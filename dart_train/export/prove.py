@@ -53,6 +53,8 @@ def expect(model: Any, processor: Any) -> Expected:
 
 def prove(folder: Path, found: Found, expected: Expected, dtype: torch.dtype | str, adapter_only: bool) -> float:
     """How far the logits are apart, as a share of their spread. Raises RuntimeError with all that differs."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     with tempfile.TemporaryDirectory() as room:
         job = _job(Path(room), folder, found, expected, dtype, adapter_only)
         _run(Path(room), job)
@@ -70,13 +72,20 @@ def _job(
     save_file(expected.batch, room / "batch.safetensors")
     return {
         "folder": str(folder.absolute()),
-        "base": str(Path(found.source.path).absolute()) if adapter_only else None,
+        "base": _base(found) if adapter_only else None,
+        "revision": found.source.revision,
         "batch": str(room / "batch.safetensors"),
         "answer": str(room / "answer.json"),
         "dtype": str(dtype).removeprefix("torch."),
         "kernel": found.kernel,
         "device": _device(),
     }
+
+
+def _base(found: Found) -> str:
+    """A folder, wherever the process runs, or a hub id."""
+    path = Path(found.source.path)
+    return str(path.absolute()) if path.exists() else found.source.path
 
 
 def _run(room: Path, job: dict[str, Any]) -> None:

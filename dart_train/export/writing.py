@@ -52,6 +52,7 @@ def take_away(
             expected = expect(model, found.processor)
             step("write")
             _write(work, model, expected)
+            del model  # the fresh process needs the room
             step("prove it in a fresh process")
             difference = prove(folder, found, expected, work.dtype, adapter_only)
         finished(folder, out)

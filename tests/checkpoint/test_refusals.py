@@ -83,6 +83,7 @@ def test_a_spoilt_folder_is_refused(tmp_path: Path, spoil: object, told: str) ->
     ({"reducer": None, "keep": 4}, "no reduction is attached"),
     ({"reducer": "dart", "keep": (4, 2)}, "2 budgets for 1 stages"),
     ({"reducer": "drat", "keep": 4}, "did you mean dart?"),
+    ({"reducer": {"method": "fewer_pixels", "keep": 4}}, "works at the processor"),
     ({"checkpoint": 3}, "not the folder of a run"),
     ({"base": "there"}, "the weights here are whole"),
 ])  # fmt: skip

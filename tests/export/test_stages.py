@@ -1,0 +1,65 @@
+"""Runs of every ZeRO stage are taken away alike: whole weights come out of the pieces of several ranks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoModelForImageTextToText
+
+import dart_train
+from dart_train.export import fresh, prove
+from tests.checkpoint.runs import logits
+from tests.train.scene import ROOT, launch, make_recipe
+
+pytestmark = [pytest.mark.deepspeed, pytest.mark.slow]
+STAGES = (0, 3)  # 1 and 2 keep the weights whole as 0 does
+MODES = {
+    "lora": ["parts.vision={mode: lora}", "train.learning_rate=1e-3"],
+    # Small steps: rounding grows from step to step, and with all weights moving it grows fast.
+    "full": ["parts.language={mode: full}", "parts.vision={mode: full}", "train.learning_rate=1e-4"],
+}
+SHORT = ["train.max_steps=4", "train.save_steps=4", "train.per_device_batch_size=4"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stages")
+    recipe = make_recipe(folder)
+    (folder / "jobs.json").write_text(json.dumps(_jobs(recipe, folder)))
+    done = launch(ROOT / "tests/train/many.py", str(folder / "jobs.json"), timeout=2400)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+    return folder
+
+
+def _jobs(recipe: Path, folder: Path) -> list[dict[str, Any]]:
+    kinds = [(f"{mode}-{stage}", changes, stage) for mode, changes in MODES.items() for stage in STAGES]
+    return [
+        {
+            "recipe": str(recipe),
+            "overrides": [f"train.output_dir={folder / name}", f"train.zero_stage={stage}", *changes, *SHORT],
+        }
+        for name, changes, stage in kinds
+    ]
+
+
+@pytest.fixture
+def exported(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Plain transformers on the export of a run. Its proof runs here: a process of its own is another test's."""
+    monkeypatch.setattr(prove, "_run", lambda room, job: fresh.main(job))
+
+    def made(name: str) -> Any:
+        return AutoModelForImageTextToText.from_pretrained(dart_train.export(runs / name, tmp_path / name)).eval()
+
+    return made
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_stage_gives_the_same_export(exported: Any, runs: Path, mode: str) -> None:
+    plain, *others = (logits(exported(f"{mode}-{stage}")) for stage in STAGES)
+    base = logits(AutoModelForImageTextToText.from_pretrained(runs / "llava").eval())
+    moved = (plain - base).pow(2).mean().sqrt()
+    for other in others:
+        assert (other - plain).pow(2).mean().sqrt() < 0.05 * moved
