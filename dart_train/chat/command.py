@@ -18,7 +18,7 @@ from .stream import Timed
 
 
 def main(argv: Sequence[str]) -> int:
-    options = _parser().parse_args(argv)
+    options = _parser().parse_intermixed_args(argv)
     images = _checked(options)
     loaded = _load(options)
     conversation: Conversation = []

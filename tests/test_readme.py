@@ -1,0 +1,95 @@
+"""Every command of the README runs, or says what it needs that a test does not have."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.train.scene import free_port
+
+ROOT = Path(__file__).parents[1]
+NEEDS = re.compile(r"#.*\bneeds: \S")
+# Run by other means: what runs this very test, and what takes minutes.
+ELSEWHERE = {
+    "bash launch/test.sh": ".ci/run",
+    "bash launch/test.sh --all": ".ci/run, and `drill`",
+    "bash launch/demo.sh": "tests/demo",
+    "python -m dart_train bench select": "tests/bench",
+    "python -m dart_train bench all": "tests/bench",
+}
+# The same commands on less, so that all of them take seconds.
+SMALLER = {"--train 3000": "--train 12", "--validation 40": "--validation 2", "--test 70": "--test 2"}
+LESS = {
+    "launch/train.py": "train.max_steps=2 train.save_steps=2 data.workers=0 'train.eval_budgets=[0.111]'",
+    "dart_train compare": "compare.timing=false 'compare.budgets=[0.111]' 'compare.methods=[dart]'",
+}
+
+
+def commands() -> list[str]:
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line.strip()]
+
+
+def bare(line: str) -> str:
+    return re.sub(r"\s+#.*", "", line).strip()
+
+
+def run_here() -> list[str]:
+    return [bare(line) for line in commands() if not NEEDS.search(line) and bare(line) not in ELSEWHERE]
+
+
+def smaller(command: str) -> str:
+    for much, little in SMALLER.items():
+        command = command.replace(much, little)
+    for part, changes in LESS.items():
+        command += f" {changes}" * (part in command)
+    launcher = f"{sys.executable} -m deepspeed.launcher.runner --master_port {free_port()} "
+    command = re.sub("^deepspeed ", launcher, command)
+    return command.replace("python ", f"{sys.executable} ", 1) if command.startswith("python ") else command
+
+
+def test_every_verb_is_told() -> None:
+    from dart_train.__main__ import VERBS
+
+    told = "\n".join(commands())
+    missing = [verb for verb in VERBS if f"dart_train {verb}" not in told and f"launch/{verb}.py" not in told]
+    assert not missing
+
+
+def test_what_is_run_elsewhere_is_in_the_readme() -> None:
+    assert set(ELSEWHERE) <= {bare(line) for line in commands()}
+
+
+def test_every_file_that_it_names_is_there() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    named = re.findall(r"\b(?:recipes|launch|data|tests|dart_train)/[\w./]+\w", text)
+    made = ("data/shapes_tiny", "data/shapes_asked")  # by the commands themselves
+    missing = [name for name in named if not name.startswith(made) and not (ROOT / name).exists()]
+    assert named and not missing
+
+
+@pytest.mark.deepspeed
+def test_the_commands_run_one_after_the_other(tmp_path: Path) -> None:
+    for folder in ("launch", "recipes", "data"):
+        ignored = shutil.ignore_patterns("__pycache__", "shapes_*")
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=ignored)
+    settings = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
+    told = run_here()
+    assert len(told) > 10
+    for command in told:
+        done = subprocess.run(
+            ["bash", "-c", smaller(command)],
+            cwd=tmp_path,
+            env={**os.environ, **settings},
+            capture_output=True,
+            text=True,
+            timeout=1200,
+            stdin=subprocess.DEVNULL,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
