@@ -147,6 +147,6 @@ def batches(rows: Rows, recipe: Recipe, ranks: int) -> np.ndarray:
     """[n, rows of a micro-batch] numbers of rows, in the order of training; n is a multiple of `ranks`."""
     train = recipe.train
     size = train.per_device_batch_size * ranks
-    order = rows.order(recipe, rows.counts, size)
+    order = rows.order(recipe, rows.counts, size * train.gradient_accumulation_steps)
     number = max(1, len(order) // size)
     return np.array(order.rows(0, number * size)).reshape(number * ranks, train.per_device_batch_size)
