@@ -27,8 +27,9 @@ def _starts_a_list(file: TextIO) -> bool:
     file.seek(0)
     if not head.startswith("["):
         return False
-    first_line = head.split("\n", 1)[0].rstrip()
-    return not (first_line.endswith("]") and "\n" in head and _is_json(first_line))  # JSON Lines of lists
+    first_line, _, behind = head.partition("\n")  # a list on one line may end with a line break, as `jq -c` writes it
+    lists_in_lines = first_line.rstrip().endswith("]") and bool(behind.strip()) and _is_json(first_line)
+    return not lists_in_lines
 
 
 def _is_json(text: str) -> bool:

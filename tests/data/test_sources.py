@@ -178,3 +178,16 @@ def test_wrong_paths_are_told_with_what_was_expected(tmp_path, llava_file):
         open_source(SourceSpec(str(tmp_path / "empty"), split="test"))
     with pytest.raises(ValueError, match=r"images: .* is not a folder"):
         open_source(SourceSpec(str(llava_file), images=str(tmp_path / "nowhere")))
+
+
+@pytest.mark.parametrize("end", ["", "\n", " \n\n"])
+def test_a_list_on_one_line_is_a_list_however_the_file_ends(tmp_path, end):
+    rows = [{"a": 1}, {"b": [2]}, 3]
+    (tmp_path / "rows.json").write_text(json.dumps(rows) + end)
+    assert [json.loads(row["text"]) for row in jsonrows.json_rows([str(tmp_path / "rows.json")], [])] == rows
+
+
+def test_lines_that_are_lists_are_rows_each(tmp_path):
+    (tmp_path / "rows.jsonl").write_text("[1, 2]\n[3]\n")
+    found = [json.loads(row["text"]) for row in jsonrows.json_rows([str(tmp_path / "rows.jsonl")], [])]
+    assert found == [[1, 2], [3]]
