@@ -35,7 +35,8 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Likelihood:
-    log_probability: float
+    log_probability: float  # of all its tokens together
+    loss: float  # the mean of what they cost
     greedy: bool  # whether the model itself would have said it
 
 
@@ -91,7 +92,7 @@ def likelihood(loaded: Loaded, conversation: Conversation, continuation: str) ->
     logits = loaded.model(**batch, labels=labels).logits[:, -tokens.shape[1] - 1 : -1].float()
     targets = labels[:, -tokens.shape[1] :]
     chosen = logits.log_softmax(-1).gather(-1, targets[..., None]).sum()
-    return Likelihood(float(chosen), bool((logits.argmax(-1) == targets).all()))
+    return Likelihood(float(chosen), -float(chosen) / tokens.shape[1], bool((logits.argmax(-1) == targets).all()))
 
 
 def followed_by(inputs: Mapping[str, Tensor], tokens: Tensor) -> dict[str, Tensor]:

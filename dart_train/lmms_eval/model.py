@@ -97,13 +97,15 @@ class _Asked(lmms):
     def conversation_wishes(arguments: tuple[Any, ...]) -> Any:
         raise NotImplementedError
 
-    def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: Sequence[Instance]) -> list[GenerationResult]:
+        """(loss, greedy) of each: a task takes the answer of the lowest loss, and the package's own models give the
+        mean one. The pair is wrapped, because the evaluator (0.7.3) makes a text of any that is not."""
         found = []
         for context, target, visual, doc_id, task, split in self._shown_each(requests):
             doc = self.task_dict[task][split][doc_id]
             continuation = target if isinstance(target, str) else target(doc)
             told = likelihood(self.loaded, visual_question(self.loaded.processor, context, visual(doc)), continuation)
-            found.append((told.log_probability, told.greedy))
+            found.append(GenerationResult((told.loss, told.greedy)))
         return found
 
     def _shown_each(self, requests: Sequence[Instance]) -> Iterator[Any]:

@@ -61,6 +61,7 @@ def test_a_likelihood_is_that_of_the_model(folder: Path, reducer: str) -> None:
     )  # fmt: skip
     each = [step.log_softmax(-1)[0, token] for step, token in zip(written.logits, tokens, strict=True)]
     assert told.log_probability == pytest.approx(float(sum(each)), rel=1e-4)
+    assert told.loss == pytest.approx(-told.log_probability / len(tokens))
     assert told.greedy == all(int(s.argmax()) == t for s, t in zip(written.logits, tokens, strict=True))
 
 
