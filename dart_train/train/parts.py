@@ -53,7 +53,9 @@ def choose_parameters(model: Any, parts: Parts) -> Any:
         modules_to_save=saved_whole(model, parts) or None,
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, config)
+    # As the weights are: ZeRO-3 spreads parameters of one dtype only, and masters in float32 are kept by DeepSpeed
+    # or, without it, by `keep_masters`.
+    return get_peft_model(model, config, autocast_adapter_dtype=False)
 
 
 def lora_targets(model: Any, parts: Parts) -> list[str]:
