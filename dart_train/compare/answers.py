@@ -30,7 +30,8 @@ def fingerprint(recipe: Recipe, cell: Cell, found: Found) -> str:
     places = [found.place.folder, Path(found.source.path)]
     files = [file for place in places if place.is_dir() for glob in _WEIGHTS for file in sorted(place.glob(glob))]
     stamps = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    config = None if cell.reducer is None else cell.reducer.to_dict()
+    configs = [stage.to_dict() for stage in cell.stages]
+    config = configs if len(configs) > 1 else next(iter(configs), None)
     say = (recipe.compare.max_new_tokens, recipe.model.dtype, found.kernel, found.source.revision)
     text = json.dumps([FORMAT, found.source.path, stamps, cell.checkpoint, cell.method, config, say])
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,13 +20,20 @@ _WHOLE = Parts(vision=Part("frozen"), projector=Part("frozen"), language=Part("f
 
 @dataclass(frozen=True)
 class Shape:
-    """Of one prefill: rows, the padded length that comes in and the one that leaves layer `layer`, visual tokens."""
+    """Of one prefill: rows, the padded length that comes in, visual tokens; steps: of each stage its layer, the first
+    to run on that stage's padded length."""
 
     rows: int
     length: int
-    short: int
-    layer: int
+    steps: tuple[tuple[int, int], ...]
     visual: int
+
+    def lengths(self, layers: int) -> list[int]:
+        """Of every layer."""
+        found = [self.length] * layers
+        for layer, length in self.steps:
+            found[layer:] = [length] * (layers - layer)
+        return found
 
 
 class Arithmetic:
@@ -40,9 +48,8 @@ class Arithmetic:
         self.text = plain.config.get_text_config()
 
     def prefill(self, shape: Shape) -> float:
-        """Vision tower, decoder layers before and behind the reduction, and one place of the head for each row."""
-        layers = [shape.layer, self.text.num_hidden_layers - shape.layer]
-        lengths = [shape.length, shape.short]
-        cost = sum(n * float(self.rates.forward(shape.rows, length)) for n, length in zip(layers, lengths, strict=True))
+        """Vision tower, decoder layers at the length that each runs on, and one place of the head for each row."""
+        lengths = Counter(shape.lengths(self.text.num_hidden_layers))
+        cost = sum(n * float(self.rates.forward(shape.rows, length)) for length, n in lengths.items())
         head = 2 * shape.rows * self.text.hidden_size * self.text.vocab_size
         return float(np.asarray(cost + head + self.rates.tower * shape.visual))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from ..budget import Keep
 from ..recipe import Recipe
-from ..reducers import KeepAll, Reducer, from_config
+from ..recipe.methods import Given, Method, labels, read_method, spelt_out
+from ..reducers import KeepAll, Reducer
 
 FULL = "full"
 BASE = "base"
@@ -17,12 +16,17 @@ BASE = "base"
 
 @dataclass(frozen=True)
 class Cell:
-    """reducer None: full tokens."""
+    """stages: of the reduction; none: full tokens."""
 
     checkpoint: str
     method: str
     keep: Keep
-    reducer: Reducer | None = field(hash=False)  # a stranger's options may be lists
+    stages: tuple[Reducer, ...] = field(hash=False)  # a stranger's options may be lists
+
+    @property
+    def reducer(self) -> Reducer | None:
+        """The only stage; None where there is none, or several."""
+        return self.stages[0] if len(self.stages) == 1 else None
 
     @property
     def budget(self) -> str:
@@ -31,7 +35,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        return f"{self.checkpoint} / {self.method}" + (f" / {self.budget}" if self.reducer is not None else "")
+        return f"{self.checkpoint} / {self.method}" + (f" / {self.budget}" if self.stages else "")
 
 
 def checkpoints_of(recipe: Recipe) -> dict[str, str]:
@@ -42,10 +46,10 @@ def checkpoints_of(recipe: Recipe) -> dict[str, str]:
 def cells_of(recipe: Recipe) -> list[Cell]:
     found = []
     for checkpoint in checkpoints_of(recipe):
-        found.append(Cell(checkpoint, FULL, 1.0, None))
-        for label, bare in methods_of(recipe).items():
-            keeps = [1.0] if isinstance(bare, KeepAll) and bare.name == KeepAll.name else _budgets(recipe)
-            found += [Cell(checkpoint, label, keep, replace(bare, keep=keep)) for keep in keeps]
+        found.append(Cell(checkpoint, FULL, 1.0, ()))
+        for label, method in methods_of(recipe).items():
+            keeps = [1.0] if method.stages[0].name == KeepAll.name else _budgets(recipe)
+            found += [Cell(checkpoint, label, keep, method.at(keep)) for keep in keeps]
     return found
 
 
@@ -55,35 +59,19 @@ def _budgets(recipe: Recipe) -> list[Keep]:
     return list(found.values())
 
 
-def methods_of(recipe: Recipe) -> dict[str, Reducer]:
+def methods_of(recipe: Recipe) -> dict[str, Method]:
     """By their labels. A method that is named alone has the options of the recipe's reduction where that is the same
     method, and its layer where it is another."""
-    given, trained = recipe.compare.methods, recipe.reduction.reducers()
-    made = [_method(each, trained) for each in given]
-    often = Counter(_name(each) for each in given)
-    labels = [_name(each) if often[_name(each)] == 1 else _told(each) for each in given]
-    return dict(zip(labels, made, strict=True))
+    given, trained = spelt_out(recipe.compare.methods, recipe.reduction.stages), recipe.reduction.reducers()
+    return dict(zip(labels(given), (_method(each, trained) for each in given), strict=True))
 
 
-def _method(given: str | Mapping[str, Any], trained: Sequence[Reducer]) -> Reducer:
-    if not isinstance(given, str):
-        return from_config(given)
-    bare = from_config({"method": given})
-    if len(trained) != 1:
-        return bare
-    return trained[0] if type(trained[0]) is type(bare) else replace(bare, layer=trained[0].layer, per=trained[0].per)
-
-
-def _name(given: str | Mapping[str, Any]) -> str:
-    method = given if isinstance(given, str) else str(given["method"])
-    return method.rsplit(":", 1)[-1]
-
-
-def _told(given: str | Mapping[str, Any]) -> str:
-    """A method that stands in the recipe more than once is told apart by its options."""
-    options = {} if isinstance(given, str) else {key: value for key, value in given.items() if key != "method"}
-    words = ", ".join(f"{key}={value}" for key, value in options.items())
-    return f"{_name(given)} ({words})" if words else _name(given)
+def _method(given: Given, trained: Sequence[Reducer]) -> Method:
+    method = read_method(given)
+    if not isinstance(given, str) or len(trained) != 1:
+        return method
+    (bare,), (own,) = method.stages, trained
+    return Method((own if type(own) is type(bare) else replace(bare, layer=own.layer, per=own.per),))
 
 
 def _is_full(keep: Keep) -> bool:

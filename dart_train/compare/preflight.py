@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from tqdm import tqdm
 
@@ -107,12 +107,10 @@ def _unfit(found: Found, cells: Sequence[Cell]) -> Iterator[str]:
     _told(told, "", lambda: Prompts(found.processor))
     model = bones(read_config(found.source.path, found.source.revision, found.source.trust_remote_code))
     for cell in cells:
-        if cell.reducer is not None:
-            reducer: Any = cell.reducer
-            if isinstance(reducer, FewerPixels):
-                _told(told, cell.method, lambda: shrink_of(found.processor))
-            else:
-                _told(told, cell.method, lambda reducer=reducer: attach(model, reducer).remove())  # type: ignore[misc]
+        if isinstance(cell.reducer, FewerPixels):
+            _told(told, cell.method, lambda: shrink_of(found.processor))
+        elif cell.stages:
+            _told(told, cell.method, lambda stages=cell.stages: attach(model, stages).remove())  # type: ignore[misc]
     yield from dict.fromkeys(told)
 
 

@@ -64,7 +64,7 @@ class Subject:
     @contextmanager
     def at(self, cell: Cell) -> Iterator[Asked]:
         reducer = cell.reducer
-        if reducer is None:
+        if not cell.stages:
             yield Asked(self.model, self.prompts, None)
             return
         with ExitStack() as stack:
@@ -73,7 +73,7 @@ class Subject:
                     stack.enter_context(interpolated_positions(self.model))
                 yield Asked(self.model, Prompts(fewer_pixels(self.processor, reducer.keep)), None)
                 return
-            attached = stack.enter_context(attach(self.model, reducer))
+            attached = stack.enter_context(attach(self.model, cell.stages))
             yield Asked(self.model, self.prompts, attached)
 
     def moved(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -116,9 +116,11 @@ class Stage:
     def _shape(self) -> tuple[Shape, int]:
         rows, length = self.host["input_ids"].shape
         last = self.asked.attached.last if self.asked.attached is not None else None
-        if last is None or self.cell.reducer is None:
-            return Shape(rows, length, length, 0, self.visual), self.visual
-        return Shape(rows, length, last.length, self.cell.reducer.layer, self.visual), sum(last.visual_after)
+        if last is None:
+            return Shape(rows, length, (), self.visual), self.visual
+        lengths = [int(mask.sum(1).max()) for mask in last.stages]
+        steps = tuple(zip((stage.layer for stage in self.cell.stages), lengths, strict=True))
+        return Shape(rows, length, steps, self.visual), sum(last.visual_after)
 
 
 def _summed(

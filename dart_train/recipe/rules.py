@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from ..measure import unknown_metric
 from .errors import Problem
-from .reduction import Elastic, Fixed, Progressive, method_fault
+from .methods import OWN, read_method, shared_labels, spelt_out
+from .reduction import Elastic, Fixed, Progressive
 
 if TYPE_CHECKING:
     from .recipe import Recipe
@@ -123,17 +124,27 @@ def _compare(recipe: Recipe) -> Iterator[Problem]:
     for key in ("methods", "budgets", "metrics"):
         if not getattr(recipe.compare, key):
             yield Problem(f"compare.{key}", "empty", "name at least one, or leave the key out")
-    for i, method in enumerate(recipe.compare.methods):
-        wrong = method_fault({"method": method} if isinstance(method, str) else method)
-        if wrong:
-            yield Problem(f"compare.methods.{i}", wrong)
-        elif isinstance(method, dict) and "keep" in method:
-            yield Problem(f"compare.methods.{i}.keep", "every method is measured at compare.budgets", "leave it out")
+    yield from _methods(recipe)
     for path, name in _metric_names(recipe):
         wrong = unknown_metric(name)
         if wrong:
             yield Problem(path, wrong)
     yield from _question_sets(recipe)
+
+
+def _methods(recipe: Recipe) -> Iterator[Problem]:
+    given, wrong = spelt_out(recipe.compare.methods, recipe.reduction.stages), False
+    for i, method in enumerate(recipe.compare.methods):
+        try:
+            if method == OWN and not recipe.reduction.stages:
+                raise ValueError("the recipe's reduction is none; name a method, or give a reduction")
+            read_method(given[i])
+        except ValueError as error:
+            wrong = True
+            yield Problem(f"compare.methods.{i}", str(error))
+    for i, label in [] if wrong else shared_labels(given):
+        remedy = "leave one out, or give it a name"
+        yield Problem(f"compare.methods.{i}", f"called {label!r}, as one before it", remedy)
 
 
 def _metric_names(recipe: Recipe) -> Iterator[tuple[str, str]]:

@@ -54,7 +54,7 @@ class QuestionSet(Source):
 @dataclass(frozen=True)
 class Compare:
     checkpoints: dict[str, str] = field(default_factory=dict)  # name: folder; none: model.path as base
-    methods: tuple[str | dict[str, Any], ...] = ("dart",)  # names, or mappings as in `reduction`
+    methods: tuple[str | dict[str, Any], ...] = ("dart",)  # names, or mappings: see methods.py
     budgets: tuple[Keep, ...] = (1.0, 0.333, 0.222, 0.111)  # full tokens are always measured
     sets: tuple[QuestionSet, ...] = ()  # what is asked
     metrics: tuple[Text, ...] = ("exact_match",)  # of sets that name none

@@ -13,6 +13,7 @@ import transformers
 from ..compare.cells import FULL
 from ..compare.journal import Line
 from ..compare.results import Results
+from ..reducers import Reducer
 from . import tables
 from .gallery import gallery
 from .html import embedded, picture, section, text
@@ -125,7 +126,13 @@ def _how(results: Results) -> str:
 def _methods(results: Results) -> dict[str, str]:
     found = {}
     for cell in results.cells:
-        if cell.reducer is not None:
-            options = {k: v for k, v in cell.reducer.to_dict().items() if k not in ("method", "keep")}
-            found[cell.method] = ", ".join(f"{name}={value}" for name, value in options.items())
+        if len(cell.stages) == 1:
+            found[cell.method] = _options(cell.stages[0], ("method", "keep"))
+        elif cell.stages:
+            told = [_options(stage, ()) for stage in cell.stages]
+            found[f"{cell.method} / {cell.budget}"] = "; then ".join(told)
     return found
+
+
+def _options(reducer: Reducer, without: Sequence[str]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in reducer.to_dict().items() if name not in without)

@@ -67,11 +67,11 @@ def test_flops_are_those_that_the_forward_does(reduced: bool, done: Path) -> Non
     if reduced:
         with attach(model, DART(keep=8, layer=2)) as attached, torch.no_grad(), counter:
             model(**batch, logits_to_keep=1)
-        shape = Shape(rows, length, attached.last.length, 2, visual)
+        shape = Shape(rows, length, ((2, attached.last.length),), visual)
     else:
         with torch.no_grad(), counter:
             model(**batch, logits_to_keep=1)
-        shape = Shape(rows, length, length, 0, visual)
+        shape = Shape(rows, length, (), visual)
     assert arithmetic.prefill(shape) == pytest.approx(counter.get_total_flops(), rel=0.12)
 
 

@@ -45,7 +45,7 @@ def test_unknown_metrics_are_told_with_all_other_errors(done: Path) -> None:
         "compare.methods=[dart, {method: random, keep: 3}]",
         "compare.batch_size=0",
     )
-    assert list(found) == ["compare.batch_size", "compare.methods.1.keep", "compare.metrics.1",
+    assert list(found) == ["compare.batch_size", "compare.methods.1", "compare.metrics.1",
                            "compare.sets.0.metrics.0", "compare.sets.0.kind_metrics.reading.0"]  # fmt: skip
     assert "did you mean anls?" in found["compare.sets.0.metrics.0"]
 
