@@ -26,9 +26,13 @@ class Steps:
             print(f"demo: stopped, because this failed with exit code {code}: {title}", file=sys.stderr)
             raise SystemExit(code)
 
+    @property
+    def total(self) -> float:
+        return sum(self.seconds.values())
+
     def told(self) -> str:
         lines = [f"{seconds:7.0f} s  {title}" for title, seconds in self.seconds.items()]
-        return "\n".join([*lines, f"{sum(self.seconds.values()):7.0f} s  in all"])
+        return "\n".join([*lines, f"{self.total:7.0f} s  in all"])
 
 
 def python(*arguments: str) -> list[str]:
