@@ -40,11 +40,11 @@ def exported(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     return made
 
 
-def as_trained(run: Path) -> torch.nn.Module:
+def as_trained(run: Path, checkpoint: int = 4) -> torch.nn.Module:
     """The run's model by plain transformers and plain PEFT."""
     dtype = torch.bfloat16 if run.name == "half" else torch.float32
     base = AutoModelForImageTextToText.from_pretrained(run.parent / "llava", dtype=dtype)
-    return PeftModel.from_pretrained(base, run / "checkpoint-4").eval()
+    return PeftModel.from_pretrained(base, run / f"checkpoint-{checkpoint}").eval()
 
 
 @pytest.mark.parametrize("kind,tolerance", [("lora", 1e-3), ("half", 0.1)])
@@ -65,6 +65,17 @@ def test_full_weights_come_out_as_they_are(runs: Runs, exported: Exported) -> No
     trained = AutoModelForImageTextToText.from_pretrained(runs("full") / "checkpoint-4").state_dict()
     plain = AutoModelForImageTextToText.from_pretrained(exported("full")).state_dict()
     assert trained.keys() == plain.keys() and all(torch.equal(plain[name], trained[name]) for name in trained)
+
+
+def test_an_earlier_checkpoint_gives_its_own_logits(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prove, "_run", lambda room, job: fresh.main(job))
+    folder = dart_train.export(runs("lora"), tmp_path / "earlier", checkpoint=2)
+    run = runs("lora")
+    earlier, later = (logits(as_trained(run, checkpoint)) for checkpoint in (2, 4))
+    told = logits(AutoModelForImageTextToText.from_pretrained(folder).eval())
+    assert (told - earlier).pow(2).mean().sqrt() < 0.01 * (later - earlier).pow(2).mean().sqrt()
 
 
 def test_an_adapter_kept_apart_is_read_by_plain_peft(runs: Runs, exported: Exported) -> None:
