@@ -48,8 +48,9 @@ def ask(processor: Any, images: Sequence[Picture], question: str) -> dict[str, A
     films = [list(picture) for picture in images if not isinstance(picture, Image.Image)]
     begin = processor.tokenizer.bos_token
     special = not (begin and text.startswith(begin))  # not a second beginning, where the template wrote one
-    given = {"images": [still] if still else None, "videos": [films] if films else None}
-    given = {name: value for name, value in given.items() if value is not None}
+    given: dict[str, Any] = {"images": [still]} if still else {}
+    if films:  # every frame is shown, so every frame is looked at: the processor picks none of them
+        given |= {"videos": [films], "do_sample_frames": False}
     return dict(processor(text=[text], return_tensors="pt", add_special_tokens=special, **given))
 
 

@@ -39,6 +39,11 @@ KINDS: dict[str, Callable[[Sight], list[Sheet]]] = {
 }
 
 
+def takes_film(model_type: str) -> bool:
+    """Whether it is known what the tokens of a video see."""
+    return KINDS.get(model_type) is merged
+
+
 def geometry(
     model: Any, processor: Any, inputs: Mapping[str, Any], pictures: Sequence[Sequence[Picture]]
 ) -> list[list[Place]]:
@@ -83,4 +88,4 @@ def _sight(parts: Anatomy, processor: Any, tiles: list[Tile], picture: Picture, 
     return Sight(parts.top.config, processor.image_processor, still.size, tiles, whole, video)
 
 
-__all__ = ["KINDS", "Box", "Picture", "Place", "Sheet", "geometry"]
+__all__ = ["KINDS", "Box", "Picture", "Place", "Sheet", "geometry", "takes_film"]
