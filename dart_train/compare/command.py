@@ -9,8 +9,6 @@ import time
 import warnings
 from collections.abc import Sequence
 
-from ..recipe import load_recipe
-
 WRONG = 2
 _GRACE_SECONDS = 30.0
 
@@ -19,10 +17,10 @@ def main(argv: Sequence[str]) -> int:
     options = _parser().parse_args(argv)
     warnings.simplefilter("ignore", FutureWarning)  # of libraries, to their authors
     try:
-        recipe = load_recipe(options.recipe, options.overrides, needs=("compare.sets",))
+        from .preflight import open_recipe  # brings torch and transformers
         from .run import compare
 
-        results = compare(recipe)
+        results = compare(open_recipe(options.recipe, options.overrides, int(os.environ.get("RANK", 0)) == 0))
     except (ValueError, NotImplementedError, OSError, ImportError) as error:
         if os.environ.get("DART_TRAIN_DEBUG") == "1":
             raise

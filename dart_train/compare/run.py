@@ -13,14 +13,14 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from ..recipe import Recipe, load_recipe
+from ..recipe import Recipe
 from ..train.ranks import Ranks, part
 from .answers import Todo, ask, fingerprint, key_for
 from .cells import Cell
 from .files import COST, COSTS, PAIRS, TABLE, cost_rows, pair_rows, read_costs, table_rows, write_costs, write_csv
 from .journal import Journal, known, part_of_rank, settle
 from .markdown import markdown
-from .preflight import Prepared, prepare
+from .preflight import Prepared, open_recipe, prepare
 from .results import Results
 from .subject import Subject
 from .timing import Cost, costs
@@ -28,9 +28,9 @@ from .timing import Cost, costs
 
 def compare(recipe: Recipe | str | Path) -> Results | None:
     """All files of the comparison lie in `compare.output_dir` afterwards. None on ranks but the first."""
-    if not isinstance(recipe, Recipe):
-        recipe = load_recipe(recipe, needs=("compare.sets",))
     ranks = Ranks.read()
+    if not isinstance(recipe, Recipe):
+        recipe = open_recipe(recipe, progress=ranks.rank == 0)
     prepared = prepare(recipe, progress=ranks.rank == 0)
     marks = {cell: fingerprint(recipe, cell, prepared.found[cell.checkpoint]) for cell in prepared.cells}
     here = _todo(prepared, marks, ranks)

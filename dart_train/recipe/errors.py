@@ -6,6 +6,10 @@ import difflib
 import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .recipe import Recipe
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 60
@@ -25,10 +29,11 @@ class Problem:
 
 
 class RecipeError(ValueError):
-    """All problems of a recipe at once."""
+    """All problems of a recipe at once. read: the recipe as far as it could be read, with defaults where it could
+    not, for those who look on at what it names."""
 
-    def __init__(self, problems: Sequence[Problem], source: str = "recipe") -> None:
-        self.problems = tuple(problems)
+    def __init__(self, problems: Sequence[Problem], source: str = "recipe", read: Recipe | None = None) -> None:
+        self.problems, self.source, self.read = tuple(problems), source, read
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         super().__init__("\n".join([f"{source}: {count}", *(f"  {problem}" for problem in problems)]))
 

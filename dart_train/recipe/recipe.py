@@ -74,7 +74,7 @@ def read_recipe(
         if not any(f"{known.path}.".startswith(f"{problem.path}.") for known in problems):
             problems.append(problem)
     if problems:
-        raise RecipeError(problems, source)
+        raise RecipeError(problems, source, recipe)
     return _with_folders(recipe, name)
 
 

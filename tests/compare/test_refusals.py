@@ -86,6 +86,41 @@ def test_everything_wrong_with_folders_is_one_message(done: Path, tmp_path: Path
     assert "newer version" in told and "no processor" in told
 
 
+def test_errors_of_the_recipe_and_of_what_it_names_are_one_message(
+    done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare, newer, rows = tmp_path / "bare", tmp_path / "newer", tmp_path / "rows.json"
+    for folder in (bare, newer):
+        shutil.copytree(done / "llava", folder)
+    (bare / "processor_config.json").unlink()
+    (newer / "reducer.json").write_text(json.dumps({"format": 2, "stages": []}))
+    rows.write_text(json.dumps([{"image": "gone.png", "question": "What?", "answer": "this"}]))
+    overrides = [
+        f"compare.checkpoints={{bare: {bare}, newer: {newer}, gone: {tmp_path}/nowhere, good: {done}/llava}}",
+        f"compare.sets.0.path={rows}",
+        "compare.methods=[{method: dart, layer: 9}]",
+        "compare.metrics=[bleu]",
+        "compare.batch_siz=3",
+        f"compare.output_dir={tmp_path}/out",
+    ]
+    assert main([str(done / "compare.yaml"), *overrides]) == 2
+    told = capsys.readouterr().err  # a progress bar first
+    first, *lines = told[told.index("compare: ") :].splitlines()
+    assert first.endswith("compare.yaml: 7 problems") and len(lines) == 7
+    expected = ["compare.batch_siz: unknown key", "compare.metrics.0: ", "gone.png", "compare.checkpoints.bare: ",
+                "compare.checkpoints.newer: ", "compare.checkpoints.gone: ", "good: dart"]  # fmt: skip
+    assert [words for words, line in zip(expected, lines, strict=True) if words not in line] == []
+    assert not (tmp_path / "out").exists()
+    assert "compare.metrics.0" in recipe_problems(done, *overrides) and len(recipe_problems(done, *overrides)) == 2
+
+
+def test_methods_that_make_no_rows_do_not_hide_the_rest(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    more = ["compare.methods=[drat]", "compare.sets.0.path=nowhere.json", "model.path=./gone"]
+    assert main([str(done / "compare.yaml"), *more]) == 2
+    told = capsys.readouterr().err
+    assert all(words in told for words in ("3 problems", "did you mean dart?", "nowhere.json", "model.path: ./gone"))
+
+
 def test_a_set_that_is_not_there_is_told(done: Path) -> None:
     assert "nowhere.json" in refusal(done, "compare.sets.0.path=nowhere.json")
 
