@@ -15,6 +15,7 @@ LORA = ["parts.lora={rank: 4, dropout: 0.2}", "train.gradient_checkpointing=true
 RUNS = {
     "lora-2": [*LORA, "train.zero_stage=2"],
     "lora-3": [*LORA, "train.zero_stage=3"],
+    "lora-3-bf16": [*LORA, "train.zero_stage=3", "train.precision=bf16", "parts.projector={mode: full}"],
     "full-1": [*FULL, "train.zero_stage=1"],
     "full-3": [*FULL, "train.zero_stage=3", "train.gradient_accumulation_steps=2"],
     "full-3-bf16": [*FULL, "train.zero_stage=3", "train.precision=bf16", "train.gradient_checkpointing=true"],
