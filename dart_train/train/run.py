@@ -90,6 +90,7 @@ def _unavailable(recipe: Recipe) -> list[str]:
 
 def run(recipe: Recipe, force: bool = False) -> Outcome:
     ranks, lock = Ranks.read(), Lock(Path(recipe.train.output_dir))
+    stopping = Stopping(ranks.launched)
     try:
         if ranks.rank == 0 and Path(recipe.train.output_dir).is_dir():
             lock.take()
@@ -98,7 +99,7 @@ def run(recipe: Recipe, force: bool = False) -> Outcome:
             lock.take()  # only now: a recipe that is refused leaves no folder
         met = ranks.meet(recipe.train)
         try:
-            return _go(prepared)
+            return _go(prepared, stopping)
         finally:
             if met:
                 part()
@@ -106,10 +107,10 @@ def run(recipe: Recipe, force: bool = False) -> Outcome:
         lock.release()
 
 
-def _go(prepared: Prepared) -> Outcome:
+def _go(prepared: Prepared, stopping: Stopping) -> Outcome:
     peers = Peers(prepared.recipe.train.timeout_seconds)
     try:
-        return _train(build(prepared), prepared, peers)
+        return _train(build(prepared), prepared, stopping, peers)
     except RuntimeError as error:
         lost = peers.explain(error)
         if lost is None:
@@ -117,10 +118,10 @@ def _go(prepared: Prepared) -> Outcome:
         raise lost from error
 
 
-def _train(trainer: DartTrainer, prepared: Prepared, peers: Peers) -> Outcome:
+def _train(trainer: DartTrainer, prepared: Prepared, stopping: Stopping, peers: Peers) -> Outcome:
     if prepared.ranks.rank == 0:
         trainer.guard.rewind()
-    with Stopping(prepared.ranks.launched) as stopping, peers:
+    with stopping, peers:
         trainer.stopping, trainer.beat = stopping, peers.beat
         trainer.train(resume_from_checkpoint=None if prepared.resume is None else str(prepared.resume))
     why = (stopping.why or "another rank was asked to") if stopping.done else None

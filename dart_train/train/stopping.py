@@ -1,12 +1,15 @@
 """Asked to stop: the step is finished, a checkpoint written, and every rank leaves at the same step.
 
 Schedulers send SIGTERM (or SIGUSR1, some time before); the launcher passes SIGTERM on and kills after 30 seconds.
-A launcher that was killed itself can pass nothing on: its ranks notice and leave in the same way."""
+A launcher that was killed itself can pass nothing on: its ranks notice and leave in the same way, those too that it
+left while they were still loading. DeepSpeed's own command, killed before they have begun to, is not missed: they train
+on under the launcher that it has started."""
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from pathlib import Path
 from types import FrameType
@@ -17,10 +20,10 @@ _LOOK_SECONDS = 1.0
 
 
 class Stopping:
-    """A context round the training; `why` says who asked, or is None."""
+    """Made before anything takes long; a context round the training. `why` says who asked, or is None."""
 
     def __init__(self, launched: bool) -> None:
-        self.why: str | None = None
+        self.why: str | None = "the launcher is gone" if launched and _orphaned() else None
         self.done = False  # every rank has agreed to it
         self.parents = _launchers() if launched else {}
         self._before: dict[int, Any] = {}
@@ -47,6 +50,12 @@ class Stopping:
             if gone:
                 self.why = f"the launcher (process {gone[0]}) is gone"
                 return
+
+
+def _orphaned() -> bool:
+    """DeepSpeed's launcher gives its ranks this argument: one with another parent has been left and adopted."""
+    given = any(each.startswith("--local_rank=") for each in sys.argv) and "TORCHELASTIC_RUN_ID" not in os.environ
+    return given and b"deepspeed" not in _command(os.getppid())
 
 
 def _launchers() -> dict[int, str]:

@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 from dart_train import train
 from dart_train.checkpoint import newest_whole
 from dart_train.train import run as run_module
+from dart_train.train import stopping
 from dart_train.train.command import STOPPED, main
 from dart_train.train.stopping import Stopping, birth
 from tests.train.scene import losses, make_recipe
@@ -81,6 +82,21 @@ def test_a_launcher_that_was_killed_is_noticed(tmp_path: Path) -> None:
     _until((tmp_path / "why").exists)
     _until(lambda: "is gone" in (tmp_path / "why").read_text())
     assert str(launcher.pid) in (tmp_path / "why").read_text()
+
+
+def test_a_launcher_that_was_gone_before_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a rank is that DeepSpeed's launcher has started: with this argument, but under another parent by now."""
+    parent = b"init"
+    monkeypatch.setattr(stopping, "_command", lambda pid: parent)
+    assert Stopping(launched=True).why is None
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--local_rank=1"])
+    assert Stopping(launched=True).why == "the launcher is gone"
+    assert Stopping(launched=False).why is None
+    parent = b"python -m deepspeed.launcher.launch"
+    assert Stopping(launched=True).why is None
+    parent = b"torchrun"
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "as torchrun has it")
+    assert Stopping(launched=True).why is None
 
 
 def test_who_is_not_launched_watches_nobody() -> None:
