@@ -76,9 +76,15 @@ class Launched:
             process.kill()
         self.runner.wait()
 
-    def held_ports(self) -> list[Any]:
-        return [each for each in psutil.net_connections("tcp") if each.status == psutil.CONN_LISTEN
-                and each.laddr.port == self.port]  # fmt: skip
+    def held_ports(self, seconds: float = 30.0) -> list[Any]:
+        """What listens on its port still: a process that has just ended closes its files a moment later."""
+        end = time.monotonic() + seconds
+        while held := [each for each in psutil.net_connections("tcp") if each.status == psutil.CONN_LISTEN
+                       and each.laddr.port == self.port]:  # fmt: skip
+            if time.monotonic() > end:
+                break
+            time.sleep(0.1)
+        return held
 
 
 def wait(true: Callable[[], Any], otherwise: str, run: Launched | None = None, pause: float = 0.1) -> None:
