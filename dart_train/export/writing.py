@@ -17,6 +17,7 @@ from ..checkpoint.adapters import merged
 from ..checkpoint.known import Provenance, write_provenance
 from ..checkpoint.place import ADAPTER, Which
 from ..checkpoint.weights import read_model
+from ..recipe.told import Told
 from .card import write_card
 from .facts import all_known
 from .place import check_out, check_room, finished, unfinished
@@ -41,9 +42,7 @@ def take_away(
     run: str | Path, out: str | Path, which: Which, adapter_only: bool, force: bool, dtype: str | None, base: Any
 ) -> Path:
     out = Path(out)
-    check_out(out, Path(run), force)
-    found = _found(run, which, adapter_only, dtype, base)
-    check_room(out, found)
+    found = _found(run, out, which, adapter_only, force, dtype, base)
     with unfinished(out) as folder:
         work = Work(found, folder, out, dtype or found.dtype, adapter_only)
         with _steps(("read the weights", "write", "prove it in a fresh process")) as step:
@@ -60,17 +59,28 @@ def take_away(
     return out
 
 
-def _found(run: str | Path, which: Which, adapter_only: bool, dtype: str | None, base: Any) -> Found:
+def _found(
+    run: str | Path, out: Path, which: Which, adapter_only: bool, force: bool, dtype: str | None, base: Any
+) -> Found:
+    """Raises ValueError with all that is wrong, before a weight is read."""
+    told = Told()
+    told.of(lambda: check_out(out, Path(run), force))
+    told.of(lambda: _check_dtype(dtype, adapter_only))
+    found = told.of(lambda: find(run, checkpoint=which, base=base))
+    if found is not None and adapter_only and not found.place.adapter:
+        told.add([f"{run}: full weights were trained, there is no adapter to take away; leave --adapter-only out"])
+    if found is not None:
+        told.of(lambda: check_room(out, found))
+    if found is None or told.problems:
+        raise ValueError("\n".join(told.problems))
+    return found
+
+
+def _check_dtype(dtype: str | None, adapter_only: bool) -> None:
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r}: expected one of {', '.join(DTYPES)}")
     if dtype is not None and adapter_only:
         raise ValueError(f"dtype={dtype!r}: an adapter is taken away as it was saved; leave it out")
-    found = find(run, checkpoint=which, base=base)
-    if adapter_only and not found.place.adapter:
-        raise ValueError(
-            f"{run}: full weights were trained, there is no adapter to take away; leave --adapter-only out"
-        )
-    return found
 
 
 def _write(work: Work, model: Any, expected: Expected) -> None:

@@ -82,6 +82,22 @@ def test_wishes_that_cannot_be_met_are_told(runs: Runs, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_all_that_is_wrong_is_one_message(runs: Runs, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError) as caught:
+        dart_train.export(runs("full"), tmp_path, adapter_only=True, dtype="int8", force=True)
+    lines = str(caught.value).splitlines()
+    for words, line in zip(("is no export", "dtype='int8'", "no adapter to take away"), lines, strict=True):
+        assert words in line
+    shutil.copytree(runs("full").parent / "llava", tmp_path / "bare")
+    (tmp_path / "bare" / "processor_config.json").unlink()
+    (tmp_path / "bare" / "reducer.json").write_text('{"format": 9, "stages": []}')
+    with pytest.raises(ValueError) as caught:
+        dart_train.export(tmp_path / "bare", tmp_path / "thesis.tex")
+    for words in ("thesis.tex is a file", "no processor", "reducer.json"):
+        assert words in str(caught.value)
+
+
 def test_too_little_room_is_told(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(place.shutil, "disk_usage", lambda folder: usage._replace(free=1000))
