@@ -70,21 +70,18 @@ def write(results: Results) -> None:
 def _todo(prepared: Prepared, marks: Mapping[Cell, str], ranks: Ranks) -> Todo:
     """What is not answered yet, dealt out to the ranks."""
     done = known(prepared.folder)
-    todo: Todo = []
-    for cell in prepared.cells:
-        left = [q for q in prepared.questions if key_for(marks[cell], q) not in done]
-        todo.append((cell, marks[cell], left[ranks.rank :: ranks.world]))
-    return todo
+    left = {cell: [q for q in prepared.questions if key_for(marks[cell], q) not in done] for cell in prepared.cells}
+    every, new = len(prepared.cells) * len(prepared.questions), sum(map(len, left.values()))
+    if ranks.rank == 0 and 0 < new < every:
+        tqdm.write(f"compare: {every - new} of {every} answers lie there already")
+    return [(cell, marks[cell], questions[ranks.rank :: ranks.world]) for cell, questions in left.items()]
 
 
 def _ask(prepared: Prepared, todo: Todo, ranks: Ranks) -> None:
     left = sum(len(questions) for *_, questions in todo)
-    every = len(prepared.cells) * len(prepared.questions)
     journal = Journal(part_of_rank(prepared.folder, ranks.rank))
     if not left:
         return
-    if ranks.rank == 0 and left * ranks.world < every:
-        tqdm.write(f"compare: {every - left * ranks.world} of {every} answers lie there already")
     with tqdm(total=left, desc="questions", unit="q", disable=ranks.rank != 0) as bar:
         for name in prepared.found:
             mine = [each for each in todo if each[0].checkpoint == name and each[2]]

@@ -19,10 +19,14 @@ SCRIPT = ROOT / "launch" / "compare.py"
 
 @pytest.mark.deepspeed
 @pytest.mark.slow
-def test_two_ranks_say_what_one_says(done: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
+def test_two_ranks_go_on_where_two_were_killed_and_say_what_one_says(done: Path, tmp_path: Path) -> None:
+    out, asked = tmp_path / "out", (done / "out" / "results.jsonl").read_text().splitlines(keepends=True)
+    out.mkdir()
+    (out / "results.jsonl").write_text("".join(asked[:20]) + asked[20][:57])  # in the middle of a line
+    (out / "results.rank1.jsonl").write_text("".join(asked[25:30]))
     finished = launch(SCRIPT, str(done / "compare.yaml"), f"compare.output_dir={out}")
     assert finished.returncode == 0, finished.stderr[-3000:]
+    assert f"25 of {len(asked)} answers lie there already" in finished.stdout + finished.stderr
     assert lines(out) == lines(done / "out")
     assert (out / "table.csv").read_text() == (done / "out" / "table.csv").read_text()
     assert not list(out.glob("results.rank*")) and (out / "report.html").is_file()
