@@ -41,11 +41,10 @@ def measure(shape: Shape, peak: Peak, options: argparse.Namespace) -> list[dict[
     sizes = {name: answer.size() for name, answer in answers.items()}
     bounds = {OURS: _bound(answers, ways, peak), NOTHING: Bound(1.0, 1.0)}
     found = compare(subject, ways, lambda way: answers[way.name].more, bounds, options, f"{shape.key} decode")
-    share = true_share(subject)
     for row in found:
         row["visual tokens"] = answers[row["way"]].tokens
         row |= {"cache bytes": sizes[row["way"]], "share": sizes[row["way"]] / sizes[FULL]}
-        row["true share"] = share if row["way"] == OURS else None
+        row["true share"] = subject.true_share if row["way"] == OURS else None
     return found
 
 
@@ -82,12 +81,6 @@ def cache_bytes(cache: Any) -> int:
         for tensor in (layer.keys, layer.values)
     }
     return sum(storages.values())
-
-
-def true_share(subject: Subject) -> float:
-    """Of the cache: layers before the reduction full, the others short."""
-    short = (subject.depth - LAYER) * subject.short
-    return (LAYER * subject.length + short) / (subject.depth * subject.length)
 
 
 def _bound(answers: Mapping[str, Answer], ways: Sequence[Way], peak: Peak) -> Bound:

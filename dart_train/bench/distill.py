@@ -140,6 +140,7 @@ NOTES = (
     "Of the student's step: what a step with a teacher takes, round by round against the same step without one.",
     "Bound: the student's step, and the teacher's forward through the layers from 2 on at its own length; for two "
     "forwards, the encoder and the first layers once more. Counted as for the training step.",
+    "Where the bound itself is above 1.5x, as with a teacher of full tokens, no way of running it can stay below.",
     f"Teacher: the same weights, keeping more (gap: {TEACHERS['gap']:.0%} of the visual tokens more, the middle of the "
     "default schedule; full: all). Loss: half cross-entropy, half divergence at the supervised positions.",
 )

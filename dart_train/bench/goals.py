@@ -88,10 +88,8 @@ def _faster(title: str, *models: str) -> Callable[[Tables], Iterator[tuple[str, 
 
 
 def _memory(tables: Tables) -> Iterator[tuple[str, float]]:
-    full = {of: row["peak bytes"] for of, row in _rows(tables, ("Training step",), "full tokens", "peak bytes")}
-    for of, row in _rows(tables, ("Training step",), OURS, "peak bytes"):
-        if of in full:
-            yield of, row["peak bytes"] / full[of]
+    for of, row in _rows(tables, ("Training step",), OURS, "memory allowed"):
+        yield of, (1 - row["memory"]) / (1 - row["memory allowed"])
 
 
 def _cache(tables: Tables) -> Iterator[tuple[str, float]]:
@@ -112,7 +110,7 @@ GOALS = (
     Goal("training step, 576 -> 64", ">= 2.2x", lambda x: x >= 2.2, _faster("Training step", _LLAVA), times, _GPU),
     Goal("training step", ">= 90% of the bound", lambda x: x >= 0.9, _bound("Training step", _LLAVA), percent, _GPU),
     Goal("training step", ">= 90% of the bound", lambda x: x >= 0.9, _bound("Training step"), percent, "cpu"),
-    Goal("training step, peak memory against full tokens", "below", lambda x: x < 1, _memory, percent),
+    Goal("training step, peak memory saved, of what activations allow", ">= 90%", lambda x: x >= 0.9, _memory, percent),
     Goal("decode, speed against full tokens", "no slower", lambda x: x >= 0.98, _faster("Decode"), times),
     Goal("decode, bytes of the cache against the true share", "equal", lambda x: abs(x - 1) < 1e-3, _cache, percent),
     Goal("a step with a teacher, against the student's", "<= 1.5x", lambda x: x <= 1.5, _teaching, times),

@@ -15,9 +15,9 @@ from .options import rows_of, scale_of, shapes_of
 from .shapes import Shape
 from .sidebyside import Bound, compare, device_peak, tidy
 from .subject import Mode, Subject, subject_of
-from .table import Table
+from .table import Row, Table, percent
 from .training import Trainee
-from .ways import NOTHING, OURS, ways_of
+from .ways import FULL, NOTHING, OURS, ways_of
 
 NAMES = {"lora": "LoRA", "full": "full"}
 
@@ -32,7 +32,8 @@ def run(options: argparse.Namespace) -> list[Table]:
         for mode in options.modes:
             rows += measure(shape, mode, peak, options)
             tidy(options.device)
-    return [Table("Training step", {"trained": lambda row: row["trained"], **sidebyside.COLUMNS}, rows, _notes(rows))]
+    columns = {"trained": lambda row: row["trained"], **sidebyside.COLUMNS, "peak memory, of full": _share}
+    return [Table("Training step", columns, rows, _notes(rows))]
 
 
 def measure(shape: Shape, mode: Mode, peak: Peak, options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -56,7 +57,21 @@ def _measure(
     ways = ways_of(subject.model, shape, subject.kept, "compact", options.ways)
     found = compare(subject, ways, trainee.step, bounds_of(subject, trainee, peak), options, f"{shape.key} {mode}")
     trained = f"{NAMES[mode]}, {rows} rows" + (", checkpointing" if checkpointing else "")
-    return [{"trained": trained, **row} for row in found]
+    return [{"trained": trained, **row, **_memory(row, found, subject)} for row in found]
+
+
+def _memory(row: dict[str, Any], rows: list[dict[str, Any]], subject: Subject) -> dict[str, Any]:
+    """Its share of the peak at full tokens; of ours also what it would be if all of it were activations of layers."""
+    full = next((each.get("peak bytes") for each in rows if each["way"] == FULL), None)
+    if not full or "peak bytes" not in row:
+        return {}
+    allowed = {"memory allowed": subject.true_share} if row["way"] == OURS else {}
+    return {"memory": row["peak bytes"] / full, **allowed}
+
+
+def _share(row: Row) -> str:
+    allowed = f" (activations allow {percent(row['memory allowed'])})" if "memory allowed" in row else ""
+    return percent(row["memory"]) + allowed if "memory" in row else ""
 
 
 def bounds_of(subject: Subject, trainee: Trainee, peak: Peak) -> dict[str, Bound]:
@@ -74,4 +89,8 @@ def _notes(rows: list[dict[str, Any]]) -> list[str]:
         f"A row: {BEFORE} tokens, one picture, {BEHIND} tokens, {ANSWER} to be learnt. Forward, loss at supervised "
         "positions only (full tokens too), backward, fused AdamW; the tower frozen, the projector whole."
     )
-    return [text, *sidebyside.NOTES]
+    memory = (
+        "Activations allow: the share of places that all layers together still hold. Logits, the projector's and the "
+        "tower's states and the gradients do not shrink by it."
+    )
+    return [text, *sidebyside.NOTES, memory]

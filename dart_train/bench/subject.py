@@ -47,6 +47,12 @@ class Subject:
     def depth(self) -> int:
         return len(dissect(self.model).layers)
 
+    @property
+    def true_share(self) -> float:
+        """Of the places in all layers: those before the reduction full, the others short. What caches and
+        activations can shrink to."""
+        return (LAYER * self.length + (self.depth - LAYER) * self.short) / (self.depth * self.length)
+
     def given(self, few: bool) -> tuple[Inputs, Inputs]:
         """(on the device, on the host)."""
         return (self.few, self.few_host) if few else (self.batch, self.host)

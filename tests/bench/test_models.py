@@ -17,7 +17,7 @@ from dart_train import DART, attach
 from dart_train.__main__ import main
 from dart_train.attach.anatomy import dissect
 from dart_train.bench import goals
-from dart_train.bench.decode import Answer, cache_bytes, true_share
+from dart_train.bench.decode import Answer, cache_bytes
 from dart_train.bench.ideal import Ideal, layer_work
 from dart_train.bench.operations import Peak, Work, counted
 from dart_train.bench.peak import peak_of
@@ -194,7 +194,7 @@ def test_the_cache_holds_its_true_share() -> None:
             answer.more()
         assert cache_bytes(answer.cache) > sizes[name]
         assert answer.tokens == {FULL: 576, OURS: 64}[name]
-    assert sizes[OURS] / sizes[FULL] == pytest.approx(true_share(found), rel=1e-6)
+    assert sizes[OURS] / sizes[FULL] == pytest.approx(found.true_share, rel=1e-6)
 
 
 # timing and tables -----------------------------------------------------------------------------------------
