@@ -1,6 +1,6 @@
 """The real lmms-eval finds the plug-in, runs local tasks through it and writes down what the model says.
 
-Runs where lmms-eval is installed together with this package: pip install .[lmms] in an environment of its own."""
+Runs where lmms-eval is installed together with this package, which asks for an environment of its own."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from dart_train.lmms_eval import NAME
 from tests.train.scene import ROOT
 from tests.zoo import picture, save_folder, sentence
 
-pytest.importorskip("lmms_eval")
+HOW = 'its pins are narrower than ours; in an environment of its own: pip install ".[lmms]" pytest'
+pytest.importorskip("lmms_eval", reason=f"lmms-eval is not here: {HOW}")
 
 ASKED = 5  # odd: right answers are never as many as wrong ones, so that the wrong way round would show
 TASK = """
