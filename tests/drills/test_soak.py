@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import statistics
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ class Probe(TrainerCallback):
 
     def __init__(self) -> None:
         self.seen: list[dict[str, float]] = []
+        self.spent = time.process_time()
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         if state.global_step % EVERY:
@@ -33,7 +35,9 @@ class Probe(TrainerCallback):
         process = psutil.Process()
         hooks = [getattr(module, name) for module in model.modules() for name in vars(module) if name.endswith("hooks")]
         seen = {"memory": process.memory_info().rss / 2**20, "handles": process.num_fds()}
-        self.seen.append({**seen, "hooks": sum(map(len, filter(None, hooks))), "threads": process.num_threads()})
+        spent, self.spent = time.process_time() - self.spent, time.process_time()
+        self.seen.append({**seen, "hooks": sum(map(len, filter(None, hooks))), "threads": process.num_threads(),
+                          "CPU ms a step": 1000 * spent / EVERY})  # fmt: skip
 
 
 @pytest.mark.drill
@@ -43,7 +47,8 @@ def test_a_long_run_stays_as_it_began(tmp_path: Path, monkeypatch: pytest.Monkey
     rows = json.dumps({"path": str(tmp_path / "rows.json"), "images": str(tmp_path / "images"), "limit": 3})
     often = max(2, STEPS // 100)
     more = [f"train.max_steps={STEPS}", "train.per_device_batch_size=2", f"data.validation=[{rows}]"]
-    more += [f"train.eval_steps={often}", f"train.save_steps={often}", "log.report_to=[wandb, tensorboard]"]
+    more += [f"train.eval_steps={often}", f"train.save_steps={often}"]
+    more += [f"train.overlay_steps={often}", "log.report_to=[wandb, tensorboard]"]
     train(recipe, [*more, "train.on_nan=skip", "train.learning_rate=1e-5"])
     half = len(probe.seen) // 2
     early, late = probe.seen[half // 2 : half], probe.seen[-max(1, half // 2) :]
@@ -56,4 +61,4 @@ def test_a_long_run_stays_as_it_began(tmp_path: Path, monkeypatch: pytest.Monkey
     numbers = ", ".join(f"{name} {first:.0f} -> {last:.0f}" for name, (first, last) in mean.items())
     pace = f"median step {1000 * paces[0]:.0f} -> {1000 * paces[1]:.0f} ms"
     lost = f"nothing: {numbers} (memory in MiB), {pace} (second and last quarter)"
-    record("soak", f"{STEPS} steps of the tiny model, judged, saved and tracked every {often}", 1, lost)
+    record("soak", f"{STEPS} steps of the tiny model, judged, saved, drawn and tracked every {often}", 1, lost)
