@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -31,9 +30,7 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def refused(recipe: Path, capsys: pytest.CaptureFixture[str], *overrides: str) -> str:
-    began = time.perf_counter()
     assert main([str(recipe), *overrides]) == 2
-    assert time.perf_counter() - began < 10
     told = capsys.readouterr().err
     assert told.count("train:") == 1 and "Traceback" not in told
     return told
