@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..budget import Keep
 from ..checkpoint import Loaded, UntrainedBudget, find, load
@@ -33,7 +33,7 @@ def _checked(options: argparse.Namespace) -> list[Image.Image]:
     images, wrong = [], []
     for name in options.image:
         try:
-            images.append(Image.open(name).convert("RGB"))
+            images.append(ImageOps.exif_transpose(Image.open(name)).convert("RGB"))  # as the camera was held
         except (OSError, UnidentifiedImageError) as error:
             wrong.append(f"--image {name} cannot be read: {error}")
     try:

@@ -8,10 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
 import dart_train
 from dart_train.__main__ import main
 from dart_train.chat.asking import answers, question, said
+from dart_train.chat.stream import Timed
 from dart_train.checkpoint import weights
 from tests.checkpoint.runs import Runs
 from tests.zoo import FAMILIES, picture, save_folder
@@ -54,6 +57,39 @@ def test_a_question_is_answered_with_what_was_kept(
     found = TOLD.search(err)
     assert found and found.groups()[:2] == (str(kept), "64") and 1 <= int(found[3]) <= 6
     assert out.strip().endswith(direct(run, cat, "which shape is red", **how)[0])  # libraries greet before it
+
+
+def test_an_answer_is_told_while_it_is_written(
+    runs: Runs, cat: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard, put = [], Timed.put
+    tokenizer = dart_train.load(runs("lora"), device="cpu").processor.tokenizer
+    words = iter(tokenizer("a b c d e", add_special_tokens=False)["input_ids"])
+
+    def listening(stream: Timed, value: torch.Tensor) -> None:
+        """The model says nothing that can be read: it is given words to say."""
+        put(stream, value if stream.next_tokens_are_prompt else torch.tensor([next(words)]))
+        heard.append(capsys.readouterr().out)  # since the token before
+
+    monkeypatch.setattr(Timed, "put", listening)
+    capsys.readouterr()
+    assert main(["chat", str(runs("lora")), "which shape is red", "--image", str(cat), *SHORT]) == 0
+    _, *tokens = heard  # libraries greet before the prompt
+    assert len(tokens) == 6 and [part.strip() for part in tokens if part.strip()][:2] == ["a", "b"]
+    assert "a b" not in capsys.readouterr().out  # not all at the end
+
+
+def test_a_picture_is_seen_as_the_camera_was_held(runs: Runs, cat: Path, tmp_path: Path,
+                                                  capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    with Image.open(cat) as upright:
+        lying, marks = upright.transpose(Image.Transpose.ROTATE_90), Image.Exif()
+    marks[0x0112] = 6  # turn it by 90 degrees, clockwise
+    lying.save(tmp_path / "lying.png", exif=marks)
+    told = []
+    for name in ("cat.png", "lying.png"):
+        assert main(["chat", str(runs("lora")), "which", "--image", str(tmp_path / name), *SHORT, "--full"]) == 0
+        told.append(capsys.readouterr().out)
+    assert told[0] == told[1]
 
 
 def test_lines_of_stdin_are_one_conversation(
