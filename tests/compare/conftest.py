@@ -8,7 +8,10 @@ import pytest
 
 from dart_train.compare.run import compare
 from dart_train.recipe import load_recipe
+from tests.checkpoint.runs import runs
 from tests.compare import scene
+
+__all__ = ["runs"]
 
 
 @pytest.fixture(scope="session")
