@@ -54,7 +54,10 @@ class Saver:
         """What went wrong on any rank. Every rank learns it, so that all go on or all stop."""
         first = trainer.args.should_save
         for act, here in ((self._begin, first), (self._write, True), (self._finish, first)):
-            error = _agree(_error_of(lambda act=act: act(trainer, write)) if here else None)  # type: ignore[misc]
+            self.errors = []
+            if here:
+                self.later(lambda act=act: act(trainer, write))  # type: ignore[misc]
+            error = _agree(self.errors[0] if self.errors else None)
             if error is not None:
                 return error
         return None
@@ -66,20 +69,18 @@ class Saver:
         (self.writing / f"checkpoint-{trainer.state.global_step}").mkdir(parents=True)
 
     def _write(self, trainer: Any, write: Callable[[], None]) -> None:
-        self.errors = []
         write()
-        if self.errors:
-            raise OSError(errno.EIO, self.errors[0])
 
     def later(self, act: Callable[[], Any]) -> None:
         """Writes; what fails is told when every rank is done. A rank that left in the middle would be waited for."""
-        error = _error_of(act)
-        if error is not None:
-            self.errors.append(error)
+        try:
+            act()
+        except (OSError, RuntimeError, SafetensorError) as error:  # each tells of a full disk in its own way
+            self.errors.append(f"{type(error).__name__}: {error}{_room(self.run)}")
 
     def soften(self, engine: Any) -> None:
         """The same for what DeepSpeed writes: on each rank, between steps that all ranks do together."""
-        disk, save = engine.checkpoint_engine, engine.save_checkpoint
+        disk, save, copy = engine.checkpoint_engine, engine.save_checkpoint, engine._copy_recovery_script
         write = disk.save
 
         @wraps(save)
@@ -90,6 +91,7 @@ class Saver:
                 self.later(lambda: (Path(folder) / "latest").write_text(tag, encoding="utf-8"))
 
         disk.save = lambda state_dict, path: self.later(lambda: write(state_dict, path))
+        engine._copy_recovery_script = lambda folder: self.later(lambda: copy(folder))
         engine.save_checkpoint = saved
 
     def _finish(self, trainer: Any, write: Callable[[], None]) -> None:
@@ -126,12 +128,12 @@ class Saver:
         return True
 
 
-def _error_of(act: Callable[[], None]) -> str | None:
+def _room(run: Path) -> str:
+    """How much the disk would still take: torch's own words for a full one do not say so."""
     try:
-        act()
-    except (OSError, RuntimeError, SafetensorError) as error:  # each tells of a full disk in its own way
-        return f"{type(error).__name__}: {error}"
-    return None
+        return f" ({shutil.disk_usage(run).free / 2**20:,.1f} MiB are free there)"
+    except OSError:
+        return ""
 
 
 def _agree(error: str | None) -> str | None:

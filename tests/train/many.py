@@ -3,8 +3,8 @@
     deepspeed tests/train/many.py jobs.json
 
 A job: {"recipe": file, "overrides": [...], "ddp": bool, "forget": [paths to remove first], "poison": [rank, step,
-what]}. Beside metrics.jsonl each rank writes kept-<rank>.json: which tokens each step kept; and, where a bad step ends
-the run, refused-<rank>.txt."""
+what], "starve": [rank, step, way, note]}. Beside metrics.jsonl each rank writes kept-<rank>.json: which tokens each
+step kept; and, where a bad step or a checkpoint that cannot be written ends the run, refused-<rank>.txt."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from dart_train.recipe import load_recipe
 from dart_train.train.guard import BadStep
 from dart_train.train.ranks import Ranks, part
 from dart_train.train.run import build, prepare
-from tests.train.harm import poison
+from dart_train.train.saving import NotSaved
+from tests.train.harm import Starve, poison
 
 JOBS = json.loads(Path(sys.argv[-1]).read_text())
 
@@ -58,10 +59,20 @@ def work(job: dict[str, Any]) -> None:
     trainer.add_callback(kept)
     if job.get("poison"):
         poison(trainer, *job["poison"])
+    starved = Starve(trainer, *job["starve"][:3], Path(job["starve"][3])) if job.get("starve") else None
+    if starved:
+        trainer.add_callback(starved)
+    refused = None
     try:
         trainer.train(resume_from_checkpoint=None if prepared.resume is None else str(prepared.resume))
-    except BadStep as bad:
-        (folder / f"refused-{ranks.rank}.txt").write_text(str(bad))
+    except (BadStep, NotSaved) as error:
+        refused = str(error)
+    dist.barrier()
+    if starved:
+        starved.undo()
+    dist.barrier()
+    if refused:
+        (folder / f"refused-{ranks.rank}.txt").write_text(refused)
     (folder / f"kept-{ranks.rank}.json").write_text(json.dumps(kept.seen))
     dist.barrier()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import errno
+import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +14,9 @@ from dart_train import train
 from dart_train.checkpoint import is_whole, newest_whole
 from dart_train.checkpoint.seal import unfinished
 from dart_train.train.command import NOT_SAVED, main
+from dart_train.train.log.metrics import add_lines
 from dart_train.train.saving import Saver
+from tests.train.harm import fill
 from tests.train.scene import losses, make_recipe
 
 STEPS = ["train.max_steps=4", "train.save_steps=2", "train.per_device_batch_size=2", "train.save_total_limit=null"]
@@ -47,7 +49,7 @@ def test_a_full_disk_ends_the_run_and_harms_nothing(
     run = small_disk / "run"
     assert main([str(recipe), f"train.output_dir={run}", *STEPS, "train.max_steps=2"]) == 0
     good = contents(run / "checkpoint-2")
-    _fill(small_disk)
+    fill(small_disk)
     assert main([str(recipe), f"train.output_dir={run}", *STEPS]) == NOT_SAVED
     told = capsys.readouterr().err
     assert "the checkpoint of step 4 could not be written" in told and "earlier ones are untouched" in told
@@ -60,7 +62,7 @@ def test_on_a_full_disk_it_goes_on_where_the_recipe_says_so(
 ) -> None:
     run = small_disk / "run"
     train(recipe, [f"train.output_dir={run}", *STEPS, "train.max_steps=2"])
-    ballast = _fill(small_disk)
+    ballast = fill(small_disk)
     freed = [*STEPS, "train.max_steps=6", "train.on_save_error=continue", f"train.output_dir={run}"]
     with pytest.MonkeyPatch.context() as patch:
         tell = Saver._tell
@@ -76,18 +78,15 @@ def test_on_a_full_disk_it_goes_on_where_the_recipe_says_so(
     assert losses(run)[-1]["step"] == 6
 
 
-def _fill(disk: Path) -> Path:
-    """All but a few blocks."""
-    file = disk / "ballast"
-    with file.open("wb", buffering=0) as ballast:
-        try:
-            while True:
-                ballast.write(b"0" * 4096)
-        except OSError as error:
-            assert error.errno == errno.ENOSPC
-    with file.open("r+b") as ballast:
-        ballast.truncate(file.stat().st_size - 64 * 1024)
-    return file
+def test_half_a_line_does_not_spoil_the_next(small_disk: Path) -> None:
+    file = small_disk / "lines.jsonl"
+    add_lines(file, [{"step": 1}])
+    ballast = fill(small_disk, room=4096)
+    with pytest.raises(OSError, match="No space left"):
+        add_lines(file, [{"step": 2}, {"step": 3, "text": "x" * 20_000}])
+    ballast.unlink()
+    add_lines(file, [{"step": 4}])
+    assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [1, 4]
 
 
 @pytest.mark.parametrize("way", ["closed", "read-only"])
