@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,9 +15,10 @@ from torch import Tensor
 
 from ..recipe import Recipe
 from .feed import Feed
-from .log.metrics import replace_text
+from .log.metrics import add_lines, replace_text
 
 NAME = "bad_steps.jsonl"
+log = logging.getLogger(__name__)
 _IN_A_ROW = 20  # skipped one after the other: then it is not the rows, and no step will ever be taken again
 
 
@@ -61,10 +63,15 @@ class Guard:
         self.count, self.in_a_row = self.count + 1, self.in_a_row + 1
         lines = _concerned(_gathered(self._line(step, losses)))
         if self.feed.ranks.rank == 0:
-            with self.file.open("a", encoding="utf-8") as file:
-                file.writelines(f"{json.dumps(line)}\n" for line in lines)
+            self._write(lines)
         if self.on_nan == "stop" or self.in_a_row >= _IN_A_ROW:
             raise BadStep(self._said(step, lines))
+
+    def _write(self, lines: list[Any]) -> None:
+        try:
+            add_lines(self.file, lines)
+        except OSError as error:  # this rank alone would end the run for it
+            log.warning("%s: bad steps could not be written down (%s): %s", self.file, error, lines)
 
     def _told(self) -> list[float]:
         return torch.stack(self.losses).float().tolist() if self.losses else []

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from dart_train import train
 from dart_train.recipe import load_recipe
+from dart_train.train import guard
 from dart_train.train.command import BAD_STEP, main
 from dart_train.train.guard import BadStep
 from dart_train.train.trainer import DartTrainer
@@ -87,6 +88,21 @@ def test_a_bad_step_ends_the_run_where_the_recipe_says_so(recipe: Path, tmp_path
     with pytest.raises(BadStep, match=r"the loss is nan at step 3 on rank 0, rows rows.json:\d+"):
         train(recipe, [*BASE, f"train.output_dir={tmp_path}"])
     assert not (tmp_path / "checkpoint-3").exists() and (tmp_path / "checkpoint-2").exists()
+
+
+def test_rows_that_cannot_be_written_down_are_told(
+    recipe: Path, tmp_path: Path, harmed: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk on the first rank must not end it alone: the others would wait for it."""
+
+    def full(*given: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    harmed(2, "nan")
+    monkeypatch.setattr(guard, "add_lines", full)
+    train(recipe, [*BASE, f"train.output_dir={tmp_path}", "train.on_nan=skip"])
+    assert losses(tmp_path)[-1]["bad_steps"] == 1
+    assert "No space left on device" in caplog.text and "rows.json:" in caplog.text
 
 
 def test_a_resumed_run_counts_on(recipe: Path, tmp_path: Path, harmed: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +30,21 @@ class MetricsFile(TrainerCallback):
         if state.is_world_process_zero and logs:
             line = {"step": state.global_step, "time": round(time.time(), 3), **logs}
             try:
-                with self.file.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(line) + "\n")
+                add_lines(self.file, [line])
             except OSError as error:  # a full disk: what becomes of the run is decided where checkpoints are saved
                 log.warning("%s: the line of step %s could not be written: %s", self.file, state.global_step, error)
+
+
+def add_lines(file: Path, lines: Iterable[Any]) -> None:
+    """All of them or none: half a line on a full disk would spoil the next one."""
+    size = file.stat().st_size if file.exists() else 0
+    try:
+        with file.open("a", encoding="utf-8") as content:
+            content.writelines(f"{json.dumps(line)}\n" for line in lines)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.truncate(file, size)
+        raise
 
 
 def replace_text(file: Path, text: str) -> None:
