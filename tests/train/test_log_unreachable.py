@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dart_train import train
+from dart_train.checkpoint import is_whole
+from dart_train.train.log.metrics import MetricsFile
 from dart_train.train.log.trackers import wandb_mode
+from tests.train.harm import fill
 from tests.train.scene import free_port, losses, make_recipe
 from tests.train.test_log import wandb_history
 
@@ -73,6 +78,37 @@ def test_a_server_that_never_answers_is_left(
 ) -> None:
     on_disk(go(tmp_path, monkeypatch, silent))
     assert "the run goes on" in caplog.text
+
+
+@pytest.mark.parametrize("moment", ["from the start", "in the middle"])
+def test_a_full_disk_ends_the_telling_and_not_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """W&B's folder is a disk of its own; what the run itself writes lies elsewhere."""
+    recipe, disk = make_recipe(tmp_path), tmp_path / "run" / "wandb"
+    disk.mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("file systems can only be mounted by root")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    try:
+        if moment == "from the start":
+            fill(disk, room=0)
+        else:
+            told = MetricsFile.on_log
+
+            def on_log(self: MetricsFile, args: Any, state: Any, *given: Any, **named: Any) -> None:
+                told(self, args, state, *given, **named)
+                if state.global_step == 2 and not (disk / "ballast").exists():
+                    fill(disk, room=0)
+
+            monkeypatch.setattr(MetricsFile, "on_log", on_log)
+        train(recipe, [*STEPS, "train.max_steps=4"])
+        assert (disk / "ballast").exists()
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+    assert [row["step"] for row in losses(tmp_path / "run")] == [1, 2, 3, 4]
+    assert is_whole(tmp_path / "run" / "checkpoint-4")
 
 
 def test_no_key_is_written_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,14 @@ class _Tracker(TrainerCallback):
         self.recipe, self.run = recipe, run
         self.told: Any = None
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            self._bear(self.begin)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._try(self.end)
+        self.told = None
+
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if logs:
             self._try(self.tell, {k: v for k, v in logs.items() if isinstance(v, int | float)}, state.global_step)
@@ -41,14 +49,22 @@ class _Tracker(TrainerCallback):
         self._try(self.picture, name, pictures, step)
 
     def _try(self, telling: Callable[..., None], *what: Any) -> None:
+        if self.told is not None:
+            self._bear(telling, *what)
+
+    def _bear(self, telling: Callable[..., None], *what: Any) -> None:
         """Whatever a tracker suffers from, the run folder has the numbers and the pictures."""
-        if self.told is None:
-            return
         try:
             telling(*what)
         except Exception as error:
             log.warning("%s is told no more: %s", type(self).__name__, error)
             self.told = None
+
+    def begin(self) -> None:
+        raise NotImplementedError
+
+    def end(self) -> None:
+        raise NotImplementedError
 
     def tell(self, numbers: dict[str, float], step: int) -> None:
         raise NotImplementedError
@@ -61,9 +77,7 @@ class Wandb(_Tracker):
     """The run goes on under the same id when it is resumed. Without a key it is written to disk, to be synchronised
     later; nobody is ever asked for one."""
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if not state.is_world_process_zero:
-            return
+    def begin(self) -> None:
         import wandb
 
         mode = wandb_mode(self.recipe.log.mode)
@@ -111,19 +125,16 @@ class Wandb(_Tracker):
         each = {f"{name}/{number}": wandb.Image(picture) for number, picture in enumerate(pictures)}
         self.told.log(each, step=step)  # one by one: a list wants pictures of one size
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.told is not None:
-            self.told.finish()
-            self.told = None
+    def end(self) -> None:
+        self.told.finish()
 
 
 class TensorBoard(_Tracker):
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
-            from torch.utils.tensorboard import SummaryWriter
+    def begin(self) -> None:
+        from torch.utils.tensorboard import SummaryWriter
 
-            self.told = SummaryWriter(str(self.run / "tensorboard"))
-            self.told.add_text("recipe", f"```yaml\n{self.recipe.to_yaml()}```")
+        self.told = SummaryWriter(str(self.run / "tensorboard"))
+        self.told.add_text("recipe", f"```yaml\n{self.recipe.to_yaml()}```")
 
     def tell(self, numbers: dict[str, float], step: int) -> None:
         for name, value in numbers.items():
@@ -135,10 +146,8 @@ class TensorBoard(_Tracker):
             self.told.add_image(f"{name}/{number}", np.asarray(picture), step, dataformats="HWC")
         self.told.flush()
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.told is not None:
-            self.told.close()
-            self.told = None
+    def end(self) -> None:
+        self.told.close()
 
 
 def wandb_mode(asked: str) -> Any:
