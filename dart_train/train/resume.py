@@ -59,7 +59,7 @@ def _check_spread(folder: Path, recipe: Recipe, ranks: Ranks) -> None:
         raise ValueError(
             f"{folder} was written with {' and '.join(differs)}; the optimizer's state lies in pieces that fit only "
             "that. Start as it was started, or begin a new run from its weights: "
-            f"python -m dart_train export {folder.parent} FOLDER, then model.path=FOLDER and another "
+            f"python -m dart_train export {folder} --out FOLDER, then model.path=FOLDER and another "
             "train.output_dir. Nothing was touched"
         )
 
