@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..report import Report
 
 log = logging.getLogger(__name__)
-_PICTURES = 4  # questions of each checkpoint
+_PICTURES = 4  # questions of each checkpoint and set
 
 
 def track(results: Results, report: Report) -> None:

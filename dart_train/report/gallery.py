@@ -2,33 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from PIL import Image
 
 from ..compare.journal import Line
 from ..compare.results import Results
+from ..compare.table import ALL
 from .html import picture, text
 from .regressions import Regression, regressions
-from .short import primary
 from .views import Views
 
-CARDS = 6  # of a checkpoint
+CARDS = 6  # of a checkpoint and a set
 _PANELS = 3  # reductions on a card
 
 
 def gallery(results: Results, views: Views) -> str:
     """Finished HTML; empty where nothing was lost."""
-    entries = primary(results)
-    name, metric = entries[0].set, entries[0].metric
-    lines = [line for line in results.lines if line["set"] == name]
-    parts = []
-    for checkpoint in results.prepared.found:
-        found = regressions(lines, checkpoint, metric, CARDS)
-        if found:
-            cards = "".join(_card(each, views) for each in found)
-            parts.append(f'<h3>{text(checkpoint)}</h3><div class="cards">{cards}</div>')
+    parts, several = [], len({line["set"] for line in results.lines}) > 1
+    for checkpoint, name, found in lost(results, CARDS):
+        title = f"{checkpoint}, {name}" if several else checkpoint
+        cards = "".join(_card(each, views) for each in found)
+        parts.append(f'<h3>{text(title)}</h3><div class="cards">{cards}</div>')
     return "".join(parts)
+
+
+def lost(results: Results, most: int) -> Iterator[tuple[str, str, list[Regression]]]:
+    """Checkpoint, set, and what was lost there, by the first metric of the set."""
+    metrics: dict[str, str] = {}
+    for entry in results.entries:
+        if entry.kind == ALL:
+            metrics.setdefault(entry.set, entry.metric)
+    for checkpoint in results.prepared.found:
+        for name, metric in metrics.items():
+            mine = [line for line in results.lines if line["set"] == name]
+            found = regressions(mine, checkpoint, metric, most)
+            if found:
+                yield checkpoint, name, found
 
 
 def panels(each: Regression, views: Views) -> list[tuple[Line, Image.Image | None]]:
@@ -64,10 +74,9 @@ def _title(line: Line) -> str:
 
 def pictures_of(results: Results, views: Views, most: int) -> Sequence[tuple[str, Image.Image]]:
     """For trackers: a caption and a picture of each reduction that lost a question."""
-    entries = primary(results)
     found = []
-    for checkpoint in results.prepared.found:
-        for each in regressions(results.lines, checkpoint, entries[0].metric, most):
+    for checkpoint, _, mine in lost(results, most):
+        for each in mine:
             for line, image in panels(each, views):
                 if image is not None:
                     caption = f"{checkpoint}, {_title(line)}: {line['question']} says {line['prediction']!r}"

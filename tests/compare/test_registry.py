@@ -65,6 +65,13 @@ def test_each_set_and_kind_has_the_metrics_it_asked_for(asked: Path) -> None:
     }  # fmt: skip
 
 
+def test_what_was_lost_is_shown_of_every_set(asked: Path) -> None:
+    page = (asked / "report.html").read_text()
+    shown = page[page.index('id="regressions"') :]
+    for name in ("one", "other"):
+        assert f'<h3>base, {name}</h3><div class="cards"><article' in shown
+
+
 def test_fewer_pixels_are_made_by_the_processor(done: Path, asked: Path) -> None:
     recipe = load_recipe(done / "compare.yaml", [f"compare.sets.0.limit={ASKED}"])
     subject = Subject(recipe, recipe.model.path, torch.device("cpu"))
