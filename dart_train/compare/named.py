@@ -12,6 +12,7 @@ from ..attach import attach
 from ..checkpoint import Found, find
 from ..checkpoint.weights import bones, read_config
 from ..data.findings import BadRow
+from ..measure import METRICS
 from ..pixels.families import shrink_of
 from ..recipe import Recipe
 from ..recipe.told import Told
@@ -66,8 +67,7 @@ def _questions(named: Named, recipe: Recipe, progress: bool) -> None:
         bad = [str(row) for row in rows if isinstance(row, BadRow)]
         asked = [row for row in rows if isinstance(row, Question)]
         bad += _unseen(asked, source.name, progress)
-        if not rows:
-            bad.append("the set is empty")
+        bad += ["the set is empty"] if not rows else _unjudged(asked, recipe, number)
         more = [f"and {len(bad) - _SHOWN} more; `data check` tells all"] if len(bad) > _SHOWN else []
         named.told.add([*bad[:_SHOWN], *more], f"compare.sets.{number}")
         named.questions += asked
@@ -83,6 +83,17 @@ def _unseen(questions: Sequence[Question], name: str, progress: bool) -> list[st
             except BadRow as bad:
                 seen[str(bad.message)] = None
     return list(seen)
+
+
+def _unjudged(questions: Sequence[Question], recipe: Recipe, number: int) -> list[str]:
+    """A set that none of its metrics can say anything of."""
+    chosen = recipe.compare.sets[number]
+    usual = chosen.metrics or recipe.compare.metrics
+    named = {name for q in questions for name in {*usual, *chosen.kind_metrics.get(q.kind, ())} if name in METRICS}
+    if not questions or any(METRICS[name].score("", q.answers) is not None for name in named for q in questions):
+        return []
+    told = ", ".join(sorted(named))
+    return [f"{told} can judge none of its {len(questions)} questions; choose another metric"] if named else []
 
 
 def _unfit(found: Found, cells: Sequence[Cell]) -> list[str]:

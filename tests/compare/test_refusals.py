@@ -125,6 +125,14 @@ def test_a_set_that_is_not_there_is_told(done: Path) -> None:
     assert "nowhere.json" in refusal(done, "compare.sets.0.path=nowhere.json")
 
 
+def test_a_set_that_no_metric_can_judge_is_told(done: Path, tmp_path: Path) -> None:
+    here = f"compare.output_dir={tmp_path}/out"
+    told = refusal(done, "compare.metrics=[yes_no_f1]", here)
+    assert "compare.sets.0: yes_no_f1 can judge none of its 14 questions" in told and "1 problem" in told
+    for good in ("compare.metrics=[yes_no_f1, anls]", "compare.sets.0.kind_metrics={reading: [anls]}"):
+        prepare(load_recipe(done / "compare.yaml", ["compare.metrics=[yes_no_f1]", good, here]), progress=False)
+
+
 def test_a_method_that_does_not_go_with_the_family_is_told(done: Path, tmp_path: Path) -> None:
     from tests.zoo import save_folder
 
