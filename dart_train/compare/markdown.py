@@ -50,7 +50,7 @@ def _kinds(entries: Sequence[Entry], name: str) -> Iterable[str]:
         numbers = {kind: max(entry.figure.n for entry in here if entry.kind == kind) for kind in kinds}
         rows = []
         for row in dict.fromkeys(entry.row for entry in here):
-            values = {entry.kind: f"{100 * entry.figure.value:.1f}" for entry in here if entry.row == row}
+            values = {entry.kind: _figure(entry) for entry in here if entry.row == row}
             rows.append([*row, *(values.get(kind, "") for kind in kinds)])
         yield f"\n{metric} by kind of question (number of questions)\n"
         yield _table(["checkpoint", "method", "budget", *(f"{kind} ({numbers[kind]})" for kind in kinds)], rows)

@@ -38,6 +38,7 @@ tbody tr.full td { background: #f4f8fc; }
 .good { color: var(--good); }
 .bad { color: var(--bad); }
 .dim { color: #9aa5b1; }
+.under { color: #9aa5b1; font-size: 11px; }
 .clear { font-weight: 650; }
 .bar { display: inline-block; position: relative; width: 128px; height: 12px; margin-right: 9px; vertical-align: -1px;
   background: #edf0f3; border-radius: 6px; }

@@ -46,7 +46,6 @@ def kinds(entries: Sequence[Entry]) -> str:
         return ""
     places = list(dict.fromkeys((entry.set, entry.metric, entry.row) for entry in mine))
     found = {(entry.set, entry.metric, entry.row, entry.kind): entry for entry in mine}
-    asked = {name: max(entry.figure.n for entry in mine if entry.kind == name) for name in names}
     rows = [
         TableRow(
             [*_place(row), *(_shaded(found.get((name, metric, row, kind))) for kind in names)],
@@ -55,7 +54,7 @@ def kinds(entries: Sequence[Entry]) -> str:
         )
         for name, metric, row in places
     ]
-    head = ["checkpoint", "method", "budget", *(f"{kind} ({asked[kind]})" for kind in names)]
+    head = ["checkpoint", "method", "budget", *names]
     return _picked("kinds", mine, True) + table("kinds", head, rows)
 
 
@@ -182,14 +181,15 @@ def _shaded(entry: Entry | None) -> Cell:
     """Up to 40 points from full tokens fill the colour; what chance explains stays pale."""
     if entry is None:
         return _NONE
-    shown = f"{100 * entry.figure.value:.1f}"
+    value, low, high, n = (entry.figure.value, entry.figure.low, entry.figure.high, entry.figure.n)
+    shown, under = f"{100 * value:.1f}", f'<div class="under">{100 * low:.0f} to {100 * high:.0f}, {n}</div>'
     apart = entry.from_full
     if apart is None or apart.p >= CLEAR:
-        return number(entry.figure.value, shown)
+        return Cell(shown + under, value, True)
     strength = min(1.0, abs(apart.value) / 0.4) * 0.55 + 0.08
     colour = f"rgba({'47,133,90' if apart.value > 0 else '192,86,64'},{strength:.2f})"
     inner = f'<span style="background:{colour};padding:2px 6px;border-radius:4px">{shown}</span>'
-    return Cell(inner, entry.figure.value, True)
+    return Cell(inner + under, value, True)
 
 
 def _milliseconds(time: Timing) -> Cell:

@@ -108,6 +108,9 @@ def test_the_tables_for_people_hold_the_same(done: Path) -> None:
     told = (done / "out" / "table.md").read_text()
     assert "| base | full | full | 100.0% | 14 | 85.7 (60.1-96.0) |" in told
     assert "exact_match by kind of question" in told and "colour (7)" in told
+    for row in table(done / "out"):
+        value, low, high = (100 * float(row[name]) for name in ("value", "low", "high"))
+        assert f"{value:.1f} ({low:.1f}-{high:.1f})" in told, "of kinds, too"
 
 
 def test_full_tokens_are_one_row_a_checkpoint_and_keep_all_another(done: Path) -> None:

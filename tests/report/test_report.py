@@ -121,6 +121,16 @@ def test_the_figures_are_those_of_the_table(reported: Path) -> None:
     assert [f"{100 * float(row['value']):.1f}" for row in rows] == shown[: len(rows)]
 
 
+def test_a_kind_has_its_interval_and_number_of_questions(reported: Path) -> None:
+    page = (reported / "report.html").read_text()
+    told = page[page.index('<table class="sorts" id="kinds"') :] if '<table class="sorts" id="kinds"' in page else ""
+    shown = re.findall(r'<div class="under">(\d+) to (\d+), (\d+)</div>', told)
+    with (reported / "table.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["kind"] != "all"]
+    expected = [(f"{100 * float(r['low']):.0f}", f"{100 * float(r['high']):.0f}", r["n"]) for r in rows]
+    assert sorted(shown) == sorted(expected) and len(expected) > 8
+
+
 def test_the_papers_questions_are_asked_of_the_cells(reported: Path) -> None:
     page = (reported / "report.html").read_text()
     for words in ("Is Random as strong", "Prune or merge?", "language guidance", "Where does each method look?"):
