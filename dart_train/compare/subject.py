@@ -19,6 +19,7 @@ from ..recipe import Recipe
 from ..reducers import FewerPixels
 from .cells import Cell
 from .prompts import Prompts
+from .ticks import Ticks
 
 
 @dataclass
@@ -29,10 +30,11 @@ class Asked:
     prompts: Prompts
     attached: Attached | None
 
-    def generate(self, batch: Mapping[str, Any], most: int, least: int = 0) -> Tensor:
-        """[B, new] what the model writes, greedily."""
+    def generate(self, batch: Mapping[str, Any], most: int, least: int = 0, ticks: Ticks | None = None) -> Tensor:
+        """[B, new] what the model writes, greedily. ticks: notes when each token came."""
         made = self.model.generate(
             **batch,
+            stopping_criteria=None if ticks is None else [ticks],
             max_new_tokens=most,
             min_new_tokens=least or None,
             do_sample=False,

@@ -17,6 +17,7 @@ from .arithmetic import Arithmetic, Shape
 from .cells import Cell
 from .questions import Question
 from .subject import Asked, Subject
+from .ticks import Ticks
 
 SECONDS = 60.0  # for all repeats of one call
 STEPS = ("prefill", "first_token", "total")
@@ -25,7 +26,7 @@ STEPS = ("prefill", "first_token", "total")
 @dataclass(frozen=True)
 class Cost:
     """Seconds of one batch. prefill: the forward over the prompt, vision tower included; first_token: `generate` until
-    its first token; total: until `new_tokens` of them; decode: of a token behind the first. faster: how many times as
+    its first token; total: until `new_tokens` of them; decode: from one of these to the next. faster: how many times as
     fast as full tokens, of the same round. bound: what the FLOPs of the prefill allow at most."""
 
     checkpoint: str
@@ -81,6 +82,7 @@ class Stage:
             self.host = asked.prompts.batch(questions)
             self.visual = sum(asked.prompts.visual_tokens(self.host["input_ids"]))
         self.batch = subject.moved(self.host)
+        self.decoding: list[float] = []  # seconds of a token, of each run until all are written
 
     def __enter__(self) -> Asked:
         self.context = self.subject.at(self.cell)
@@ -93,9 +95,12 @@ class Stage:
     def run(self, step: str, new: int) -> object:
         if step == "prefill":
             return self.prefill()
-        most = 1 if step == "first_token" else new
+        most, ticks = 1 if step == "first_token" else new, Ticks()
         with torch.inference_mode():
-            return self.asked.generate(self.batch, most, most)
+            made = self.asked.generate(self.batch, most, most, ticks)
+        if step == "total":
+            self.decoding.append(ticks.apart())
+        return made
 
     @torch.inference_mode()
     def prefill(self) -> Any:
@@ -130,7 +135,6 @@ def _summed(
     for number, stage in enumerate(stages):
         took = {step: seconds[f"{number} {step}"] for step in STEPS}
         full = {step: seconds[f"0 {step}"] for step in STEPS}
-        after = [(a - b) / (new - 1) for a, b in zip(took["total"], took["first_token"], strict=False)]
         peak, kv, shape, kept = stage.weighed()
         flops = arithmetic.prefill(shape)
         cell = stage.cell
@@ -144,7 +148,7 @@ def _summed(
                 visual_tokens=stages[0].visual,
                 kept=kept,
                 new_tokens=new,
-                decode=Timing.of(after),
+                decode=Timing.of(stage.decoding[1:] or stage.decoding),  # the first one was the warm-up
                 **{step: Timing.of(took[step]) for step in STEPS},
                 **{f"faster_{step}": ratio(full[step], took[step]) for step in STEPS},
                 peak_bytes=peak,

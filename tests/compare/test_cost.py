@@ -11,12 +11,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from dart_train import DART, attach
+from dart_train.bench.timing import clock
 from dart_train.compare import run as verb
 from dart_train.compare.arithmetic import Arithmetic, Shape
 from dart_train.compare.files import COSTS, read_costs, write_costs
 from dart_train.compare.preflight import prepare
 from dart_train.compare.run import compare
 from dart_train.compare.subject import Subject
+from dart_train.compare.ticks import Ticks
 from dart_train.compare.timing import kv_bytes, typical
 from dart_train.recipe import load_recipe
 from tests.zoo import FAMILIES, make_batch
@@ -43,6 +45,7 @@ def test_every_phase_has_a_time_and_a_spread(costs) -> None:
     for row in costs.values():
         for phase in ("prefill", "first_token", "total"):
             assert 0 < float(row[f"{phase}_q1"]) <= float(row[phase]) <= float(row[f"{phase}_q3"])
+        assert 0 < float(row["decode"]) < float(row["total_q3"]) / 2  # from one of three tokens to the next
         assert int(row["repeats"]) == 2 and int(row["new_tokens"]) == 3
         assert int(row["peak_bytes"]) > int(row["kv_bytes"])
 
@@ -79,6 +82,16 @@ def test_kv_bytes_count_storages_and_each_once() -> None:
     whole = torch.zeros(2, 10)
     layer = SimpleNamespace(keys=whole[:, :3], values=whole[:, 3:])
     assert kv_bytes(SimpleNamespace(layers=[layer])) == 80  # what is held, not what is looked at
+
+
+def test_ticks_are_counted_behind_every_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = iter([10.0, 11.0, 13.0, 16.0])
+    monkeypatch.setattr(clock, "read", lambda: next(read))
+    model, batch = FAMILIES["llava"].model("eager"), make_batch("llava", images=(1, 1), question_words=(4, 4))
+    ticks = Ticks()
+    with_ticks = model.generate(**batch, max_new_tokens=4, min_new_tokens=4, do_sample=False, stopping_criteria=[ticks])
+    assert ticks.times == [10.0, 11.0, 13.0, 16.0] and ticks.apart() == 2.0
+    assert torch.equal(with_ticks, model.generate(**batch, max_new_tokens=4, min_new_tokens=4, do_sample=False))
 
 
 def test_questions_of_middle_length_are_timed(done: Path) -> None:
