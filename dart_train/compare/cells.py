@@ -48,14 +48,15 @@ def cells_of(recipe: Recipe) -> list[Cell]:
     for checkpoint in checkpoints_of(recipe):
         found.append(Cell(checkpoint, FULL, 1.0, ()))
         for label, method in methods_of(recipe).items():
-            keeps = [1.0] if method.stages[0].name == KeepAll.name else _budgets(recipe)
+            whole, budgets = method.stages[0].name == KeepAll.name, method.budgets or recipe.compare.budgets
+            keeps = [1.0] if whole else _distinct(budgets)
             found += [Cell(checkpoint, label, keep, method.at(keep)) for keep in keeps]
     return found
 
 
-def _budgets(recipe: Recipe) -> list[Keep]:
+def _distinct(budgets: Sequence[Keep]) -> list[Keep]:
     """Once each, full tokens apart, in the order of the recipe."""
-    found = {(type(keep), keep): keep for keep in recipe.compare.budgets if not _is_full(keep)}
+    found = {(type(keep), keep): keep for keep in budgets if not _is_full(keep)}
     return list(found.values())
 
 

@@ -14,9 +14,14 @@ from ..data.encode import Encoded
 from ..data.expand import visual_token_ids
 from .questions import Question
 
+REMEMBERED = 256 * 2**20  # bytes
+
 
 class Prompts:
-    """Raises ValueError for a processor that cannot be asked: no chat template, no image token."""
+    """Raises ValueError for a processor that cannot be asked: no chat template, no image token.
+
+    Every cell asks the same questions: what the processor made of them is kept, as far as memory is given to it.
+    """
 
     def __init__(self, processor: Any) -> None:
         self.processor = processor
@@ -25,6 +30,8 @@ class Prompts:
         self.visual = torch.tensor(sorted(visual_token_ids(processor)))
         self.control = control_tokens(processor)
         self.collator = Collator(processor, side="left")
+        self._made: dict[tuple[str, ...], dict[str, Tensor]] = {}
+        self._room = REMEMBERED
 
     def batch(self, questions: Sequence[Question]) -> dict[str, Tensor]:
         """For `generate`: each row through the processor alone, so that no family minds rows without pictures."""
@@ -32,6 +39,17 @@ class Prompts:
         return {name: value for name, value in features.items() if name != "labels"}
 
     def features(self, question: Question) -> dict[str, Tensor]:
+        mark = (question.set, question.id, question.key)
+        if mark in self._made:
+            return self._made[mark]
+        made = self._make(question)
+        size = sum(tensor.nbytes for tensor in made.values())
+        if size <= self._room:
+            self._room -= size
+            self._made[mark] = made
+        return made
+
+    def _make(self, question: Question) -> dict[str, Tensor]:
         self._refuse_forged(question)
         text = self.processor.apply_chat_template(question.messages, tokenize=False, add_generation_prompt=True)
         begin = self.processor.tokenizer.bos_token

@@ -3,6 +3,7 @@
     dart                                                  by its name
     {method: dart, text_pivots: 0, name: unguided}        with options; a name of one's own where it is given
     {name: pyramid, stages: [{method: dart, layer: 2, keep: 0.5}, {method: dart, layer: 8, keep: 0.222}]}
+    {method: dart, merge: nearest, budgets: [0.111]}      at budgets of its own in place of compare.budgets
     reduction                                             the recipe's own reduction, all stages of it
 
 The budget is what the last stage keeps, and earlier stages keep their proportion to it: this pyramid at 0.111 has 0.25
@@ -16,22 +17,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ..budget import Keep
+from ..budget import Keep, check_keep
 
 if TYPE_CHECKING:
     from ..reducers import Reducer
 
 Given = str | Mapping[str, Any]
 OWN = "reduction"
-_OURS = ("name", "stages")
+_OURS = ("name", "stages", "budgets")
 
 
 @dataclass(frozen=True)
 class Method:
-    """times: how much more than the budget each stage keeps, 1 for the last."""
+    """times: how much more than the budget each stage keeps, 1 for the last. budgets: none: compare.budgets."""
 
     stages: tuple[Reducer, ...]
     times: tuple[float, ...] = (1.0,)
+    budgets: tuple[Keep, ...] = ()
 
     def at(self, keep: Keep) -> tuple[Reducer, ...]:
         return tuple(replace(stage, keep=_scaled(keep, by)) for stage, by in zip(self.stages, self.times, strict=True))
@@ -51,11 +53,22 @@ def read_method(given: Given) -> Method:
     """Raises ValueError."""
     if isinstance(given, str):
         return Method((_reducer({"method": given}),))
+    budgets = _own_budgets(given["budgets"]) if "budgets" in given else ()
     if "stages" in given:
-        return _staged(given)
+        return replace(_staged(given), budgets=budgets)
     if "keep" in given:
-        raise ValueError("keep: every method is measured at compare.budgets; leave it out")
-    return Method((_reducer({key: value for key, value in given.items() if key != "name"}),))
+        raise ValueError("keep: every method is measured at compare.budgets; leave it out, or give budgets of its own")
+    options = {key: value for key, value in given.items() if key not in _OURS}
+    return Method((_reducer(options),), budgets=budgets)
+
+
+def _own_budgets(given: Any) -> tuple[Keep, ...]:
+    if not isinstance(given, Sequence) or isinstance(given, str) or not given:
+        raise ValueError(f"budgets: given {given!r}, expected a list of ratios or numbers of tokens")
+    wrong = [problem for keep in given if (problem := check_keep(keep))]
+    if wrong:
+        raise ValueError("budgets: " + "; ".join(wrong))
+    return tuple(given)
 
 
 def _reducer(config: Any) -> Reducer:

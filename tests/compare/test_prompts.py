@@ -46,6 +46,20 @@ def test_visual_tokens_are_counted_by_row(tmp_path: Path) -> None:
     assert prompts.visual_tokens(ids) == [64, 128]
 
 
+def test_what_is_asked_again_is_made_once_as_far_as_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, _ = questions(tmp_path)
+    prompts = Prompts(FAMILIES["llava"].processor())
+    prompts._room = sum(tensor.nbytes for tensor in Prompts(prompts.processor).features(asked[1]).values())
+    first = prompts.batch(asked[::-1])
+    opened: list[str] = []
+    monkeypatch.setattr(Question, "images", lambda self, images=Question.images: opened.append(self.id) or images(self))
+    again = prompts.batch(asked[::-1])
+    assert opened == ["0"], "room was for the first that was asked"
+    assert first.keys() == again.keys() and all(torch.equal(first[name], again[name]) for name in first)
+
+
 def test_a_question_with_a_control_token_is_refused(tmp_path: Path) -> None:
     turn = Turn("user", ("What does <image> mean?",))
     forged = Question("set", "7", "", (turn,), ("yes",), "key", ImageStore(tmp_path))

@@ -48,7 +48,18 @@ def test_a_pyramid_without_a_name_is_called_by_its_stages(done: Path) -> None:
     assert {cell.method for cell in found} == {"dart at 1 then random at 3", "plain"}
 
 
+def test_a_method_may_have_budgets_of_its_own(done: Path) -> None:
+    merged = "{method: dart, merge: nearest, name: merged, budgets: [0.25, 8]}"
+    found = cells(done, f"compare.methods=[dart, {merged}]", "compare.budgets=[0.5, 0.25]")
+    assert [(cell.method, cell.budget) for cell in found] == [
+        ("dart", "0.5"), ("dart", "0.25"), ("merged", "0.25"), ("merged", "8")
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(("methods", "told"), [
+    ("[{method: dart, budgets: []}]", "expected a list of ratios or numbers of tokens"),
+    ("[{method: dart, budgets: [0.1, 0]}]", "budgets: keep=0"),
+    ("[{method: dart, keep: 0.1}]", "or give budgets of its own"),
     ("[{stages: [{method: dart}, {method: dart, layer: 3, keep: 0.5}]}]", "stages.0: keep is missing"),
     ("[{stages: [{method: dart}, {method: dart, layer: 3, kep: 1}]}]", "did you mean keep?"),
     ("[{stages: [{method: dart, keep: 0.2}, {method: dart, layer: 3, keep: 0.5}]}]", "at most what the one before"),

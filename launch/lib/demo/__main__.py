@@ -12,7 +12,7 @@ from dart_train.env import gather
 
 from .claim import told, write
 from .steps import Steps
-from .story import draw, export, one_seed, papers
+from .story import draw, export, one_seed
 
 
 def main() -> int:
@@ -21,7 +21,6 @@ def main() -> int:
     draw(steps, options, folder)
     verdicts = [one_seed(steps, options, folder, seed) for seed in range(options.seeds)]
     first = folder / "seed-0"
-    papers(steps, options, folder, first)
     export(steps, first / "adapted", folder / "exported")
     write(verdicts, folder, _how(options, steps))
     print(f"\n{told(verdicts)}\n\n{steps.told()}\n\n{_where(folder)}")
@@ -45,7 +44,6 @@ def _where(folder: Path) -> str:
         [
             f"report            {compared / 'report.html'}   (opens from disk)",
             f"table             {compared / 'table.md'}, {compared / 'table.csv'}; every answer in results.jsonl",
-            f"papers' questions {folder / 'papers' / 'report.html'}   (guidance; prune or merge)",
             f"exported model    {folder / 'exported'}",
             f"W&B, offline      {folder / 'seed-0' / 'adapted' / 'wandb'}   (wandb sync sends it)",
             f"claim             {folder / 'claim.md'}",

@@ -11,6 +11,16 @@ from .steps import Steps, deepspeed, python
 
 TRAIN, COMPARE = "recipes/tiny_dart.yaml", "recipes/compare.yaml"
 BASE = "data/tiny_base"
+# The last two are what the papers leave open, asked at the smallest budget alone: do pivots in the question help, and
+# with which kinds; are dropped tokens better lost or merged?
+METHODS = [
+    "dart",
+    "random",
+    "pooling",
+    "fastv",
+    {"method": "dart", "text_pivots": 0, "name": "dart, unguided", "budgets": [0.111]},
+    {"method": "dart", "merge": "nearest", "name": "dart, merged", "budgets": [0.111]},
+]
 
 
 def draw(steps: Steps, options: argparse.Namespace, folder: Path) -> None:
@@ -35,37 +45,17 @@ def one_seed(steps: Steps, options: argparse.Namespace, folder: Path, seed: int)
         overrides = [*common, *changes, f"train.output_dir={here / name}", "log.report_to=[wandb]"]
         steps.run(f"Fine-tune {what}{title}", deepspeed(options.ranks, "launch/train.py", TRAIN, *overrides))
     checkpoints = {"base": BASE} | {name: str(here / name) for name in runs}
-    more = ["compare.methods=[dart, random, pooling, fastv]", "log.report_to=[wandb]"]
-    compare(steps, f"Compare{title}", options, shapes, checkpoints, here / "compare", *more)
+    compare(steps, f"Compare{title}", options, shapes, checkpoints, here / "compare")
     return judge(here / "compare", seed)
 
 
-def papers(steps: Steps, options: argparse.Namespace, folder: Path, run: Path) -> None:
-    """What the papers leave open, at the smallest budget: do pivots in the question help, and which kinds; are
-    dropped tokens better lost or merged?"""
-    methods = ["dart", {"method": "dart", "text_pivots": 0}, {"method": "dart", "merge": "nearest"}]
-    more = [f"compare.methods={json.dumps(methods)}", "compare.budgets=[0.111]", "compare.timing=false"]
-    checkpoints = {"base": BASE, "adapted": str(run / "adapted")}
-    compare(steps, "Ask what the papers ask", options, folder / "shapes", checkpoints, folder / "papers", *more)
-
-
-def export(steps: Steps, run: Path, out: Path) -> None:
-    command = python("-m", "dart_train", "export", str(run), "--out", str(out), "--force")
-    steps.run("Export the adapted model; plain transformers loads it in a fresh process", command)
-
-
 def compare(
-    steps: Steps,
-    title: str,
-    options: argparse.Namespace,
-    shapes: Path,
-    checkpoints: dict[str, str],
-    out: Path,
-    *more: str,
+    steps: Steps, title: str, options: argparse.Namespace, shapes: Path, checkpoints: dict[str, str], out: Path
 ) -> None:
     asked = json.dumps([{**_rows(shapes, "test"), "name": "shapes", "metrics": ["exact_match"]}])
     overrides = [f"model.path={BASE}", f"compare.checkpoints={json.dumps(checkpoints)}", f"compare.sets={asked}"]
-    overrides += ["compare.batch_size=64", f"compare.output_dir={out}", *more, *options.compare]
+    overrides += [f"compare.methods={json.dumps(METHODS)}", "compare.batch_size=64", "compare.timing_repeats=5"]
+    overrides += [f"compare.output_dir={out}", "log.report_to=[wandb]", *options.compare]
     steps.run(title, deepspeed(options.ranks, "launch/compare.py", COMPARE, *overrides))
 
 
