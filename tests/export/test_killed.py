@@ -23,12 +23,17 @@ def started(run: Path, out: Path) -> subprocess.Popen[str]:
     """An export that has written its weights and is not done."""
     command = [sys.executable, "-m", "dart_train", "export", str(run), "--out", str(out)]
     settings = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, cwd=ROOT, env=settings, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, cwd=ROOT, env=settings, stderr=subprocess.PIPE, text=True, preexec_fn=_heeding)
     weights = out.parent / f".{out.name}.unfinished" / "model.safetensors"
     while not weights.exists():
         assert process.poll() is None, process.communicate()[1][-2000:]
         time.sleep(0.05)
     return process
+
+
+def _heeding() -> None:
+    """What a shell starts in the background is deaf to SIGINT, and so are its children: tests may run there."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_a_killed_export_leaves_nothing_under_its_name_and_the_next_one_sweeps(
