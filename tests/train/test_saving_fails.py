@@ -78,6 +78,18 @@ def test_on_a_full_disk_it_goes_on_where_the_recipe_says_so(
     assert losses(run)[-1]["step"] == 6
 
 
+def test_pictures_that_cannot_be_written_end_nothing(
+    recipe: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run, rows = tmp_path / "run", recipe.parent / "rows.json"
+    run.mkdir()
+    (run / "overlays").write_text("a file where a folder is wanted")
+    shown = [f"data.validation=[{{path: {rows}, images: {recipe.parent / 'images'}, limit: 3}}]"]
+    train(recipe, [f"train.output_dir={run}", *STEPS, "train.overlay_steps=2", *shown])
+    assert "the pictures could not be written" in caplog.text
+    assert is_whole(run / "checkpoint-4")
+
+
 def test_half_a_line_does_not_spoil_the_next(small_disk: Path) -> None:
     file = small_disk / "lines.jsonl"
     add_lines(file, [{"step": 1}])

@@ -9,6 +9,7 @@ wrong before the run: the samples are read, encoded and laid out on every rank w
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ from .trackers import TensorBoard, Wandb
 if TYPE_CHECKING:
     from ..trainer import DartTrainer
     from ..validate import Validation
+
+log = logging.getLogger(__name__)
 
 SAMPLES = 4
 LOOKED_AT = 64  # rows, in search of some with pictures
@@ -122,6 +125,9 @@ class Overlays(TrainerCallback):
 
 
 def _write(folder: Path, pages: Sequence[Image.Image]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for number, page in enumerate(pages):
-        page.save(folder / f"sample-{number}.png")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, page in enumerate(pages):
+            page.save(folder / f"sample-{number}.png")
+    except OSError as error:  # a full disk: no reason to end a run, and the first rank's alone
+        log.warning("%s: the pictures could not be written: %s", folder, error)
