@@ -9,7 +9,10 @@ original classes, so that a machine with torchvision loads the complete processo
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,6 +27,7 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.models.auto.video_processing_auto import get_video_processor_config
 from transformers.utils import is_torchvision_available
 
+log = logging.getLogger(__name__)
 _REMEDY = "save the model's own beside it: processor.save_pretrained(folder)"
 
 
@@ -60,12 +64,21 @@ def load_processor(
     `max_pixels` and `min_pixels` bound the area that a picture is resized to, for processors that resize to a
     number of pixels (the Qwen family); any other refuses them with a `ValueError`.
     """
+    if trust_remote_code:
+        say_that_code_runs(str(path))
     processor = _load(_at_hand(str(path)), trust_remote_code)
     if not isinstance(processor, ProcessorMixin):
         raise ValueError(f"{str(path)!r} holds no processor, only a {type(processor).__name__}; {_REMEDY}")
     if max_pixels is not None or min_pixels is not None:
         _limit_pixels(processor.image_processor, min_pixels, max_pixels)
     return processor
+
+
+@cache
+def say_that_code_runs(path: str) -> None:
+    """Once a process, and by the first rank alone."""
+    if os.environ.get("RANK", "0") == "0":
+        log.warning("trust_remote_code: Python code that comes with %s is run on this machine", path)
 
 
 def assemble(kind: type[ProcessorMixin], parts: Iterable[Any], settings: dict[str, Any]) -> ProcessorMixin:

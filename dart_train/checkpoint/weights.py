@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
+from ..processors import say_that_code_runs
+
+_REMEDY = "give a folder with config.json and weights, or a hub id that this machine can reach"
 _INDEX = "model.safetensors.index.json"
 _SINGLE = ("model.safetensors", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
@@ -26,14 +29,15 @@ class Source:
 
 def read_config(path: str, revision: str | None = None, trust_remote_code: bool = False, place: str = "model") -> Any:
     """place: where the path was written, as the user knows it."""
+    if trust_remote_code:
+        say_that_code_runs(path)
     try:
         return AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"{place}: {path!r} holds no model that can be read ({first}); "
-            "give a folder with config.json and weights, or a hub id that this machine can reach"
-        ) from error
+        first, remedy = str(error).strip().splitlines()[0], _REMEDY
+        if "trust_remote_code=True" in str(error):
+            remedy = "look at that code and, if you trust it, say trust_remote_code: true"
+        raise ValueError(f"{place}: {path!r} holds no model that can be read ({first}); {remedy}") from error
 
 
 def bones(config: Any) -> Any:

@@ -26,7 +26,7 @@ _GRACE_SECONDS = 30.0
 
 
 def main(argv: Sequence[str]) -> int:
-    options = _parser().parse_args(argv)
+    options = _parser().parse_intermixed_args(argv)  # options may stand anywhere
     warnings.simplefilter("ignore", FutureWarning)  # of libraries, to their authors
     try:
         recipe = load_recipe(options.recipe, options.overrides, needs=("data.train",))

@@ -49,6 +49,25 @@ def test_a_bare_pickle_is_not_opened(tmp_path: Path) -> None:
     assert not fuse.exists()
 
 
+def test_code_that_comes_with_a_model_does_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe, fuse = make_recipe(tmp_path), tmp_path / "went off"
+    file = tmp_path / "llava" / "config.json"
+    strange = {"model_type": "strange", "auto_map": {"AutoConfig": "strange.Strange"}}
+    file.write_text(json.dumps({**json.loads(file.read_text()), **strange}))
+    (file.parent / "strange.py").write_text(f"open({str(fuse)!r}, 'w')\nclass Strange: pass\n")
+    assert main([str(recipe)]) == 2
+    assert "trust_remote_code" in capsys.readouterr().err
+    assert not fuse.exists()
+
+
+def test_that_code_may_run_is_said_aloud(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    recipe = make_recipe(tmp_path)
+    for trusted in ("false", "true"):
+        assert not caplog.records
+        assert main([str(recipe), "--dry-run", f"model.trust_remote_code={trusted}"]) == 0
+    assert f"code that comes with {tmp_path / 'llava'} is run" in caplog.text
+
+
 def test_tensors_and_plain_things_are_harmless(tmp_path: Path) -> None:
     from deepspeed.runtime.fp16.loss_scaler import LossScaler
 
