@@ -14,7 +14,7 @@ Written by the drills themselves (`pytest -m drill`), a row by each that has pas
 """
 
 
-def record(drill: str, done: str, times: int, lost: str) -> None:
+def record(drill: str, done: str, times: int | str, lost: str) -> None:
     rows = {row.split("|")[1].strip(): row for row in _rows()}
     rows[drill] = f"| {drill} | {done} | {times} | {lost} |"
     FILE.write_text(HEAD + "".join(f"{rows[name]}\n" for name in sorted(rows)), encoding="utf-8")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -22,20 +24,26 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_rank_ends_the_others(recipe: Path, tmp_path: Path, victim: int) -> None:
+def test_a_killed_rank_ends_the_others(
+    recipe: Path, tmp_path: Path, victim: int, record_property: Callable[[str, object], None]
+) -> None:
     run = tmp_path / "run"
     began = Launched(recipe, *LONG, f"train.output_dir={run}", log=tmp_path / "log")
     wait(lambda: step_of(run) >= 1, "no step was done", began)
     killed = began.rank(victim)
     assert killed is not None
+    struck = time.monotonic()
     killed.kill()
     assert began.end() != 0
+    record_property("seconds", time.monotonic() - struck)
     told = began.log.read_text(errors="replace")
     assert f"rank {victim} (process {killed.pid} on" in told and "is gone" in told
     assert not began.held_ports()
 
 
-def test_a_rank_that_falls_silent_is_named(recipe: Path, tmp_path: Path) -> None:
+def test_a_rank_that_falls_silent_is_named(
+    recipe: Path, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     """Stopped, not dead: no connection closes, and DeepSpeed's groups would wait for half an hour."""
     run = tmp_path / "run"
     more = ["train.timeout_seconds=60", "train.zero_stage=3"]
@@ -43,8 +51,10 @@ def test_a_rank_that_falls_silent_is_named(recipe: Path, tmp_path: Path) -> None
     wait(lambda: step_of(run) >= 1, "no step was done", began)
     stopped = began.rank(1)
     assert stopped is not None
+    struck = time.monotonic()
     stopped.suspend()
     wait(lambda: began.rank(0) is None, "the other rank waits on", began)
+    record_property("seconds", time.monotonic() - struck)
     with contextlib.suppress(psutil.NoSuchProcess):
         stopped.resume()  # what the launcher cannot end while it is stopped
     assert began.end() != 0
