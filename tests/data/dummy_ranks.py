@@ -4,16 +4,16 @@ evaluation, for one job of a list after the other. Rank 0 writes the losses of e
 import gc
 import json
 import sys
-from datetime import timedelta
 from pathlib import Path
 
-import deepspeed
 import torch
 from transformers import AutoModelForImageTextToText, Trainer, TrainingArguments
 
 from dart_train.attach.dummy_image import attach_dummy_image
 from dart_train.data.dummy import dummy_inputs
 from dart_train.processors import load_processor
+from dart_train.recipe import Train
+from dart_train.train.ranks import Ranks
 from tests.zoo import make_batch
 
 
@@ -46,7 +46,7 @@ ADAM = {"type": "Adam", "params": {"lr": 1e-3, "torch_adam": True}}
 
 if __name__ == "__main__":
     # Where ranks share a busy core, one may wait for another's start much longer than for a hang to show.
-    deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False, timeout=timedelta(seconds=600))
+    Ranks.read().meet(Train(timeout_seconds=600))
     for job in json.loads(Path(sys.argv[-1]).read_text()):
         work(**job)
         gc.collect()  # transformers goes by the DeepSpeed settings that are still alive

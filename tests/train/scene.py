@@ -73,9 +73,17 @@ def losses(run: Path) -> list[dict[str, Any]]:
 
 def launch(script: Path, *arguments: str, timeout: float = 300, ranks: int = 2) -> subprocess.CompletedProcess[str]:
     """The real DeepSpeed launcher, on CPU ranks."""
+    port = free_port()
     command = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks)]
-    command += ["--master_port", str(free_port()), str(script), *arguments]
-    return run(command, timeout)
+    command += ["--master_port", str(port), str(script), *arguments]
+    done = run(command, timeout)
+    assert not shared_memory(port), "DeepSpeed's buffers are left behind"
+    return done
+
+
+def shared_memory(port: int) -> list[Path]:
+    """What the ranks that met at this port hold under a name."""
+    return sorted(Path("/dev/shm").glob(f"deepspeed_*_{port}_*"))
 
 
 def run(command: Sequence[str], timeout: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
