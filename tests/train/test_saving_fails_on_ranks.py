@@ -58,6 +58,7 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
                 ],
             }
             for name, (rank, how, stage, say) in CASES.items()
+            if how != "closed" or closable(place)
         ]
         (folder / "jobs.json").write_text(json.dumps(jobs))
         done = launch(ROOT / "tests/train/many.py", str(folder / "jobs.json"), timeout=3000)
@@ -65,6 +66,18 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield place
     finally:
         subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def closable(place: Path) -> bool:
+    """Older kernels have no such mark on a file system in memory."""
+    closed = not subprocess.run(["chattr", "+i", str(place)], capture_output=True).returncode
+    return closed and not subprocess.run(["chattr", "-i", str(place)]).returncode
+
+
+@pytest.fixture(autouse=True)
+def only_what_was_run(disk: Path, name: str) -> None:
+    if not (disk / name).exists():
+        pytest.skip("folders cannot be closed to root here")
 
 
 @pytest.mark.parametrize("name", CASES)
