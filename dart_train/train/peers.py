@@ -78,9 +78,10 @@ class Peers:
         self.beaten = time.monotonic()
 
     def _watch(self) -> None:
-        while not self._over.wait(min(self.timeout / 4, 5.0)):
+        silent = 0.0
+        while not self._over.wait(min(max(self.timeout - silent, 0.1), 5.0)):
             silent = time.monotonic() - self.beaten
-            if silent > self.timeout:
+            if silent >= self.timeout:
                 told = f"nothing has happened for {silent:.0f} s (train.timeout_seconds: {self.timeout:g})"
                 print(f"train (rank {dist.get_rank()}): {told}; {self.missing()}", file=sys.stderr, flush=True)
                 os._exit(LOST)  # the main thread waits inside a collective, out of reach

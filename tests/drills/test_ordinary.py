@@ -43,7 +43,7 @@ TABLE = {
         (f"{T}saving_fails.py", f"{T}saving_fails_on_ranks.py"),
     ),
     "a rank dies or falls silent": Ordinary(
-        "kill -9 of either of 2 ranks; one of them stopped (timeout 60 s)",
+        "kill -9 of either of 2 ranks; one of them stopped (timeout 90 s)",
         "the work since the last checkpoint; the rank named, exit code not zero, no process left, no port held",
         (f"{T}peers.py",),
         "until the others had left",

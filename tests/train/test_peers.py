@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from dart_train.train.peers import LOST
-from tests.drills.launched import Launched, step_of, wait
+from tests.drills.launched import Launched, wait, wait_for_step
 from tests.train.scene import make_recipe
 
 pytestmark = pytest.mark.deepspeed
@@ -29,7 +29,7 @@ def test_a_killed_rank_ends_the_others(
 ) -> None:
     run = tmp_path / "run"
     began = Launched(recipe, *LONG, f"train.output_dir={run}", log=tmp_path / "log")
-    wait(lambda: step_of(run) >= 1, "no step was done", began)
+    wait_for_step(began, run, 1)
     killed = began.rank(victim)
     assert killed is not None
     struck = time.monotonic()
@@ -46,9 +46,9 @@ def test_a_rank_that_falls_silent_is_named(
 ) -> None:
     """Stopped, not dead: no connection closes, and DeepSpeed's groups would wait for half an hour."""
     run = tmp_path / "run"
-    more = ["train.timeout_seconds=60", "train.zero_stage=3"]
+    more = ["train.timeout_seconds=90", "train.zero_stage=3"]
     began = Launched(recipe, *LONG, *more, f"train.output_dir={run}", log=tmp_path / "log")
-    wait(lambda: step_of(run) >= 1, "no step was done", began)
+    wait_for_step(began, run, 1)
     stopped = began.rank(1)
     assert stopped is not None
     struck = time.monotonic()

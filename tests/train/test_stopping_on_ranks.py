@@ -12,7 +12,7 @@ import pytest
 
 from dart_train.checkpoint import newest_whole
 from dart_train.train.command import STOPPED
-from tests.drills.launched import Launched, step_of, wait
+from tests.drills.launched import Launched, step_of, wait_for_step
 from tests.train.scene import make_recipe
 
 pytestmark = pytest.mark.deepspeed
@@ -32,7 +32,7 @@ def test_all_ranks_save_and_leave(
     DeepSpeed's launcher survives and the ranks notice."""
     run = tmp_path / "run"
     began = Launched(recipe, *LONG, f"train.output_dir={run}", log=tmp_path / "log")
-    wait(lambda: step_of(run) >= 2, "no step was done", began)
+    wait_for_step(began, run, 2)
     asked = time.monotonic()
     if way == "one rank":
         rank = began.rank(1)
