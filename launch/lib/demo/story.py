@@ -59,6 +59,11 @@ def compare(
     steps.run(title, deepspeed(options.ranks, "launch/compare.py", COMPARE, *overrides))
 
 
+def export(steps: Steps, run: Path, out: Path) -> None:
+    command = python("-m", "dart_train", "export", str(run), "--out", str(out), "--force")
+    steps.run("Export the adapted model; plain transformers loads it in a fresh process", command)
+
+
 def _rows(shapes: Path, split: str) -> dict[str, str]:
     here = shapes / ("learned" if split == "train" else "asked")
     return {"path": str(here / f"{split}.json"), "images": str(here / "images")}

@@ -1,0 +1,60 @@
+"""The demo's commands, one after the other, without running them: what they ask for exists and has no mistakes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from dart_train.recipe import load_recipe
+from launch.lib.demo import __main__ as demo
+from launch.lib.demo import story
+from launch.lib.demo.steps import Steps
+from tests.demo.test_claim import answers
+from tests.train.scene import ROOT
+
+SEEDS = 2
+
+
+@pytest.fixture
+def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """All commands of a demo of two seeds, whose comparisons have answers."""
+    commands: list[list[str]] = []
+    monkeypatch.setattr(Steps, "run", lambda self, title, command: commands.append(list(command)))
+    monkeypatch.setattr(sys, "argv", ["demo", "--out", str(tmp_path), "--seeds", str(SEEDS)])
+    monkeypatch.chdir(ROOT)
+    for seed in range(SEEDS):
+        answers(tmp_path / f"seed-{seed}/compare", control=300, adapted=400, control_full=470, adapted_full=465)
+    assert demo.main() == 0
+    return commands
+
+
+def recipes(commands: Sequence[Sequence[str]], script: str) -> list[tuple[str, list[str]]]:
+    """(recipe, overrides) of every launch of a script."""
+    found = [(command, list(command).index(script)) for command in commands if script in command]
+    return [(command[at + 1], list(command[at + 2 :])) for command, at in found]
+
+
+def test_it_draws_trains_compares_and_exports(told: list[list[str]]) -> None:
+    kinds = ["data/shapes.py", "launch/train.py", "launch/compare.py", "export"]
+    order = [next(kind for kind in kinds if kind in command) for command in told]
+    once = ["launch/train.py", "launch/train.py", "launch/compare.py"]
+    assert order == ["data/shapes.py", "data/shapes.py", *once * SEEDS, "export"]
+
+
+def test_adapted_and_control_differ_in_the_reduction_alone(told: list[list[str]]) -> None:
+    control, adapted = (load_recipe(*each) for each in recipes(told, "launch/train.py")[:2])
+    assert not control.reduction.stages and adapted.reduction.reducers()[0].name == "dart"
+    for name in ("model", "parts", "data"):
+        assert getattr(control, name) == getattr(adapted, name)
+    one, two = vars(control.train), vars(adapted.train)
+    assert {key for key in one if one[key] != two[key]} == {"output_dir"}
+
+
+def test_all_is_compared_that_the_claim_and_the_papers_ask_for(told: list[list[str]]) -> None:
+    for recipe in (load_recipe(*each) for each in recipes(told, "launch/compare.py")):
+        assert list(recipe.compare.checkpoints) == ["base", "control", "adapted"]
+        assert recipe.compare.budgets == (0.5, 0.222, 0.111)
+        assert list(recipe.compare.methods) == story.METHODS
