@@ -18,6 +18,7 @@ export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 WANDB_MOD
 
 ruff check .
 mypy
+mypy launch/lib/demo launch/*.py
 
 # One selection of tests. That it is empty is no failure (what follows on the command line may ask for the other).
 tests() {

@@ -55,7 +55,8 @@ def judge(folder: Path, seed: int) -> Verdict:
     answers = list(_lines(folder / "results.jsonl"))
     reduced = [_scores(answers, name, METHOD, BUDGET) for name in ("control", "adapted")]
     full = [_scores(answers, name, FULL, FULL) for name in ("control", "adapted")]
-    return Verdict(seed, *map(_figure, reduced), _apart(reduced), *map(_figure, full), _apart(full))
+    (control, adapted), (control_full, adapted_full) = (map(_figure, both) for both in (reduced, full))
+    return Verdict(seed, control, adapted, _apart(reduced), control_full, adapted_full, _apart(full))
 
 
 def told(verdicts: Sequence[Verdict]) -> str:
