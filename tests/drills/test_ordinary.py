@@ -72,7 +72,15 @@ TABLE = {
         "paths and links out of the folder, bombs, pictures 100,000 wide, damaged bytes, malformed JSON, junk rows, "
         "URLs, pickles",
         "the bad rows: refused by name and counted; no file outside opened, nothing unpickled",
-        (f"{D}images.py", f"{D}formats.py", f"{D}sources.py", f"{D}dataset.py", f"{D}check.py", f"{T}harmless.py"),
+        (
+            f"{D}nothing_outside.py",
+            f"{D}images.py",
+            f"{D}formats.py",
+            f"{D}sources.py",
+            f"{D}dataset.py",
+            f"{D}check.py",
+            f"{T}harmless.py",
+        ),
     ),
     "secrets": Ordinary(
         "keys and passwords planted in the environment, then looked for in every file and on the screen of a training "
