@@ -6,14 +6,12 @@ import os
 import socket
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from ..recipe import Train
-
-SHARED_MEMORY = Path("/dev/shm")
 
 
 @dataclass(frozen=True)
@@ -70,21 +68,17 @@ class Ranks:
         if deepspeed:
             import deepspeed as ds
 
+            _without_shared_memory(ds)
             ds.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=timeout, verbose=False)
-            _leave_no_buffer(self.rank)
         else:
             dist.init_process_group(backend, timeout=timeout)
         return True
 
 
-def _leave_no_buffer(rank: int) -> None:
-    """On a CPU DeepSpeed reduces through shared memory, 66 MiB a rank, and never removes the file: not at the end, and
-    not when it is killed. Once every rank has mapped it nobody needs its name."""
-    where = (os.getuid(), os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT"), rank)
-    buffer = SHARED_MEMORY / "_".join(["deepspeed_allreduce_buffer", *map(str, where)])
-    if buffer.exists():
-        dist.barrier()
-        buffer.unlink(missing_ok=True)
+def _without_shared_memory(deepspeed: Any) -> None:
+    """On CPUs DeepSpeed compiles an operator that reduces through shared memory. Inference alone calls it; training
+    would pay half a minute, a C++ compiler, and 66 MiB a rank of files that no end of a run removes."""
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def part() -> None:
