@@ -11,9 +11,9 @@ from torch import Tensor
 
 from . import sidebyside
 from .operations import Peak, counted
-from .options import scale_of, shapes_of
+from .options import scale_of
 from .shapes import Shape
-from .sidebyside import Bound, compare, device_peak, tidy, tokens_seen
+from .sidebyside import Bound, compare, each_shape, tokens_seen
 from .subject import Subject, subject_of
 from .table import Row, Table, percent
 from .ways import FULL, LAYER, NOTHING, OURS, PIXELS, Way, ways_of
@@ -27,11 +27,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> list[Table]:
-    peak, rows = device_peak(options), []
-    for shape in shapes_of(options):
-        rows += measure(shape, peak, options)
-        tidy(options.device)
-    return [Table("Decode", COLUMNS, rows, NOTES)]
+    return [Table("Decode", COLUMNS, each_shape(options, measure), NOTES)]
 
 
 def measure(shape: Shape, peak: Peak, options: argparse.Namespace) -> list[dict[str, Any]]:

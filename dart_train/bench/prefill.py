@@ -11,9 +11,9 @@ from . import sidebyside
 from .batches import BEFORE, BEHIND
 from .ideal import Ideal
 from .operations import Peak
-from .options import scale_of, shapes_of
+from .options import scale_of
 from .shapes import Shape
-from .sidebyside import Bound, compare, device_peak, tidy
+from .sidebyside import Bound, compare, each_shape
 from .subject import Subject, subject_of
 from .table import Table
 from .timing import Job
@@ -25,12 +25,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> list[Table]:
-    peak, rows = device_peak(options), []
-    for shape in shapes_of(options):
-        rows += measure(shape, peak, options)
-        tidy(options.device)
     text = f"One row: {BEFORE} tokens, one picture, {BEHIND} tokens; logits of the last. The cache is filled."
-    return [Table("Prefill", sidebyside.COLUMNS, rows, [text, *sidebyside.NOTES])]
+    return [Table("Prefill", sidebyside.COLUMNS, each_shape(options, measure), [text, *sidebyside.NOTES])]
 
 
 def measure(shape: Shape, peak: Peak, options: argparse.Namespace) -> list[dict[str, Any]]:

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from .operations import Peak, peak_of
-from .options import repeats_of
+from .options import repeats_of, shapes_of
 from .peak import peak_of as memory_peak
+from .shapes import Shape
 from .subject import Subject, visual
 from .table import Row, milliseconds, percent, times
 from .timing import Job, Staged, Timing, ratio, rounds
@@ -32,6 +33,17 @@ class Bound:
 
 def device_peak(options: argparse.Namespace) -> Peak:
     return peak_of(options.device, options.dtype)
+
+
+def each_shape(
+    options: argparse.Namespace, measure: Callable[[Shape, Peak, argparse.Namespace], list[dict[str, Any]]]
+) -> list[dict[str, Any]]:
+    """The rows of every model that was asked for, one after the other."""
+    peak, rows = device_peak(options), list[dict[str, Any]]()
+    for shape in shapes_of(options):
+        rows += measure(shape, peak, options)
+        tidy(options.device)
+    return rows
 
 
 def compare(

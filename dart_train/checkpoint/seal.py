@@ -41,18 +41,18 @@ def seal(folder: Path, target: Path, about: Mapping[str, Any] | None = None) -> 
     """Turns the finished `folder` into the checkpoint `target`. `about` is written into the mark."""
     sizes = {}
     for file in _files(folder):
-        _flush(file)
+        flush(file)
         sizes[str(file.relative_to(folder))] = file.stat().st_size
     mark = folder / MARK
     mark.write_text(json.dumps({**(about or {}), "files": sizes}, indent=1), encoding="utf-8")
-    _flush(mark)
+    flush(mark)
     for place in {mark.parent, *(folder / name for name in sizes)}:
-        _flush(place if place.is_dir() else place.parent)
+        flush(place if place.is_dir() else place.parent)
     replaced = target.with_name(f".{target.name}{_REPLACED}")
     if target.exists():
         os.replace(target, replaced)
     os.replace(folder, target)
-    _flush(target.parent)
+    flush(target.parent)
     shutil.rmtree(replaced, ignore_errors=True)
 
 
@@ -130,7 +130,7 @@ def _files(folder: Path) -> Iterator[Path]:
     return (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != MARK)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """To the disk, files and folders alike."""
     handle = os.open(path, os.O_RDONLY)
     try:

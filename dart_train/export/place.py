@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..checkpoint import Found
 from ..checkpoint.known import NAME as PROVENANCE
+from ..checkpoint.seal import flush
 
 _GIB = 1024**3
 
@@ -56,24 +57,16 @@ def unfinished(out: Path) -> Iterator[Path]:
 def finished(folder: Path, out: Path) -> None:
     """To the disk, then to its name in one step."""
     for path in [*folder.rglob("*"), folder]:
-        _flush(path)
+        flush(path)
     replaced = _replaced(out)
     shutil.rmtree(replaced, ignore_errors=True)
     if out.exists():
         os.replace(out, replaced)
     os.replace(folder, out)
-    _flush(out.parent)
+    flush(out.parent)
     shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _replaced(out: Path) -> Path:
     """What makes room for another export."""
     return out.parent / f".{out.name}.replaced"
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
