@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, cast
 import torch
 from torch import Tensor
 
-from .base import Reducer, check_choice, check_whole, highest, highest_places
+from .base import Reducer, check_choice, check_whole, highest_places
 from .view import Score, View, per_pool
 
 PIVOTS = ("key_max", "key_min", "value_max", "value_min", "attention_max", "attention_min", "random")
@@ -97,10 +97,11 @@ class DART(Reducer):
         own = highest_places(visual, view.valid, max(1, self.image_pivots))
         text = highest_places(sign * view.score(score), view.pools.prompt, self.text_pivots)
         n_image, quotas = self._plan(view, own.shape[1])
-        keep = highest(visual, view.valid, per_pool(n_image, visual))
+        chosen = torch.arange(own.shape[1], device=own.device) < per_pool(n_image, own)[:, None]
+        keep = torch.zeros_like(view.valid).scatter(1, own, chosen)
         pivots = torch.cat([view.pools.slots.gather(1, own), text], 1)
         similarity = view.cosine(pivots)
-        meant = [keep.gather(1, own), view.pools.prompt.gather(1, text)]  # fewer, where a pool has fewer
+        meant = [chosen, view.pools.prompt.gather(1, text)]  # fewer, where a pool has fewer
         view.pivots = pivots, torch.cat(meant, 1)
         return take_least_similar(similarity, keep, view.valid, quotas)
 
