@@ -24,7 +24,7 @@ ELSEWHERE = {
     "python -m dart_train bench all": "tests/bench",
 }
 # The same commands on less, so that all of them take seconds.
-SMALLER = {"--train 3000": "--train 12", "--validation 40": "--validation 2", "--test 70": "--test 2"}
+SMALLER = {"--train 4800": "--train 12", "--validation 40": "--validation 2", "--test 85": "--test 2"}
 LESS = {
     "launch/train.py": "train.max_steps=2 train.save_steps=2 data.workers=0 'train.eval_budgets=[0.111]'",
     "dart_train compare": "compare.timing=false 'compare.budgets=[0.111]' 'compare.methods=[dart]'",

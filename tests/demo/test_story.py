@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
 from dart_train.recipe import load_recipe
 from launch.lib.demo import __main__ as demo
@@ -58,3 +59,11 @@ def test_all_is_compared_that_the_claim_and_the_papers_ask_for(told: list[list[s
         assert list(recipe.compare.checkpoints) == ["base", "control", "adapted"]
         assert recipe.compare.budgets == (0.5, 0.222, 0.111)
         assert list(recipe.compare.methods) == story.METHODS
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_half_precision_is_left_where_the_cpu_would_only_pretend(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: fast)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: fast, raising=False)
+    assert load_recipe(story.TRAIN, story.precision()).train.precision == ("bf16" if fast else "fp32")

@@ -56,8 +56,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", default="runs/demo", help="folder of all that is written (runs/demo)")
     parser.add_argument("--seeds", type=int, default=1, help="repetitions of training and comparison (1)")
     parser.add_argument("--ranks", type=int, default=min(2, os.cpu_count() or 1), help="processes (2)")
-    parser.add_argument("--train", type=int, default=3000, help="pictures to train on")
-    parser.add_argument("--test", type=int, default=70, help="pictures to ask about")
+    parser.add_argument("--train", type=int, default=4800, help="pictures to train on")
+    parser.add_argument("--test", type=int, default=85, help="pictures to ask about")
     parser.add_argument("--change", nargs="*", default=[], metavar="key=value", help="of the training recipe")
     parser.add_argument("--compare", nargs="*", default=[], metavar="key=value", help="of the comparison's recipe")
     return parser

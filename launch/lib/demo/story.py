@@ -6,6 +6,8 @@ import argparse
 import json
 from pathlib import Path
 
+import torch
+
 from .claim import Verdict, judge
 from .steps import Steps, deepspeed, python
 
@@ -38,7 +40,7 @@ def one_seed(steps: Steps, options: argparse.Namespace, folder: Path, seed: int)
     shapes = folder / "shapes"
     rows = {name: json.dumps([_rows(shapes, name)]) for name in ("train", "validation")}
     data = [f"data.{name}={rows[name]}" for name in rows]
-    common = [f"model.path={BASE}", *data, f"train.seed={seed}", f"data.seed={seed}", *options.change]
+    common = [f"model.path={BASE}", *data, f"train.seed={seed}", f"data.seed={seed}", *precision(), *options.change]
     runs = {"control": ["reduction=none"], "adapted": []}
     for name, changes in runs.items():
         what = "with DART in the forward" if name == "adapted" else "as long with full tokens: the control"
@@ -49,12 +51,18 @@ def one_seed(steps: Steps, options: argparse.Namespace, folder: Path, seed: int)
     return judge(here / "compare", seed)
 
 
+def precision() -> list[str]:
+    """The recipe's bf16, where the CPU multiplies in it; where it does not, that would be slower than fp32."""
+    fast = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return [] if fast or torch.cuda.is_available() else ["train.precision=fp32"]
+
+
 def compare(
     steps: Steps, title: str, options: argparse.Namespace, shapes: Path, checkpoints: dict[str, str], out: Path
 ) -> None:
     asked = json.dumps([{**_rows(shapes, "test"), "name": "shapes", "metrics": ["exact_match"]}])
     overrides = [f"model.path={BASE}", f"compare.checkpoints={json.dumps(checkpoints)}", f"compare.sets={asked}"]
-    overrides += [f"compare.methods={json.dumps(METHODS)}", "compare.batch_size=64", "compare.timing_repeats=5"]
+    overrides += [f"compare.methods={json.dumps(METHODS)}", "compare.batch_size=64", "compare.timing_repeats=3"]
     overrides += [f"compare.output_dir={out}", "log.report_to=[wandb]", *options.compare]
     steps.run(title, deepspeed(options.ranks, "launch/compare.py", COMPARE, *overrides))
 
