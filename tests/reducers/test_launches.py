@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dart_train.bench.scene import Scene
 from dart_train.reducers import REDUCERS
 
-MOST = 90  # at 5 microseconds each, less than half a millisecond of a 7B prefill's 15
+MOST = 90  # DART's 82 and some air: who adds launches should notice
 
 
 class Launches(TorchDispatchMode):
