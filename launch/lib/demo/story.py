@@ -52,7 +52,7 @@ def one_seed(steps: Steps, options: argparse.Namespace, folder: Path, seed: int)
 
 
 def precision() -> list[str]:
-    """The recipe's bf16, where the CPU multiplies in it; where it does not, that would be slower than fp32."""
+    """The recipe's bf16, where the CPU multiplies in it; elsewhere it would only be emulated."""
     fast = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return [] if fast or torch.cuda.is_available() else ["train.precision=fp32"]
 
