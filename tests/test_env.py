@@ -24,7 +24,7 @@ CALM = Facts(
 )
 CPU = {"gpus": (), "cuda": None, "nvcc": None}
 BAD = {
-    "older than 5.20": {"versions": {**CALM.versions, "transformers": "4.57.1"}},
+    "tested with 5.23 to": {"versions": {**CALM.versions, "transformers": "4.57.1"}},
     "older than 0.19": {"versions": {**CALM.versions, "deepspeed": "0.16.4"}},
     "builds for different devices": {"versions": {**CALM.versions, "torchvision": "0.28.0+cpu"}},
     "needs an Ampere GPU": {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,6 +20,7 @@ from .engine import Engine, Output
 from .intake import on_host
 from .kept import Kept
 from .patches import Patches
+from .transformers_compat import version_note
 
 MARK = "_dart_train_attached"
 
@@ -140,12 +142,19 @@ def attach(model: Any, reducer: Reducer | Sequence[Reducer], *, output: Output =
     Both give the same loss.
     """
     parts = dissect(model)
+    _warn_of_untested_transformers()
     if output not in ("expand", "compact"):
         raise ValueError(f"output={output!r}: expected 'expand' or 'compact'")
     if MARK in vars(parts.top):
         raise ValueError("a reduction is attached to this model already: remove() it first, or use set_keep()")
     stages = _stages(reducer, parts)
     return Attached(Engine(parts, stages, output))._install()
+
+
+@functools.cache  # once a process
+def _warn_of_untested_transformers() -> None:
+    if note := version_note():
+        warnings.warn(note, stacklevel=3)
 
 
 def _stages(reducer: Reducer | Sequence[Reducer], parts: Anatomy) -> list[Reducer]:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..reducers import Reducer
 from .flight import Flight
+from .transformers_compat import cache_of
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -40,7 +41,7 @@ class Companion:
 
     def run(self, engine: Engine, layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Before a layer >= K does the forward's own work; args and kwargs are of full length."""
-        if kwargs.get("past_key_values") is not None:
+        if cache_of(kwargs) is not None:
             raise ValueError("a second budget in the same forward would fill its cache twice: give use_cache=False")
         if self.hidden is None:
             self.hidden = args[0].detach()

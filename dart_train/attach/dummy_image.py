@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .anatomy import unwrap
 from .intake import has_images
+from .transformers_compat import cache_of
 
 
 class DummyImage:
@@ -39,7 +40,7 @@ class DummyImage:
 
     def _look(self, inner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """In evaluation a picture is only missed where weights are spread over the ranks, and only at prefill."""
-        cache = kwargs.get("past_key_values")
+        cache = cache_of(kwargs)
         wanted = inner.training or (_partitioned(inner) and (cache is None or cache.get_seq_length() == 0))
         self.missing = wanted and not has_images(kwargs)
 

@@ -20,10 +20,11 @@ from .outputs import Loss, Targets
 from .stopwatch import Stopwatch
 from .takeoff import positions, take_off
 from .tap import CacheTap, RowConfig, attention_row
+from .transformers_compat import CACHE_NAMES, cache_argument, cache_in_output, cache_of, version_note
 
 Output = Literal["expand", "compact"]
 CPU = torch.device("cpu")
-KEYWORDS = {"attention_mask", "position_embeddings", "position_ids", "past_key_values"}
+KEYWORDS = {"attention_mask", "position_embeddings", "position_ids", *CACHE_NAMES}
 
 
 class Engine:
@@ -123,7 +124,7 @@ class Engine:
         if "attention" in self.reducers[stage].required():
             module.config = RowConfig(module.config, torch.compiler.disable(self._see_row))
         sink = torch.compiler.disable(self._see)
-        return args, {**kwargs, "past_key_values": CacheTap(kwargs.get("past_key_values"), sink)}
+        return args, {**kwargs, cache_argument(module.forward): CacheTap(cache_of(kwargs), sink)}
 
     def _see(self, key: Tensor, value: Tensor) -> None:
         flight = self.flight
@@ -158,10 +159,7 @@ class Engine:
     def _reduce(self, flight: Flight, stage: int, hidden: Tensor) -> Tensor:
         reducer = self.reducers[stage]
         if reducer.layer and reducer.required() - {"grid"} and flight.seen.keys is None:
-            raise RuntimeError(
-                f"the keys of layer {reducer.layer - 1} were not seen. Under torch.compile set "
-                "torch._dynamo.config.skip_nnmodule_hook_guards = False before compiling."
-            )
+            raise RuntimeError(_keys_not_seen(reducer.layer - 1))
         with self.watch.running(hidden.device):
             return flight.reduce(reducer, hidden, self.scale.read(), self.seed)
 
@@ -189,7 +187,7 @@ class Engine:
         config, given = self.parts.text_config, kwargs.get("attention_mask")
         key = (stage, masks.layer_type(config, layer), id(given))
         if key not in flight.memo:
-            cache = kwargs.get("past_key_values")
+            cache = cache_of(kwargs)
             flight.memo[key] = (given, masks.layer_mask(flight, stage, given, cache, hidden, config, layer))
         return flight.memo[key][1]
 
@@ -206,7 +204,7 @@ class Engine:
         output.last_hidden_state = states
         kept = flight.kept[-1] if reduced and flight is not None else None
         self.loss.expect(kept, targets, twice=companion is not None)
-        cache = getattr(output, "past_key_values", None)
+        cache = cache_in_output(output)
         if kept is not None and flight is not None and cache is not None and not flight.as_if_plain:
             memory.remember(cache, flight.to_remember(), self.reducers[0].layer == 0)
         return output
@@ -221,6 +219,15 @@ class Engine:
         assert flight.batch is not None
         targets = Targets.of(flight.batch, flight.kept[-1], flight.labels)
         return (states, None) if targets is None else (targets.states(states), targets)
+
+
+def _keys_not_seen(layer: int) -> str:
+    happened = f"the keys of layer {layer} were not seen"
+    if note := version_note():
+        return f"{happened}. The likely cause: {note}"
+    return (
+        f"{happened}. Under torch.compile set torch._dynamo.config.skip_nnmodule_hook_guards = False before compiling."
+    )
 
 
 def untap(module: Any, args: Any, output: Any) -> None:

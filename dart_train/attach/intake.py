@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .transformers_compat import cache_of
+
 PIXELS = ("pixel_values", "pixel_values_videos", "pixel_values_images")
 
 
@@ -43,7 +45,7 @@ def check_inputs(inputs: Mapping[str, Any]) -> Tensor:
     ids: Tensor | None = inputs.get("input_ids")
     if ids is None:
         raise ValueError("pictures came in without input_ids: they are needed to find the visual tokens")
-    check_cache(inputs.get("past_key_values"))
+    check_cache(cache_of(inputs))
     if packed := [name for name in ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx") if inputs.get(name) is not None]:
         raise packed_sequences(", ".join(packed))
     return ids
@@ -67,7 +69,7 @@ def check_cache(cache: Any) -> None:
 def telling_positions(inputs: Mapping[str, Any]) -> Tensor | None:
     """Position ids that may tell of packed samples: nothing else tells them apart."""
     positions: Tensor | None = inputs.get("position_ids")
-    told_apart = inputs.get("attention_mask") is not None or inputs.get("past_key_values") is not None
+    told_apart = inputs.get("attention_mask") is not None or cache_of(inputs) is not None
     return None if positions is None or told_apart or positions.ndim != 2 else positions
 
 

@@ -12,6 +12,7 @@ from ..reduction import Reduction
 from . import memory
 from .flight import Flight
 from .intake import check_cache
+from .transformers_compat import cache_argument
 
 
 def layer_type(config: Any, layer: int) -> str:
@@ -88,7 +89,7 @@ def build(config: Any, hidden: Tensor, valid: Tensor | None, cache: Any, layer: 
         config=config,
         inputs_embeds=hidden,
         attention_mask=valid,
-        past_key_values=cache,
         position_ids=None,
         layer_idx=layer,
+        **{cache_argument(make): cache},
     )

@@ -14,6 +14,7 @@ from .flight import Flight
 from .grids import Grids, pool_shapes
 from .intake import check_inputs, check_positions, has_images, on_host, telling_positions, two_dimensional
 from .memory import Memory
+from .transformers_compat import cache_of
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 def take_off(engine: Engine, inputs: Mapping[str, Any], labels: Tensor | None) -> Flight | None:
     """A prefill or training step where pictures come in; a decoding step where a cache remembers one; or
     None, and the forward is the plain one."""
-    cache = inputs.get("past_key_values")
+    cache = cache_of(inputs)
     past = int(cache.get_seq_length()) if cache is not None else 0
     remembered = Memory.of(cache) if past else None
     if not has_images(inputs):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..attach.transformers_compat import cache_argument, cache_in_output
 from . import sidebyside
 from .operations import Peak, counted
 from .options import scale_of
@@ -57,13 +58,14 @@ class Answer:
         with way.ready():
             batch = subject.given(way.few)[0]
             output = subject.model(**batch, use_cache=True, logits_to_keep=1)
-        return cls(subject, output.past_key_values, output.logits[:, -1:].argmax(-1), tokens_seen(subject, way))
+        return cls(subject, cache_in_output(output), output.logits[:, -1:].argmax(-1), tokens_seen(subject, way))
 
     @torch.no_grad()
     def more(self) -> None:
         """The next tokens, whichever: time does not depend on them."""
+        given = {cache_argument(self.subject.model.forward): self.cache}
         for _ in range(TOKENS):
-            self.subject.model(input_ids=self.token, past_key_values=self.cache, use_cache=True)
+            self.subject.model(input_ids=self.token, use_cache=True, **given)
 
     def size(self) -> int:
         """Bytes, as allocated."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..attach.transformers_compat import cache_in_output
 from ..bench.peak import peak_of
 from ..bench.timing import Job, Staged, Timing, ratio, rounds
 from ..recipe import Recipe
@@ -114,7 +115,7 @@ class Stage:
         with self:
             output = self.prefill()
             shape, kept = self._shape()
-            kv = kv_bytes(output.past_key_values)
+            kv = kv_bytes(cache_in_output(output))
             del output
             return peak_of(self.prefill, self.subject.device), kv, shape, kept
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ..attach.transformers_compat import version_note
 from .facts import Facts
 
 SMALL_SHARED_MEMORY = 1.0  # GiB; containers come with 64 MiB, and loader workers hand batches over through it
@@ -15,8 +16,8 @@ def warnings_for(facts: Facts) -> list[str]:
 
 
 def _versions(facts: Facts) -> Iterator[str]:
-    if _before(facts, "transformers", (5, 20)):
-        yield _old(facts, "transformers", "5.20", "the hooks rely on the way of calling layers that came with 5")
+    if facts.has("transformers") and (note := version_note(facts.versions["transformers"])):
+        yield note
     if _before(facts, "deepspeed", (0, 19)):
         yield _old(facts, "deepspeed", "0.19", "older ones do not know transformers 5")
     if _before(facts, "peft", (0, 21)):

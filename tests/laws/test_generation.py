@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dart_train import DART, REDUCERS, FastV, KeepAll, attach
+from dart_train.attach.transformers_compat import cache_argument, cache_in_output
 from tests.laws.cases import KERNELS, NAMES, ROUNDING, batch_of, model_of, new_tokens, reducer_of
 from tests.laws.oracle import masked_logits
 from tests.zoo import conversation, encode
@@ -91,9 +92,10 @@ def turn_by_turn(model: Any, name: str, keep: int) -> tuple[Any, Any, Any]:
     with torch.no_grad(), attach(model, DART(keep=keep)) as attached:
         now = {k: v[:1] for k, v in pictures.items()}
         cache = model(input_ids=ids[:, :split], attention_mask=mask[:, :split], use_cache=True, **now)
-        before, cache = attached.last, cache.past_key_values
+        before, cache = attached.last, cache_in_output(cache)
         later = {k: v[1:] for k, v in pictures.items()}
-        logits = model(input_ids=ids[:, split:], attention_mask=mask, past_key_values=cache, **later).logits
+        later[cache_argument(model.forward)] = cache
+        logits = model(input_ids=ids[:, split:], attention_mask=mask, **later).logits
     return both, logits, (before, attached.last)
 
 
@@ -118,7 +120,7 @@ def test_a_second_call_of_generate_goes_on_from_the_first_ones_cache() -> None:
         rest = model.generate(
             input_ids=first.sequences,
             attention_mask=torch.ones_like(first.sequences),
-            past_key_values=first.past_key_values,
+            **{cache_argument(model.generate): cache_in_output(first)},
             do_sample=False,
             max_new_tokens=4,
             min_new_tokens=4,
@@ -130,7 +132,7 @@ def test_a_second_call_of_generate_goes_on_from_the_first_ones_cache() -> None:
 def test_layers_hold_in_their_caches_what_they_saw() -> None:
     model, batch = model_of("llava"), batch_of("llava", (1,))
     with torch.no_grad(), attach(model, DART(keep=8)):
-        cache = model(**batch, use_cache=True).past_key_values
+        cache = cache_in_output(model(**batch, use_cache=True))
     full, short = batch["input_ids"].shape[1], batch["input_ids"].shape[1] - 64 + 8
     assert [cache.get_seq_length(i) for i in range(5)] == [full, full, short, short, short]
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dart_train import DART, attach
+from dart_train.attach.transformers_compat import cache_in_output
 from tests.laws.cases import KERNELS, NAMES, model_of
 from tests.reference import dart, l1_norms
 from tests.zoo import FAMILIES, conversation, encode
@@ -27,7 +28,7 @@ def shown_by_the_plain_model(model: Any, batch: dict[str, Tensor], layer: int) -
     hook = model.get_decoder().layers[layer].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     try:
         with torch.no_grad():
-            cache = model(**batch, use_cache=True).past_key_values
+            cache = cache_in_output(model(**batch, use_cache=True))
     finally:
         hook.remove()
     return seen[0][0], cache.layers[layer - 1].keys[0]
