@@ -35,7 +35,7 @@ def cache_in_output(output: Any) -> Any:
 
 
 def version_note(version: str | None = None) -> str | None:
-    """One sentence when transformers (the installed one, if no version is given) is outside the tested range, else None."""
+    """One sentence when transformers (the installed one by default) is outside the tested range, else None."""
     version = version or metadata.version("transformers")
     numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
     if TESTED[0] <= numbers <= TESTED[1]:
