@@ -2,6 +2,9 @@
 # Everything that has to hold: ruff, mypy, pytest. Makes .venv when there is none.
 #   bash launch/test.sh              the quick set
 #   bash launch/test.sh --all        slow tests and drills too
+#   bash launch/test.sh --transformers 5.25.0   the laws and a short run on another release of a library; also
+#                                    --accelerate, --datasets, --deepspeed, --peft and --trl, one or several
+#   bash launch/test.sh --bounds     the same on the oldest and the newest releases that pyproject.toml allows
 #   bash launch/test.sh -k recipe    whatever follows goes to pytest (so: -m gpu on a machine with a GPU)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -16,9 +19,15 @@ fi
 ready
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 WANDB_MODE=offline MPLBACKEND=Agg
 
+case "${1:-}" in
+    --bounds | --transformers* | --accelerate* | --datasets* | --deepspeed* | --peft* | --trl*)
+        exec python -m launch.lib.versions "$@"
+        ;;
+esac
+
 ruff check .
 mypy
-mypy launch/lib/demo launch/*.py
+mypy launch/lib/demo launch/lib/versions.py launch/*.py
 
 # One selection of tests. That it is empty is no failure (what follows on the command line may ask for the other).
 tests() {

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+RAN = "tests ran \ntests ran --bounds\n"
 TOOLS = ("bash", "dirname", "mktemp", "rm", "tail", "timeout")
 
 
@@ -20,7 +21,7 @@ def machine(tmp_path: Path):
     for name in TOOLS:
         (tmp_path / "bin" / name).symlink_to(shutil.which(name) or pytest.fail(f"no {name} here"))
     shutil.copy(ROOT / ".ci" / "run", tmp_path / ".ci" / "run")
-    (tmp_path / "launch" / "test.sh").write_text("echo tests ran\n")
+    (tmp_path / "launch" / "test.sh").write_text('echo "tests ran $*"\n')
 
     def has(name: str, does: str) -> None:
         (tmp_path / "bin" / name).write_text(f"#!{shutil.which('bash')}\n{does}\n")
@@ -35,14 +36,14 @@ def machine(tmp_path: Path):
         settings = {"PATH": str(tmp_path / "bin"), "TMPDIR": str(tmp_path)}
         done = subprocess.run([shutil.which("bash") or "bash", str(tmp_path / ".ci" / "run")], env=settings,
                               capture_output=True, text=True, check=False)  # fmt: skip
-        assert done.returncode == 0 and done.stdout.splitlines()[-1] == "tests ran", done.stdout + done.stderr
+        assert done.returncode == 0 and done.stdout.endswith(RAN), done.stdout + done.stderr
         return done.stdout, asked.read_text()
 
     return run
 
 
 def test_a_browser_that_is_there_is_left_alone(machine) -> None:
-    assert machine(chromium="true", apt_get="true") == ("tests ran\n", "")
+    assert machine(chromium="true", apt_get="true") == (RAN, "")
 
 
 def test_a_missing_browser_is_installed(machine) -> None:

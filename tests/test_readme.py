@@ -19,6 +19,7 @@ NEEDS = re.compile(r"#.*\bneeds: \S")
 ELSEWHERE = {
     "bash launch/test.sh": ".ci/run",
     "bash launch/test.sh --all": ".ci/run, and `drill`",
+    "bash launch/test.sh --bounds": ".ci/run",
     "bash launch/demo.sh": "tests/demo",
     "python -m dart_train bench select": "tests/bench",
     "python -m dart_train bench all": "tests/bench",
