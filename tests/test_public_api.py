@@ -167,28 +167,40 @@ def _files(work: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def _keys(work: Path, results: Snapshot) -> Iterator[tuple[str, Any]]:
-    checkpoint = work / "new" / "checkpoint-2"
+    checkpoint, run, out, compared = (work / name for name in ("new/checkpoint-2", "new", "out", "comparison"))
     for file in ("complete.json", "versions.json", "base.json", "reducer.json"):
-        yield f"checkpoint: {file}", _names(json.loads((checkpoint / file).read_text()))
-    yield "run: recipe.yaml", yaml.safe_load((work / "new" / "recipe.yaml").read_text())
-    metrics = _lines(work / "new" / "metrics.jsonl")
-    yield "run: metrics.jsonl, steps", _names([line for line in metrics if "loss" in line])[0]
-    yield "run: metrics.jsonl, validation", _names([line for line in metrics if "eval_loss" in line])[0]
-    yield "run: bad_steps.jsonl", _names(_lines(work / "bad" / "bad_steps.jsonl"))[0]
-    yield "export: provenance.json", _names(json.loads((work / "out" / "provenance.json").read_text()))
-    yield "compare: results.jsonl", _names(_lines(work / "comparison" / "results.jsonl"))[0]
-    yield "compare: cost.json", _names(json.loads((work / "comparison" / "cost.json").read_text()))
+        yield f"checkpoint: {file}", _names(_json(checkpoint / file))
+    yield "run: recipe.yaml", yaml.safe_load(_text(run / "recipe.yaml"))
+    metrics = _lines(run / "metrics.jsonl")
+    yield "run: metrics.jsonl, steps", _merged([line for line in metrics if "loss" in line])
+    yield "run: metrics.jsonl, validation", _merged([line for line in metrics if "eval_loss" in line])
+    yield "run: bad_steps.jsonl", _merged(_lines(work / "bad" / "bad_steps.jsonl"))
+    yield "export: provenance.json", _names(_json(out / "provenance.json"))
+    yield "compare: results.jsonl", _merged(_lines(compared / "results.jsonl"))
+    yield "compare: cost.json", _names(_json(compared / "cost.json"))
     for table in ("table.csv", "pairs.csv", "cost.csv"):
-        with (work / "comparison" / table).open(newline="") as content:
-            yield f"compare: {table}", list(csv.DictReader(content).fieldnames or ())
-    yield "data check: check.json", _names(json.loads((work / "check.json").read_text()))
-    yield "data check: check_rows.jsonl", _names(_lines(work / "bad_rows" / "check_rows.jsonl"))[0]
-    yield "plan: plan.json", _names(json.loads((work / "planned" / "plan.json").read_text()))
-    yield "env", _names({**json.loads(results["env"]["out"]), "variables": None})  # those that are set
+        yield f"compare: {table}", next(csv.reader(_text(compared / table).splitlines()), [])
+    yield "data check: check.json", _names(_json(work / "check.json"))
+    yield "data check: check_rows.jsonl", _merged(_lines(work / "bad_rows" / "check_rows.jsonl"))
+    yield "plan: plan.json", _names(_json(work / "planned" / "plan.json"))
+    yield "env", _names({**json.loads(results["env"]["out"] or "{}"), "variables": None})  # those that are set
+
+
+def _text(file: Path) -> str:
+    """Empty where a command did not write it: the keys are gone then."""
+    return file.read_text() if file.is_file() else ""
+
+
+def _json(file: Path) -> Any:
+    return json.loads(_text(file) or "{}")
 
 
 def _lines(file: Path) -> list[Any]:
-    return [json.loads(line) for line in file.read_text().splitlines()]
+    return [json.loads(line) for line in _text(file).splitlines()]
+
+
+def _merged(lines: list[Any]) -> Any:
+    return _names({key: value for line in lines for key, value in line.items()})
 
 
 def _names(value: Any) -> Any:
@@ -196,7 +208,7 @@ def _names(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _names(inner) for key, inner in value.items()}
     if isinstance(value, list) and value and all(isinstance(each, dict) for each in value):
-        return [_names({key: inner for each in value for key, inner in each.items()})]
+        return [_merged(value)]
     return None
 
 
@@ -229,12 +241,14 @@ def now(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
 
 @pytest.mark.parametrize("part", ["names", "reducers", "members", "configurations", "commands", "files", "keys"])
 def test_nothing_public_is_gone(frozen: Snapshot, now: Snapshot, part: str) -> None:
-    assert list(missing(frozen[part], now[part])) == []
+    lost = list(missing(frozen[part], now[part]))
+    assert not lost, "\n".join(lost)
 
 
 @pytest.mark.parametrize("part", ["exit codes", "recipes"])
 def test_exit_codes_and_recipe_defaults_are_kept(frozen: Snapshot, now: Snapshot, part: str) -> None:
-    assert list(missing(frozen[part], now[part])) == []
+    lost = list(missing(frozen[part], now[part]))
+    assert not lost, "\n".join(lost)
 
 
 def test_wrong_keys_are_refused_together(frozen: Snapshot, now: Snapshot) -> None:
