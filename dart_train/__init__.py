@@ -1,11 +1,11 @@
 """DART inside the forward pass: train multimodal language models for fewer visual tokens, and serve them so."""
 
-from .attach import Attached, Kept, attach
-from .check import check
-from .checkpoint import load
-from .compare import compare
-from .export import export
-from .reducers import (
+from .checkpoints import load
+from .conformance import check
+from .evaluation import compare
+from .exporting import export
+from .hooks import Attached, Kept, attach
+from .reduction import (
     DART,
     REDUCERS,
     Balance,
@@ -22,7 +22,7 @@ from .reducers import (
     WindowFastV,
     from_config,
 )
-from .train import train
+from .training import train
 
 __version__ = "0.1.0"
 

@@ -8,17 +8,17 @@ import sys
 from collections.abc import Sequence
 
 VERBS = {
-    "train": ("dart_train.train.command", "fine-tune with the reduction on"),
-    "compare": ("dart_train.compare.command", "ask, time and compare checkpoints, methods and budgets"),
-    "plan": ("dart_train.plan.command", "predict time, memory and tokens of a training: will the reduction pay?"),
-    "check": ("dart_train.check.command", "hold the laws of the reduction against a model"),
-    "bench": ("dart_train.bench", "measure what the reduction costs and gains on this machine"),
-    "data": ("dart_train.data.cli", "check data before a run"),
-    "export": ("dart_train.export.command", "a run becomes a folder that plain transformers loads, and proves it"),
-    "show": ("dart_train.show.command", "draw which visual tokens each method keeps of your picture"),
-    "chat": ("dart_train.chat.command", "ask a model about a picture: streaming, tokens kept and time told"),
-    "base": ("dart_train.base.command", "train a small base model on drawn shapes, from nothing"),
-    "env": ("dart_train.env.command", "what a bug report needs, and known bad combinations"),
+    "train": ("dart_train.cli.train", "fine-tune with the reduction on"),
+    "compare": ("dart_train.cli.compare", "ask, time and compare checkpoints, methods and budgets"),
+    "plan": ("dart_train.cli.plan", "predict time, memory and tokens of a training: will the reduction pay?"),
+    "check": ("dart_train.cli.check", "hold the laws of the reduction against a model"),
+    "bench": ("dart_train.benchmarks", "measure what the reduction costs and gains on this machine"),
+    "data": ("dart_train.cli.data", "check data before a run"),
+    "export": ("dart_train.cli.export", "a run becomes a folder that plain transformers loads, and proves it"),
+    "show": ("dart_train.cli.show", "draw which visual tokens each method keeps of your picture"),
+    "chat": ("dart_train.cli.chat", "ask a model about a picture: streaming, tokens kept and time told"),
+    "base": ("dart_train.cli.base", "train a small base model on drawn shapes, from nothing"),
+    "env": ("dart_train.cli.env", "what a bug report needs, and known bad combinations"),
 }
 USAGE = "usage: python -m dart_train VERB ...   (VERB --help tells its options)\n\nverbs:"
 WRONG_USE = 2

@@ -68,7 +68,7 @@ def test_pictures_are_opened_and_the_url_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", range(len(blocks("yaml"))))
 def test_recipes_are_accepted(number: int) -> None:
-    recipe = pytest.importorskip("dart_train.recipe")
+    recipe = pytest.importorskip("dart_train.config")
     read = recipe.read_recipe("model: {path: some/model}\n" + blocks("yaml")[number])
     assert read.data.train
 
@@ -77,7 +77,7 @@ def test_a_column_map_reads_the_set_that_the_page_makes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sources = pytest.importorskip("dart_train.data.sources")
-    recipe = pytest.importorskip("dart_train.recipe")
+    recipe = pytest.importorskip("dart_train.config")
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (8, 8)).save("circle.png")

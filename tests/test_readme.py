@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.train.scene import free_port
+from tests.fixtures.run_scene import free_port
 
 ROOT = Path(__file__).parents[1]
 NEEDS = re.compile(r"#.*\bneeds: \S")

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from dart_train.compare.run import compare
-from dart_train.recipe import load_recipe
-from dart_train.train.command import main
-from tests.compare import scene
-from tests.train.scene import make_recipe
+from dart_train.cli.train import main
+from dart_train.config import load_recipe
+from dart_train.evaluation.comparison import compare
+from tests.evaluation import scene
+from tests.fixtures.run_scene import make_recipe
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 NAMES = ("HF_TOKEN", "MY_PASSWORD", "AWS_SECRET_ACCESS_KEY")

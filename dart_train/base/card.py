@@ -21,7 +21,7 @@ try visual token reduction on, small enough for a CPU.
 
 ```python
 from dart_train import DART, attach
-from dart_train.processors import load_processor
+from dart_train.models.processors import load_processor
 from transformers import LlavaForConditionalGeneration
 
 model = LlavaForConditionalGeneration.from_pretrained("data/tiny_base")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
-from ..recipe.reader import plain
+from ..config.reader import plain
 from .lessons import lesson
 from .model import Workshop
 from .recipe import Base, Measure, Stage

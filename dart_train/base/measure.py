@@ -13,10 +13,10 @@ from tqdm import tqdm
 
 from data.shapes import KINDS, Question, Scene, draw, questions, scene
 
-from ..attach import attach
-from ..budget import Keep
-from ..measure import wilson
-from ..reducers import DART
+from ..common.statistics import wilson
+from ..hooks import attach
+from ..reduction import DART
+from ..reduction.budget import Keep
 from .recipe import Base
 
 Asked = tuple[Scene, Question]

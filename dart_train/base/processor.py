@@ -8,7 +8,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from data.shapes import LABELS, LEVELS, vocabulary
 
-from ..processors import assemble
+from ..models.processors import assemble
 
 PAD, START, END, UNKNOWN, IMAGE, USER, ASSISTANT = (
     "<pad>", "<s>", "</s>", "<unk>", "<image>", "<user>", "<assistant>",

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ..recipe.errors import Problem, RecipeError, expected
-from ..recipe.overrides import override
-from ..recipe.ranges import Count, Fraction, Keep, NotNegative, Positive, Text, Whole
-from ..recipe.reader import Reader
-from ..recipe.text import parse
+from ..config.errors import Problem, RecipeError, expected
+from ..config.overrides import override
+from ..config.ranges import Count, Fraction, Keep, NotNegative, Positive, Text, Whole
+from ..config.reader import Reader
+from ..config.text import parse
 
 
 @dataclass(frozen=True)

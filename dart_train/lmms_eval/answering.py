@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..chat.asking import Conversation, inputs_of, visual_tokens
-from ..checkpoint import Loaded
+from ..chat import Conversation, inputs_of, visual_tokens
+from ..checkpoints import Loaded
 
 MOST = 1024  # tokens of an answer where the task sets no limit
 _SAMPLING = ("temperature", "top_p", "top_k", "num_beams", "repetition_penalty", "length_penalty")

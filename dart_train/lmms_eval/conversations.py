@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..chat.asking import Conversation, question
+from ..chat import Conversation, question
 
 
 def visual_question(processor: Any, text: str, visuals: Sequence[Any] | None) -> Conversation:

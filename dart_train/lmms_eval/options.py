@@ -6,9 +6,9 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from ..budget import Keep, check_keep
-from ..chat.asking import can_chat
-from ..checkpoint import Found, Loaded, find, load
+from ..chat import can_chat
+from ..checkpoints import Found, Loaded, find, load
+from ..reduction.budget import Keep, check_keep
 
 # Handed to `load` as they are.
 _LOADING = ("attn_implementation", "checkpoint", "base", "revision", "trust_remote_code")

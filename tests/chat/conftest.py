@@ -1,3 +1,3 @@
-from tests.checkpoint.runs import runs
+from tests.fixtures.runs import runs
 
 __all__ = ["runs"]

@@ -13,10 +13,9 @@ from PIL import Image
 
 import dart_train
 from dart_train.__main__ import main
-from dart_train.chat.asking import answers, question, said
-from dart_train.chat.stream import Timed
-from dart_train.checkpoint import weights
-from tests.checkpoint.runs import Runs
+from dart_train.chat import Timed, answers, question, said
+from dart_train.models import loading as weights
+from tests.fixtures.runs import Runs
 from tests.zoo import FAMILIES, picture, save_folder
 
 TOLD = re.compile(r"\[(\d+) of (\d+) visual tokens kept; first token [\d.]+ s.*, (\d+) tokens in [\d.]+ s\]")
@@ -40,7 +39,7 @@ def direct(path: Path, cat: Path, *turns: str, **how: object) -> list[str]:
     return told
 
 
-@pytest.mark.filterwarnings("ignore::dart_train.checkpoint.UntrainedBudget")
+@pytest.mark.filterwarnings("ignore::dart_train.checkpoints.UntrainedBudget")
 @pytest.mark.parametrize("options,kept,how", [
     ([], 16, {}),
     (["--keep", "4"], 4, {"keep": 4}),

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForImageTextToText, Trainer, TrainingArguments
 
-from dart_train.attach.dummy_image import attach_dummy_image
-from dart_train.data.dummy import dummy_inputs
-from dart_train.processors import load_processor
-from dart_train.recipe import Train
-from dart_train.train.ranks import Ranks
+from dart_train.common.distributed import Ranks
+from dart_train.config import Train
+from dart_train.data.collator import dummy_inputs
+from dart_train.hooks.dummy_image import attach_dummy_image
+from dart_train.models.processors import load_processor
 from tests.zoo import make_batch
 
 

@@ -3,12 +3,12 @@ that marks answers and with one that does not. A template that allows neither is
 
 import pytest
 
-from dart_train.data.chat import ChatTemplate
-from dart_train.data.encode import Encoder
-from dart_train.data.findings import BadRow
+from dart_train.data.chat_template import ChatTemplate
+from dart_train.data.encoder import Encoder
 from dart_train.data.formats import normalise
+from dart_train.data.issues import BadRow
 from dart_train.data.sample import Sample, Turn
-from dart_train.data.tokens import IGNORED
+from dart_train.data.truncation import IGNORED
 from tests.data.processors import LLAVA_STYLE, LLAVA_STYLE_MARKED, llava_with, unmarked
 from tests.zoo import FAMILIES, picture
 

@@ -7,13 +7,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from dart_train.cli.data import main
 from dart_train.data.check import check_rows
-from dart_train.data.cli import main
-from dart_train.data.encode import Encoder
-from dart_train.data.findings import CODES
+from dart_train.data.check_report import as_text
+from dart_train.data.encoder import Encoder
+from dart_train.data.issues import CODES
 from dart_train.data.sources import SourceSpec, open_sources
-from dart_train.data.summary import as_text
-from dart_train.reducers import DART
+from dart_train.reduction import DART
 from tests.data.conftest import llava_row
 from tests.data.pictures import encoded, noise
 from tests.data.test_formats import JUNK
@@ -218,7 +218,7 @@ def test_a_recipe_brings_sources_model_limits_and_reduction(tmp_path, image_fold
 def test_a_model_that_is_out_of_reach_leaves_the_rows_to_be_checked(
     tmp_path, image_folder, llava_file, capsys, monkeypatch
 ):
-    monkeypatch.setattr("dart_train.data.cli.load_processor", _out_of_reach)
+    monkeypatch.setattr("dart_train.cli.data.load_processor", _out_of_reach)
     paths = {"model": "nobody/nothing", "rows": llava_file, "images": image_folder}
     (tmp_path / "recipe.yaml").write_text(RECIPE.format(**paths))
     assert main(["check", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path), "--workers", "1", "--quiet"]) == 0

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from dart_train.data.collate import Collator
+from dart_train.data.collator import Collator
 from dart_train.data.dataset import Skipped
-from dart_train.data.encode import Encoder
+from dart_train.data.encoder import Encoder
 from dart_train.data.formats import normalise
-from dart_train.data.tokens import IGNORED
+from dart_train.data.truncation import IGNORED
 from tests.zoo import FAMILIES, picture
 
 MIXES = {"one": (1,), "ragged": (1, 2, 0), "text first": (0, 1), "text only": (0, 0), "many": (2, 1, 2)}

@@ -8,12 +8,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from dart_train.data.collate import Collator
-from dart_train.data.dataset import Reader, RowDataset, Skipped
-from dart_train.data.encode import Encoded, Encoder
-from dart_train.data.order import RankBatches, RowOrder
+from dart_train.data.collator import Collator
+from dart_train.data.dataset import Reader, RowDataset, RowStream, Skipped
+from dart_train.data.encoder import Encoded, Encoder
+from dart_train.data.sampler import RankBatches, RowOrder
 from dart_train.data.sources import SourceSpec, open_sources
-from dart_train.data.stream import RowStream
 from tests.data.conftest import llava_row
 from tests.zoo import FAMILIES
 

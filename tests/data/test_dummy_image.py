@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 
-from dart_train.attach.dummy_image import attach_dummy_image
-from dart_train.data.dummy import dummy_inputs
+from dart_train.data.collator import dummy_inputs
+from dart_train.hooks.dummy_image import attach_dummy_image
 from tests.zoo import FAMILIES, make_batch
 
 

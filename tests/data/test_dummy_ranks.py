@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.train.scene import ROOT, launch
+from tests.fixtures.run_scene import ROOT, launch
 from tests.zoo.folders import save_folder
 
 pytestmark = [pytest.mark.deepspeed, pytest.mark.slow]

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dart_train.data.findings import CODES, BadRow
 from dart_train.data.formats import detect, normalise
+from dart_train.data.issues import CODES, BadRow
 from dart_train.data.sample import ImageRef, Sample, Turn
 
 CAT = ImageRef(path="cat.png")

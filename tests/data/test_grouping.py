@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from dart_train.data.encode import Encoder
+from dart_train.data.check import row_lengths
+from dart_train.data.encoder import Encoder
 from dart_train.data.images import ImageStore
-from dart_train.data.order import RowOrder
+from dart_train.data.sampler import RowOrder
 from dart_train.data.sources import SourceSpec, open_sources
-from dart_train.data.survey import row_lengths
-from dart_train.reducers import DART
+from dart_train.reduction import DART
 from tests.data.conftest import llava_row
 from tests.data.pictures import noise
 from tests.zoo import FAMILIES

@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from dart_train.data.findings import BadRow
-from dart_train.data.images import ImageStore
-from dart_train.data.pixels import fitted_size
+from dart_train.data.images import ImageStore, fitted_size
+from dart_train.data.issues import BadRow
 from dart_train.data.sample import ImageRef
 from tests.data.pictures import encoded, noise
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from dart_train import DART, FastV, Pooling, Random, Reducer, attach
-from dart_train.data.collate import Collator
-from dart_train.data.encode import Encoder
+from dart_train.data.collator import Collator
+from dart_train.data.encoder import Encoder
 from dart_train.data.formats import normalise
-from dart_train.reducers import kept_by_stages
+from dart_train.reduction import kept_by_stages
 from tests.laws.cases import NAMES, model_of
 from tests.zoo import FAMILIES, picture
 

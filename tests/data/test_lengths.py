@@ -5,10 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dart_train.data.encode import Encoder, TooLongError
-from dart_train.data.findings import BadRow
+from dart_train.data.encoder import Encoder
 from dart_train.data.formats import normalise
-from dart_train.data.tokens import IGNORED
+from dart_train.data.issues import BadRow
+from dart_train.data.truncation import IGNORED, TooLongError
 from tests.zoo import FAMILIES, picture, sentence
 
 IMAGES = [picture(seed) for seed in range(4)]

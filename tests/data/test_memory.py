@@ -14,7 +14,7 @@ import json, resource, sys, time
 import datasets
 from dart_train.data.check import check_rows
 from dart_train.data.dataset import Reader, RowDataset
-from dart_train.data.encode import Encoder
+from dart_train.data.encoder import Encoder
 from dart_train.data.sources import SourceSpec, open_sources
 from tests.zoo import FAMILIES
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from dart_train.data.findings import BadRow
 from dart_train.data.images import ImageStore
+from dart_train.data.issues import BadRow
 from dart_train.data.sample import ImageRef
 from tests.data.pictures import noise
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dart_train.data.order import RankBatches, RowOrder, steps_for
+from dart_train.data.sampler import RankBatches, RowOrder, steps_for
 
 SIZES = st.lists(st.integers(1, 40), min_size=1, max_size=4)
 
@@ -93,7 +93,7 @@ def test_a_run_that_goes_on_with_other_ranks_repeats_nothing_and_leaves_nothing_
 RUN = """
 import json, sys, time
 from torch.utils.data import DataLoader, Dataset
-from dart_train.data.order import RankBatches, RowOrder
+from dart_train.data.sampler import RankBatches, RowOrder
 
 class Rows(Dataset):
     def __getitem__(self, row):

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import dart_train.data.jsonrows as jsonrows
-from dart_train.data.findings import BadRow
+import dart_train.data.sources as jsonrows
+from dart_train.data.issues import BadRow
 from dart_train.data.sample import ImageRef
 from dart_train.data.sources import SourceSpec, open_source, open_sources
 from tests.data.conftest import llava_row

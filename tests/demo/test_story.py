@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from dart_train.recipe import load_recipe
+from dart_train.config import load_recipe
 from launch.lib.demo import __main__ as demo
 from launch.lib.demo import story
 from launch.lib.demo.steps import Steps
 from tests.demo.test_claim import answers
-from tests.train.scene import ROOT
+from tests.fixtures.run_scene import ROOT
 
 SEEDS = 2
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from dart_train import DART, REDUCERS, KeepAll, Reducer, attach
-from dart_train.attach.flight import Flight
+from dart_train.hooks.forward_state import Flight
+from tests.fixtures.reference_forward import masked_logits
 from tests.laws.cases import NAMES, batch_of, reducer_of
-from tests.laws.oracle import masked_logits
 from tests.zoo import FAMILIES
 
 HAS_GPU = torch.cuda.is_available()
@@ -118,7 +118,8 @@ def test_no_selection_waits_for_the_gpu(method: str, merge: Any, watched: list[i
 
 
 def test_lengths_told_ahead_leave_no_synchronisation_at_all() -> None:
-    from dart_train.attach import engine, takeoff
+    from dart_train.hooks import engine
+    from dart_train.hooks import plan_batch as takeoff
 
     model, batch = on_device("llava", "sdpa", torch.bfloat16), batch_on_device("llava", torch.bfloat16)
     with torch.no_grad(), attach(model, DART(keep=8)) as attached:

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from dart_train import DART, REDUCERS, FastV, KeepAll, attach
-from dart_train.attach.transformers_compat import cache_argument, cache_in_output
+from dart_train.hooks.transformers_compat import cache_argument, cache_in_output
+from tests.fixtures.reference_forward import masked_logits
 from tests.laws.cases import KERNELS, NAMES, ROUNDING, batch_of, model_of, new_tokens, reducer_of
-from tests.laws.oracle import masked_logits
 from tests.zoo import conversation, encode
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from dart_train import DART, REDUCERS, Reducer, attach
-from dart_train.attach.anatomy import dissect
+from dart_train.models.structure import dissect
+from tests.fixtures.reference_forward import first_difference, masked_logits
 from tests.laws.cases import NAMES, ROUNDING, batch_of, model_of, new_tokens, reducer_of
-from tests.laws.oracle import first_difference, masked_logits
 from tests.zoo import FAMILIES, FAMILIES_WITH_VIDEO, conversation, encode, make_video_batch
 
 SPLIT = ("idefics3", "smolvlm")  # text between tiles
@@ -135,7 +135,7 @@ def test_grids_may_be_told_ahead() -> None:
         engine = attached._engine
         told = engine.expected
         assert told is not None and torch.equal(told["image_grid_thw"], batch["image_grid_thw"])
-        from dart_train.attach.takeoff import take_off
+        from dart_train.hooks.plan_batch import take_off
 
         flight = take_off(engine, blind, None)
     assert flight is not None and flight.pools is not None

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from dart_train import KeepAll, attach
+from tests.fixtures.reference_forward import first_difference
 from tests.laws.cases import IMAGES, KERNELS, NAMES, ROUNDING, batch_of, model_of, new_tokens
-from tests.laws.oracle import first_difference
 
 LEFT_ROUNDING = 3e-4  # left padding: the reduction counts positions from the mask, the plain forward from 0
 

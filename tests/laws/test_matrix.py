@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from dart_train import REDUCERS, attach
+from tests.fixtures.reference_forward import first_difference, masked_logits
 from tests.laws.cases import KERNELS, NAMES, ROUNDING, batch_of, model_of, new_tokens, reducer_of
-from tests.laws.oracle import first_difference, masked_logits
 
 MERGING = {"pooling"}  # what merges is no masked forward; its own laws are in test_reduced_forward
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from dart_train import DART, REDUCERS, FastV, Pooling, Random, Reducer, attach
+from tests.fixtures.reference_forward import first_difference, masked_logits
 from tests.laws.cases import IMAGES, KERNELS, NAMES, ROUNDING, batch_of, model_of, reducer_of
-from tests.laws.oracle import first_difference, masked_logits
 
 METHODS = [method for method in REDUCERS if method != "pooling"]  # pooling merges: see below
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from dart_train import DART, attach
-from dart_train.attach.transformers_compat import cache_in_output
+from dart_train.hooks.transformers_compat import cache_in_output
+from tests.fixtures.reference_selection import dart, l1_norms
 from tests.laws.cases import KERNELS, NAMES, model_of
-from tests.reference import dart, l1_norms
 from tests.zoo import FAMILIES, conversation, encode
 
 QUESTIONS = ((1, "what is it"), (2, "how many red ones are left of the circle"))  # pictures, and what is asked

@@ -9,8 +9,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dart_train import DART, Balance, FastV, Pooling, UniformGrid, attach
+from tests.fixtures.reference_forward import first_difference, masked_logits
 from tests.laws.cases import ROUNDING, batch_of, model_of
-from tests.laws.oracle import first_difference, masked_logits
 from tests.zoo import FAMILIES
 
 LLAVA = "llava"

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dart_train import DART, attach
-from dart_train.attach.stopwatch import Stopwatch
+from dart_train.hooks.observers import Stopwatch
 from tests.laws.cases import batch_of, model_of
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from dart_train import DART, FastV, KeepAll, Random, attach
+from tests.fixtures.reference_forward import masked_logits
 from tests.laws.cases import NAMES, batch_of, model_of
-from tests.laws.oracle import masked_logits
 from tests.laws.test_keep_all import gradients
 from tests.zoo import FAMILIES
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from dart_train import attach
-from dart_train.attach import takeoff
-from dart_train.pools import Pools
+from dart_train.hooks import plan_batch as takeoff
+from dart_train.reduction.token_groups import Pools
 from tests.laws.cases import NAMES, batch_of, model_of, reducer_of
 
 WAITS = ("tolist", "item", "numpy", "nonzero", "unique", "__bool__", "__int__", "__float__", "__index__")

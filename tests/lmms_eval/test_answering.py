@@ -11,11 +11,11 @@ import torch
 
 import dart_train
 from dart_train import DART
-from dart_train.chat.asking import answers, inputs_of, question, said
+from dart_train.chat import answers, inputs_of, question, said
 from dart_train.lmms_eval.answering import Tokens, answer, cut, generation, likelihood, until
 from dart_train.lmms_eval.conversations import plain, visual_question
 from dart_train.lmms_eval.options import open_model
-from tests.train.scene import ROOT
+from tests.fixtures.run_scene import ROOT
 from tests.zoo import picture, save_folder, sentence
 
 

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 import dart_train
-from dart_train.chat.asking import answers, question
+from dart_train.chat import answers, question
 from dart_train.lmms_eval import NAME
-from tests.train.scene import ROOT
+from tests.fixtures.run_scene import ROOT
 from tests.zoo import picture, save_folder, sentence
 
 HOW = 'its pins are narrower than ours; in an environment of its own: pip install ".[lmms]" pytest'

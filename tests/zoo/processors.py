@@ -10,7 +10,7 @@ from typing import Any
 import transformers
 from transformers import ProcessorMixin
 
-from dart_train.processors import NoVideo, assemble
+from dart_train.models.processors import NoVideo, assemble
 from tests.zoo.dialects import DIALECTS
 
 TILE = 32  # side, in pixels, of what the fixed-size vision towers look at

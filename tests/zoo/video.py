@@ -15,7 +15,7 @@ from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
 from transformers.video_utils import VideoMetadata
 
-from dart_train.processors import NoVideo
+from dart_train.models.processors import NoVideo
 from tests.zoo.batches import picture
 from tests.zoo.processors import PATCH, processor_of
 

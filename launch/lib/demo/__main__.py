@@ -8,7 +8,7 @@ import platform
 import sys
 from pathlib import Path
 
-from dart_train.env import gather
+from dart_train.common.environment import gather
 
 from .claim import told, write
 from .steps import Steps

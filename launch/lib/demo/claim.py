@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dart_train.measure import METRICS, Difference, Figure, difference, figure
+from dart_train.common.metrics import METRICS
+from dart_train.common.statistics import Difference, Figure, difference, figure
 
 METHOD, BUDGET, FULL = "dart", "0.111", "full"
 GAIN, LOSS = 0.05, 0.02

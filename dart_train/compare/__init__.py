@@ -1,5 +1,0 @@
-"""What checkpoints, methods and budgets are worth on the same questions, and what they cost."""
-
-from .run import compare
-
-__all__ = ["compare"]

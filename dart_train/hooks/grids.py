@@ -1,0 +1,61 @@
+"""Which tiles the visual tokens of each row, and of each pool, lie on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..models.families import GENERIC, NoGrid
+from ..models.structure import Anatomy
+from ..reduction.batch_layout import Batch, Per
+
+
+class Grids:
+    """The tiles of each pool's images. Asked only by methods that look at the grid, or budget by image."""
+
+    def __init__(self, parts: Anatomy, inputs: Mapping[str, Any], rows: int | None) -> None:
+        """inputs: what the family reads, on the host; rows: the samples of `generate`'s inputs; beams repeat each."""
+        self.parts, self.inputs, self.rows = parts, inputs, rows
+
+    def of(self, batch: Batch) -> list[list[list[tuple[int, int]]]]:
+        """Per row of the batch, per image, its tiles."""
+        repeat = 1 if self.rows is None else batch.shape[0] // self.rows
+        samples = batch.rows()[::repeat]
+        tiles = self.parts.family.tiles(self.parts.top.config, self.inputs, samples)
+        rows = deal(tiles, [sample.tokens() for sample in samples])
+        return [row for row in rows for _ in range(repeat)]
+
+    def image_sizes(self, batch: Batch) -> list[int] | None:
+        """Tokens of each image in batch order; None in a model of no known family, where a run serves as an image."""
+        if self.parts.family is GENERIC:
+            return None
+        return [sum(r * c for r, c in image) for row in self.of(batch) for image in row]
+
+
+def deal(tiles: Sequence[list[tuple[int, int]]], totals: Sequence[int]) -> list[list[list[tuple[int, int]]]]:
+    """The images of a batch to its rows, by the visual tokens that each row has."""
+    waiting, rows = list(tiles), []
+    for total in totals:
+        row: list[list[tuple[int, int]]] = []
+        while sum(r * c for image in row for r, c in image) < total and waiting:
+            row.append(waiting.pop(0))
+        found = sum(r * c for image in row for r, c in image)
+        if found != total:
+            raise NoGrid(f"a sample has {total} visual tokens, but the grids of its images make {found}")
+        rows.append(row)
+    return rows
+
+
+def pool_shapes(grids: list[list[list[tuple[int, int]]]], batch: Batch, per: Per) -> list[list[tuple[int, int]]]:
+    """Tiles of each pool, in the order of the pool's tokens."""
+    shapes = []
+    queues = [[tile for image in row for tile in image] for row in grids]
+    for pool in batch.pools(per):
+        taken, size = [], 0
+        while size < pool.size:
+            taken.append(queues[pool.row].pop(0))
+            size += taken[-1][0] * taken[-1][1]
+        if size != pool.size:
+            raise NoGrid(f"a pool of {pool.size} visual tokens does not end with a tile of its image")
+        shapes.append(taken)
+    return shapes

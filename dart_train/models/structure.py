@@ -1,0 +1,98 @@
+"""The parts of a Hugging Face vision-language model that the reduction touches, found or named as missing."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from .families import Family, family_of
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    top: Any  # ...ForConditionalGeneration
+    inner: Any  # merges pictures and text
+    text: Any  # the decoder
+    layers: nn.ModuleList
+    norm: nn.Module  # the final norm
+    visual_ids: tuple[int, ...]
+    family: Family
+
+    @property
+    def text_config(self) -> Any:
+        return self.text.config
+
+    def attention(self, layer: int) -> Any:
+        return self.layers[layer].self_attn
+
+
+def unwrap(model: Any) -> Any:
+    """The Hugging Face model inside DDP, DeepSpeed, torch.compile and PEFT."""
+    for name in ("_orig_mod", "module"):
+        inside = getattr(model, name, None)
+        if isinstance(inside, nn.Module):
+            return unwrap(inside)
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def dissect(model: Any) -> Anatomy:
+    top = unwrap(model)
+    inner = getattr(top, "model", None)
+    text = _decoder(top)
+    layers, norm = getattr(text, "layers", None), getattr(text, "norm", None)
+    visual_ids = _visual_ids(getattr(top, "config", None))
+    missing = [
+        what
+        for what, found in (
+            ("a `.model` that merges pictures and text", inner),
+            ("a decoder (`get_decoder()`) with `.layers`", layers),
+            ("a final norm (`.norm`) in the decoder", norm),
+            ("`config.image_token_id`", visual_ids or None),
+            ("`input_ids` in the forward", inner if _takes(inner, "input_ids") else None),
+            ("`self_attn` in each decoder layer", _has_attention(layers)),
+        )
+        if found is None
+    ]
+    if missing:
+        raise NotImplementedError(
+            f"{type(top).__name__}: the reduction cannot be attached; this model lacks {', '.join(missing)}. "
+            "Expected: a Hugging Face image-text-to-text model whose language model is a stack of decoder layers."
+        )
+    _refuse_inline_deepstack(text)
+    family = family_of(top.config.model_type)
+    assert layers is not None and norm is not None
+    return Anatomy(top, inner, text, layers, norm, visual_ids, family)
+
+
+def _decoder(top: Any) -> Any:
+    try:
+        return top.get_decoder()
+    except (AttributeError, NotImplementedError):
+        return None
+
+
+def _visual_ids(config: Any) -> tuple[int, ...]:
+    names = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
+    found = (getattr(config, name, None) for name in names)
+    return tuple(dict.fromkeys(int(i) for i in found if i is not None))
+
+
+def _takes(module: Any, name: str) -> bool:
+    return module is not None and name in inspect.signature(module.forward).parameters
+
+
+def _has_attention(layers: Any) -> Any:
+    return layers if layers is not None and all(hasattr(layer, "self_attn") for layer in layers) else None
+
+
+def _refuse_inline_deepstack(text: Any) -> None:
+    """Features added to later layers' outputs at full length must follow the kept tokens; we know one way."""
+    takes = any("deepstack" in name for name in inspect.signature(type(text).forward).parameters)
+    if takes and not hasattr(text, "_deepstack_process"):
+        raise NotImplementedError(
+            f"{type(text).__name__} adds deepstack features inside its forward, at full length; only models that "
+            "do it in `_deepstack_process` (Qwen3-VL) can be reduced."
+        )

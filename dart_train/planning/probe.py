@@ -1,0 +1,178 @@
+"""The calls that are timed: one real decoder layer, the whole vision tower, the head, AdamW, and the choice of tokens,
+forward and backward, with random weights on the device of the run."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
+
+from ..benchmarks.scene import Scene, lay_out
+from ..models.structure import dissect
+from ..profiling.timing import Job
+from ..reduction import Reducer
+from ..reduction.kept_tokens import Reduction
+from ..training.trainable import part_of
+from .ghost import Kept, first, layer_call
+from .setup import Setup, one_layer
+
+_TEXT = 40  # tokens behind the picture in the scene of a choice
+_IMAGE = 1
+
+
+class Probe:
+    """A model with one decoder layer, set up as the recipe trains it."""
+
+    def __init__(self, config: Any, setup: Setup, device: torch.device) -> None:
+        self.setup, self.device = setup, device
+        self.model = setup.build(one_layer(config), device)
+        self.anatomy = dissect(self.model)
+
+    def layer(self, rows: int, length: int, padded: bool, again: bool = False) -> Job:
+        """Forward and backward; again: with checkpointing, which computes the forward twice."""
+        layer, hidden, args, kwargs = self._layer_call(rows, length, padded)
+        gradient = torch.randn_like(hidden)
+
+        def run() -> None:
+            with self._computing():
+                if again:
+                    output = first(checkpoint(layer, hidden, *args, use_reentrant=False, **kwargs))
+                else:
+                    output = first(layer(hidden, *args, **kwargs))
+            output.backward(gradient)
+            self._forget(hidden)
+
+        return run
+
+    def forward(self, rows: int, length: int, padded: bool) -> Job:
+        """What a teacher does."""
+        layer, hidden, args, kwargs = self._layer_call(rows, length, padded)
+
+        def run() -> None:
+            with torch.no_grad(), self._computing():
+                layer(hidden, *args, **kwargs)
+
+        return run
+
+    def tower(self, batch: Mapping[str, Tensor], gradients: bool = True) -> Job:
+        """From pixels to what takes the placeholders' places; the backward as far as something trains."""
+        inner = self.anatomy.inner
+        accepted = inspect.signature(inner.get_image_features).parameters
+        inputs = {name: value for name, value in batch.items() if name in accepted}
+
+        def run() -> None:
+            with torch.set_grad_enabled(gradients), self._computing():
+                features = inner.get_image_features(**inputs, return_dict=True)
+            _backward([features.pooler_output, getattr(features, "deepstack_features", None)])
+            self._forget()
+
+        return run
+
+    def tower_saved(self, batch: Mapping[str, Tensor]) -> int:
+        """Bytes that autograd keeps of the tower and the projector."""
+        kept = Kept([*self.model.parameters(), *batch.values()])
+        with kept.watching():
+            self.tower(batch)()
+        return kept.size
+
+    def trains(self, part: str) -> bool:
+        belongs = part_of(self.model)
+        return any(w.requires_grad and belongs(name) == part for name, w in self.model.named_parameters())
+
+    def body(self, batch: Mapping[str, Tensor]) -> Job:
+        """All but the head: embedding, tower, the one layer, the final norm, and what Python does between them."""
+
+        def run() -> None:
+            with self._computing():
+                output = self.anatomy.inner(**batch, use_cache=False).last_hidden_state
+            _backward(output)
+            self._forget()
+
+        return run
+
+    def head(self, targets: int) -> Job:
+        head, width = self.anatomy.top.get_output_embeddings(), self.anatomy.text_config.hidden_size
+        states = torch.randn(targets, width, dtype=self.setup.dtype, device=self.device, requires_grad=True)
+        labels = torch.zeros(targets, dtype=torch.long, device=self.device)
+
+        def run() -> None:
+            with self._computing():
+                loss = cross_entropy(head(states).float(), labels)
+            loss.backward()
+            self._forget(states)
+
+        return run
+
+    def optimizer(self) -> tuple[Job, int]:
+        """A step of AdamW, and the number of weights that it moves: those of this small model that train."""
+        weights = [nn.Parameter(w.detach().float().clone()) for w in self.model.parameters() if w.requires_grad]
+        for weight in weights:
+            weight.grad = torch.randn_like(weight)
+        adamw = torch.optim.AdamW(weights, lr=1e-9, fused=True)
+
+        def run() -> None:
+            if self.setup.recipe.train.max_grad_norm:
+                nn.utils.clip_grad_norm_(weights, self.setup.recipe.train.max_grad_norm)
+            adamw.step()
+
+        return run, sum(weight.numel() for weight in weights)
+
+    def choice(self, reducer: Reducer, rows: int, tokens: int) -> Job:
+        """Finding the visual tokens, choosing, and gathering the states."""
+        scene, count = self._scene(rows, tokens), reducer.kept_tokens([tokens]) + _TEXT
+
+        def run() -> None:
+            lay_out(scene.ids).to(self.device)
+            view = scene.view(reducer)
+            keep = reducer.select(view)
+            reducer.content(view, keep)
+            mask = view.pools.keep_mask(scene.real & (scene.ids.to(self.device) != _IMAGE), keep)
+            Reduction.of(mask, [count] * rows).gather(scene.states)
+
+        return torch.no_grad()(run)
+
+    def _scene(self, rows: int, tokens: int) -> Scene:
+        """With the heads of this model."""
+        config = self.anatomy.text_config
+        heads, width = config.num_attention_heads, config.hidden_size
+        size = getattr(config, "head_dim", None) or width // heads
+        length = tokens + _TEXT
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, dtype=self.setup.dtype, device=self.device)
+
+        ids = torch.tensor([[_IMAGE] * tokens + [0] * _TEXT] * rows)
+        keys = normal(rows, length, config.num_key_value_heads, size).transpose(1, 2)
+        query = normal(rows, length, heads, size).transpose(1, 2)
+        real = torch.ones(rows, length, dtype=torch.bool, device=self.device)
+        pools = lay_out(ids).to(self.device)
+        return Scene(tokens, ids, normal(rows, length, width), keys, query, normal(width).float(), pools, real)
+
+    def _layer_call(self, rows: int, length: int, padded: bool) -> Any:
+        with self._computing():
+            return layer_call(self.anatomy.text, rows, length, padded, self.setup.dtype, self.device)
+
+    def _computing(self) -> Any:
+        return self.setup.computing(self.device.type)
+
+    def _forget(self, *inputs: Tensor) -> None:
+        """So that the next backward sets gradients, as the first of a step does, and does not add."""
+        for tensor in (*inputs, *self.model.parameters()):
+            tensor.grad = None
+
+
+def _backward(outputs: Any) -> None:
+    trained = [tensor for tensor in _tensors(outputs) if tensor.requires_grad]
+    if trained:
+        torch.autograd.backward(trained, [torch.ones_like(tensor) for tensor in trained])
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    return [t for each in value for t in _tensors(each)] if isinstance(value, Sequence) else []

@@ -1,0 +1,150 @@
+"""The one interface of all methods: a small dataclass that *is* its own configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from .batch_layout import Per
+from .budget import Keep, check_keep, share, tokens_to_keep
+from .context import View
+from .token_counts import Sizes, kept_by_stages
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reducer:
+    """Keeps some visual tokens of each pool. A new method overrides `select`, and names what it needs.
+
+    keep: a number of tokens, or a ratio of the original ones (1.0: all).
+    layer: K, the first decoder layer that runs on the short sequence; 0 is before the language model.
+    per: the budget is one sample's, or each image's.
+    merge: what becomes of dropped tokens: nothing, or each is averaged into the nearest kept one.
+    """
+
+    name: ClassVar[str] = ""
+    needs: ClassVar[frozenset[str]] = frozenset()  # of: keys, values, attention, grid
+
+    keep: Keep = 1.0
+    layer: int = 2
+    per: Per = "sample"
+    merge: Literal["none", "nearest"] = "none"
+
+    def __post_init__(self) -> None:
+        problems = [problem for problem in self.problems() if problem]
+        if problems:
+            raise ValueError(f"{type(self).__name__}: " + "; ".join(problems))
+
+    def problems(self) -> list[str | None]:
+        """Everything that is wrong with the configuration; subclasses add their own."""
+        return [
+            check_keep(self.keep),
+            check_whole("layer", self.layer, 0),
+            check_choice("per", self.per, ("sample", "image")),
+            check_choice("merge", self.merge, ("none", "nearest")),
+        ]
+
+    def required(self) -> frozenset[str]:
+        """What this configuration needs to see; the engine computes nothing else."""
+        return self.needs
+
+    def select(self, view: View) -> Tensor:
+        """keep [R, N] bool inside view.valid, exactly `count` of each pool."""
+        raise NotImplementedError(f"{type(self).__name__} must say which tokens it keeps: define select(view)")
+
+    def count(self, size: int, budget: int, prompt: int) -> int:
+        """How many of a pool's tokens are kept, known before the choice: lengths need no synchronisation."""
+        return min(size, budget)
+
+    def content(self, view: View, keep: Tensor) -> Tensor | None:
+        """[R, N] long: the kept token that takes in each token's content; None: dropped tokens are lost."""
+        return nearest_kept(view, keep, max(self.counts(view.pools))) if self.merge == "nearest" else None
+
+    def budgets(self, pools: Sizes) -> list[int]:
+        """The budget of each pool. A ratio is one of the original tokens; a number is shared by the pools of a
+        sample (turns) in proportion to what is left of them, so that a later stage meets it exactly too."""
+        sizes = pools.original if isinstance(self.keep, float) else pools.sizes
+        if self.per == "image":
+            return [tokens_to_keep(self.keep, size) for size in sizes]
+        budgets = [0] * len(sizes)
+        for row in dict.fromkeys(pools.row_of):
+            mine = [r for r, owner in enumerate(pools.row_of) if owner == row]
+            for r, part in zip(mine, share(self.keep, [sizes[r] for r in mine]), strict=True):
+                budgets[r] = part
+        return budgets
+
+    def counts(self, pools: Sizes) -> list[int]:
+        """What each pool will keep."""
+        plan = zip(pools.sizes, self.budgets(pools), pools.prompt_sizes, strict=True)
+        return [self.count(size, budget, prompt) for size, budget, prompt in plan]
+
+    def kept_tokens(
+        self, pictures: Sequence[int], turns: Sequence[int] | None = None, behind: Sequence[int] | None = None
+    ) -> int:
+        """Tokens kept of a sample whose pictures have so many tokens each: for plans and checks, without a model
+        (see `kept_by_stages`)."""
+        return kept_by_stages([self], pictures, turns, behind)[-1]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `from_config` makes this very reducer of. A class of another package is named by its place, even
+        where it inherits the name of one of ours."""
+        cls = type(self)
+        ours = cls.__module__.startswith(f"{__package__}.")
+        return {"method": cls.name if ours else f"{cls.__module__}:{cls.__qualname__}", **asdict(self)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreReducer(Reducer):
+    """Keeps the highest of `score`."""
+
+    def score(self, view: View) -> Tensor:
+        """[R, N]: higher is kept."""
+        raise NotImplementedError(f"{type(self).__name__} must score tokens: define score(view)")
+
+    def select(self, view: View) -> Tensor:
+        return highest(self.score(view), view.valid, view.budget)
+
+
+def highest(score: Tensor, valid: Tensor, budget: Tensor) -> Tensor:
+    """The `budget` [R] highest of score [R, N] among valid ones, as a mask; ties go to the earlier token."""
+    order = highest_places(score, valid, score.shape[1])
+    rank = torch.empty_like(order).scatter_(1, order, _places(order))
+    return (rank < budget[:, None]) & valid
+
+
+def highest_places(score: Tensor, among: Tensor, number: int) -> Tensor:
+    """[R, number] places of the highest scores, the earlier of equal ones first; past the last of `among`
+    come others, never to be used. (`topk` breaks ties by the width of the batch.)"""
+    order = torch.argsort(score.masked_fill(~among, -torch.inf), dim=1, descending=True, stable=True)
+    return order[:, :number]
+
+
+def _places(order: Tensor) -> Tensor:
+    return torch.arange(order.shape[1], device=order.device).expand_as(order)
+
+
+def nearest_kept(view: View, keep: Tensor, most: int) -> Tensor:
+    """[R, N] long: for each token the kept one of highest cosine similarity (a kept token: itself), where no
+    pool keeps more than `most`."""
+    kept = torch.argsort(keep.logical_not().to(torch.uint8), dim=1, stable=True)[:, : max(1, most)]
+    similarity = view.cosine(view.pools.slots.gather(1, kept))
+    nearest = similarity.masked_fill(~keep.gather(1, kept)[..., None], -torch.inf).argmax(1)
+    return torch.where(keep, _places(keep), kept.gather(1, nearest))
+
+
+def check_whole(name: str, value: object, least: int) -> str | None:
+    if isinstance(value, int) and not isinstance(value, bool) and value >= least:
+        return None
+    return f"{name}={value!r}: expected a whole number >= {least}"
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> str | None:
+    return None if value in choices else f"{name}={value!r}: expected one of {', '.join(choices)}"
+
+
+def check_unit(name: str, value: object) -> str | None:
+    ok = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+    return None if ok else f"{name}={value!r}: expected a number in [0, 1]"

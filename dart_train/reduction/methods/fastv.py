@@ -1,0 +1,96 @@
+"""WindowFastV: FastV inside windows of the image, the same ratio in each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..base import Reducer, ScoreReducer, check_whole
+from ..budget import share
+from ..context import View, per_pool
+from ..token_groups import upload
+from .grid import cells_of
+
+# FastV: the visual tokens that the last prompt token attends to most.
+
+@dataclass(frozen=True, kw_only=True)
+class FastV(ScoreReducer):
+    """Attention of the last prompt token in layer K-1, mean over heads; the highest are kept.
+
+    Only that one row of attention is computed, beside the fast kernel.
+    """
+
+    name: ClassVar[str] = "fastv"
+    needs: ClassVar[frozenset[str]] = frozenset({"attention"})
+
+    @torch.no_grad()
+    def score(self, view: View) -> Tensor:
+        return view.visual("attention")
+
+
+# ReverseFastV: the visual tokens that the last prompt token attends to least.
+
+@dataclass(frozen=True, kw_only=True)
+class ReverseFastV(FastV):
+    """FastV's scores upside down: a test of whether the attention criterion means anything.
+
+    Built from the method's name and its place in the comparison tables; the body of the paper that
+    introduces it was not available.
+    """
+
+    name: ClassVar[str] = "reverse_fastv"
+
+    @torch.no_grad()
+    def score(self, view: View) -> Tensor:
+        return -view.visual("attention")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowFastV(Reducer):
+    """windows: into how many windows a pool's grid is cut. Attention favours late positions; windows do not
+    let it keep only those."""
+
+    name: ClassVar[str] = "window_fastv"
+    needs: ClassVar[frozenset[str]] = frozenset({"attention", "grid"})
+
+    windows: int = 16
+
+    def problems(self) -> list[str | None]:
+        return [*super().problems(), check_whole("windows", self.windows, 1)]
+
+    @torch.no_grad()
+    def select(self, view: View) -> Tensor:
+        window = windows_of(view, self.windows)
+        quota = [_quotas(row, kept) for row, kept in zip(window, self.counts(view.pools), strict=True)]
+        widest = max(map(len, quota))
+        allowed = per_pool([q + [0] * (widest - len(q)) for q in quota], view.valid)
+        window = upload(window, view.valid.device).clamp_min(0)
+        rank = rank_within(window, view.visual("attention").masked_fill(~view.valid, -torch.inf))
+        return (rank < allowed.gather(1, window)) & view.valid
+
+
+def windows_of(view: View, number: int) -> Tensor:
+    """[R, N] long, -1 for padding. Tiles too small for a window of their own make one more together."""
+    window = cells_of(view, [min(number, size) for size in view.pools.sizes])
+    for row, size in zip(window, view.pools.sizes, strict=True):
+        row[:size][row[:size] < 0] = row.max() + 1
+    return window
+
+
+def _quotas(window: Tensor, kept: int) -> list[int]:
+    return share(kept, torch.bincount(window[window >= 0]).tolist())
+
+
+def rank_within(group: Tensor, score: Tensor) -> Tensor:
+    """[R, N] long: how many of the same group have a higher score (ties: the earlier token first)."""
+    order = torch.argsort(score, dim=1, descending=True, stable=True)
+    order = order.gather(1, torch.argsort(group.gather(1, order), dim=1, stable=True))
+    sorted_group = group.gather(1, order)
+    place = torch.arange(group.shape[1], device=group.device).expand_as(group)
+    new = torch.ones_like(group, dtype=torch.bool)
+    new[:, 1:] = sorted_group[:, 1:] != sorted_group[:, :-1]
+    start = torch.where(new, place, 0).cummax(1).values
+    return torch.empty_like(place).scatter(1, order, place - start)

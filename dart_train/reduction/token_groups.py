@@ -1,0 +1,121 @@
+"""The pools of a batch as dense tensors: one row per pool, so that every method is plain batched algebra."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .batch_layout import Batch, Image, Per
+from .kept_tokens import Reduction
+
+
+@dataclass(frozen=True)
+class Pools:
+    """R pools of at most N visual tokens in a sequence of length L; sizes are known on the host."""
+
+    rows: Tensor  # [R] long: the sample of each pool
+    slots: Tensor  # [R, N] long: positions of its visual tokens, in order
+    valid: Tensor  # [R, N] bool
+    prompt: Tensor  # [R, L] bool: text that may serve as a pivot
+    last: Tensor  # [R] long: the last prompt token
+    seed: Tensor  # [R] long: for random choices; decided by the prompt alone
+    row_of: tuple[int, ...]
+    sizes: tuple[int, ...]
+    original: tuple[int, ...]  # sizes before any earlier stage: ratios are ratios of these
+    prompt_sizes: tuple[int, ...]
+    kept_text: tuple[int, ...]  # [B] tokens of each sample that no method may drop
+    length: int  # L
+    spans: tuple[Image, ...] | None = None  # where each pool lies; None behind an earlier stage
+
+    @classmethod
+    def of(cls, batch: Batch, per: Per) -> Pools | None:
+        """On the host; None when there is no visual token at all."""
+        pools = batch.pools(per)
+        if not pools:
+            return None
+        widest = max(pool.size for pool in pools)
+        slots = torch.zeros(len(pools), widest, dtype=torch.long)
+        valid = torch.zeros(len(pools), widest, dtype=torch.bool)
+        for r, pool in enumerate(pools):
+            slots[r, : pool.size] = pool.positions()
+            valid[r, : pool.size] = True
+        rows = torch.tensor([pool.row for pool in pools])
+        prompt = torch.stack([batch.prompt_of(pool) for pool in pools])
+        ordinal = torch.tensor(_ordinals([pool.row for pool in pools]))
+        sizes = tuple(pool.size for pool in pools)
+        return cls(
+            rows=rows,
+            slots=slots,
+            valid=valid,
+            prompt=prompt,
+            last=torch.tensor([batch.last_of(pool) for pool in pools]),
+            seed=batch.fingerprint[rows] + ordinal * 7919,
+            row_of=tuple(pool.row for pool in pools),
+            sizes=sizes,
+            original=sizes,
+            prompt_sizes=tuple(prompt.sum(1).tolist()),
+            kept_text=tuple((batch.real & ~batch.visual).sum(1).tolist()),
+            length=batch.shape[1],
+            spans=tuple(pool.spans for pool in pools),
+        )
+
+    def to(self, device: torch.device) -> Pools:
+        if device == self.rows.device:
+            return self
+        names = ("rows", "slots", "valid", "prompt", "last", "seed")
+        there: dict[str, Any] = {name: upload(getattr(self, name), device) for name in names}
+        return replace(self, **there)
+
+    def at(self, x: Tensor) -> Tensor:
+        """x [B, L, ...] at the visual tokens of each pool: [R, N, ...]."""
+        return x[self.rows[:, None], self.slots]
+
+    def put(self, x: Tensor, values: Tensor) -> Tensor:
+        """x [B, L, ...] with `values` [R, N, ...] written where a visual token is; differentiable."""
+        flat = self.rows[:, None] * x.shape[1] + self.slots
+        spare = x.shape[0] * x.shape[1]  # slots that are padding write to one row too many, cut off again
+        flat = flat.masked_fill(~self.valid, spare).flatten()
+        long = torch.cat([x.flatten(0, 1), x.new_zeros(1, *x.shape[2:])])
+        return long.index_copy(0, flat, values.flatten(0, 1).to(x.dtype))[:spare].view_as(x)
+
+    def keep_mask(self, text: Tensor, keep: Tensor) -> Tensor:
+        """[B, L]: what goes on, from text [B, L] (kept as it is) and keep [R, N]."""
+        return self.put(text.to(torch.uint8), (keep & self.valid).to(torch.uint8)).bool()
+
+    def row_counts(self, kept: Sequence[int]) -> list[int]:
+        """How many tokens each sample keeps, when its pools keep `kept`."""
+        counts = list(self.kept_text)
+        for row, number in zip(self.row_of, kept, strict=True):
+            counts[row] += number
+        return counts
+
+    def after(self, reduction: Reduction, keep: Tensor, kept: Sequence[int]) -> Pools:
+        """The same pools in the short sequence: for the next stage."""
+        order = torch.argsort(keep.logical_not().to(torch.uint8), dim=1, stable=True)[:, : max(kept)]
+        padding = (~reduction.valid).sum(1, keepdim=True)
+        place = (reduction.mask().long().cumsum(1) - 1 + padding).clamp_min(0)  # [B, L] -> short position
+        prompt = self.prompt.gather(1, reduction.index[self.rows])  # text is kept: padding points at none
+        return replace(
+            self,
+            slots=self.at(place).gather(1, order),
+            valid=(keep & self.valid).gather(1, order),
+            prompt=prompt,
+            last=place[self.rows, self.last],
+            sizes=tuple(kept),
+            length=reduction.length,
+            spans=None,
+        )
+
+
+def _ordinals(rows: Sequence[int]) -> list[int]:
+    """The how-manieth pool of its sample each is."""
+    return [rows[:i].count(row) for i, row in enumerate(rows)]
+
+
+def upload(x: Tensor, device: torch.device) -> Tensor:
+    """To the device without waiting for it."""
+    return x.to(device, non_blocking=True)

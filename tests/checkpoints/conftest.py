@@ -1,0 +1,3 @@
+from tests.fixtures.runs import runs
+
+__all__ = ["runs"]

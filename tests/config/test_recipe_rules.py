@@ -1,0 +1,155 @@
+"""What a recipe says of reductions and of sections that do not go together, and that it explains itself."""
+
+from __future__ import annotations
+
+import inspect
+import re
+
+import pytest
+
+from dart_train.config import (
+    Compare,
+    Data,
+    Distill,
+    Fixed,
+    Log,
+    Lora,
+    Model,
+    Part,
+    Parts,
+    Progressive,
+    QuestionSet,
+    RecipeError,
+    Source,
+    Train,
+    read_recipe,
+)
+from dart_train.reduction import DART, FastV
+
+SMALL = "model: {path: some/model}\ndata: {train: [{path: rows.json}]}\n"
+
+
+def told(text: str, *overrides: str) -> list[str]:
+    """The paths of all problems."""
+    with pytest.raises(RecipeError) as caught:
+        read_recipe(text, overrides)
+    return [problem.path for problem in caught.value.problems]
+
+
+def test_a_reduction_is_a_name_a_mapping_or_stages() -> None:
+    none = read_recipe(SMALL + "reduction: none")
+    assert none.reduction.stages == ()
+    assert none == read_recipe(SMALL + "reduction: {method: none}")
+    one = read_recipe(SMALL + "reduction: {method: dart, keep: 64, image_pivots: 2, schedule: {kind: fixed}}")
+    assert one.reduction.reducers() == [DART(keep=64, image_pivots=2)]
+    two = read_recipe(SMALL + "reduction: [{method: dart, keep: 288}, {method: fastv, layer: 8, keep: 64}]")
+    assert two.reduction.reducers() == [DART(keep=288), FastV(layer=8, keep=64)]
+    assert two.reduction.schedule == Fixed()
+
+
+def test_a_recipe_without_reduction_is_one_override_away() -> None:
+    text = SMALL + "reduction: {method: dart, keep: 64, rule: paper, schedule: {kind: progressive}}\n"
+    assert read_recipe(text, ["reduction=none"]) == read_recipe(SMALL + "reduction: none")
+
+
+@pytest.mark.parametrize(
+    ("reduction", "path"),
+    [
+        ("{method: dart, keep: 64, kep: 3}", "reduction"),
+        ("{method: dart, keep: 64.0}", "reduction"),
+        ("{method: dart, layer: 2}", "reduction.keep"),
+        ("[{method: dart, keep: 64}, {method: nope, keep: 64}]", "reduction.1"),
+        ("{stages: [{method: dart, keep: 64}, 5]}", "reduction.stages.1"),
+        ("{stages: [], schedule: {kind: fixed}}", "reduction.stages"),
+        ("{stages: [{method: dart, keep: 64}], keep: 3}", "reduction.keep"),
+        ("{method: none, keep: 64}", "reduction"),
+        ("dart", "reduction.keep"),
+        ("null", "reduction"),
+        ("{method: dart, keep: 64, schedule: {kind: elastik}}", "reduction.schedule.kind"),
+        ("{method: dart, keep: 64, schedule: {kind: fixed, choices: [1.0]}}", "reduction.schedule.choices"),
+        (
+            "{method: dart, keep: 64, schedule: {kind: elastic, choices: [1.5]}}",
+            "reduction.schedule.choices.0",
+        ),
+        (
+            "{method: dart, keep: 64, schedule: {kind: progressive, end_high: 1.0}}",
+            "reduction.schedule.end_high",
+        ),
+    ],
+)
+def test_a_wrong_reduction_is_told_where_it_stands(reduction: str, path: str) -> None:
+    assert told(SMALL + f"reduction: {reduction}") == [path]
+
+
+def test_the_released_schedule_is_the_default_progression() -> None:
+    text = SMALL + "reduction: {method: dart, keep: 64, schedule: {kind: progressive}}"
+    expected = Progressive(start_low=0.10, start_high=0.10, end_low=0.26, end_high=0.74)
+    assert read_recipe(text).reduction.schedule == expected
+
+
+IMPOSSIBLE = [
+    ("train.offload_parameters", ["train.offload_parameters=true"], "train.zero_stage=3"),
+    ("train.offload_optimizer", ["train.offload_optimizer=true", "train.zero_stage=0"], "train.zero_stage=1"),
+    ("train.deepspeed", ["train.deepspeed=ds.json", "train.offload_optimizer=true"], "train.deepspeed=null"),
+    ("train.precision", ["model.dtype=bfloat16", "train.precision=fp16"], "train.precision=bf16"),
+    ("train.precision", ["model.dtype=float16", "train.precision=fp32"], "model.dtype=float32"),
+    (
+        "model.attn_implementation",
+        ["model.attn_implementation=flash_attention_2", "model.dtype=float32"],
+        "model.dtype=auto",
+    ),
+    ("distill.enabled", ["distill.enabled=true", "reduction=none"], "distill.enabled=false"),
+    ("data.min_pixels", ["data.min_pixels=10", "data.max_pixels=9"], "data.max_pixels=10"),
+    (
+        "parts",
+        ["parts.projector.mode=frozen", "parts.language.mode=frozen"],
+        "parts.vision.mode=lora",
+    ),
+    ("parts.vision.learning_rate", ["parts.vision.learning_rate=1e-5"], "parts.vision.mode=full"),
+    ("parts.lora.targets", ["parts.lora.targets=[]"], "parts.lora.targets=null"),
+    ("train.epochs", ["train.epochs=null"], "train.max_steps=5"),
+    ("train.max_steps", ["data.train.0.streaming=true"], "train.max_steps=5"),
+    (
+        "data.group_by_length",
+        ["data.train.0.streaming=true", "data.group_by_length=true", "train.max_steps=5"],
+        "data.group_by_length=false",
+    ),
+    ("train.best_metric", ["train.best_metric=loss"], "data.validation.0.path=rows.json"),
+    ("train.overlay_steps", ["train.overlay_steps=9"], "data.validation.0.path=rows.json"),
+    ("reduction.schedule.choices", ["reduction.schedule={kind: elastic, choices: []}"], "reduction.keep=64"),
+    (
+        "reduction.schedule.start_low",
+        ["reduction.schedule={kind: progressive, start_low: 0.5}"],
+        "reduction.schedule.start_high=0.6",
+    ),
+    (
+        "reduction.schedule",
+        ["reduction={stages: [{method: dart, keep: 9}, {method: dart, keep: 5}], schedule: {kind: elastic}}"],
+        "reduction.schedule.kind=fixed",
+    ),
+    ("log.report_to", ["log.report_to=[none, wandb]"], "log.report_to=wandb"),
+    ("compare.budgets", ["compare.budgets=[]"], "compare.budgets=[1.0]"),
+    ("compare.methods.1", ["compare.methods=[dart, fastw]"], "compare.methods.1=fastv"),
+]
+
+
+@pytest.mark.parametrize(("path", "broken", "remedy"), IMPOSSIBLE)
+def test_an_impossible_combination_is_told_and_its_remedy_helps(
+    path: str, broken: list[str], remedy: str
+) -> None:
+    base = SMALL + "reduction: {method: dart, keep: 64}\n"
+    assert told(base, *broken) == [path]
+    if path == "reduction.schedule.choices":
+        remedy = "reduction.schedule.choices=[1.0]"
+    read_recipe(base, [*broken, remedy])
+
+
+SECTIONS = (Model, Part, Parts, Lora, Source, Data, Distill, Log, Train, QuestionSet, Compare, Progressive)
+
+
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.__name__)
+def test_every_field_is_explained_where_it_stands(section: type) -> None:
+    source = inspect.getsource(section)
+    fields_of_it = re.split(r"\n(?=    \w+: )", source)[1:]
+    assert len(fields_of_it) == len(section.__annotations__)
+    assert not [text for text in fields_of_it if "# " not in text and "kind:" not in text]

@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dart_train.config import load_recipe
+from dart_train.evaluation.comparison import compare
+from tests.evaluation import scene
+from tests.fixtures.runs import runs
+
+__all__ = ["runs"]
+
+
+@pytest.fixture(scope="session")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished comparison: the folder of its recipe. Leave it as it is."""
+    folder = tmp_path_factory.mktemp("compare")
+    compare(load_recipe(scene.make(folder), ["compare.timing=true", "compare.timing_repeats=2"]))
+    return folder
+
+
+@pytest.fixture
+def again(done: Path, tmp_path: Path) -> Iterator[Path]:
+    """A copy of what it wrote, to go on from."""
+    shutil.copytree(done / "out", tmp_path / "out")
+    yield tmp_path / "out"

@@ -1,0 +1,45 @@
+"""The worst regressions are right with full tokens and wrong reduced; those that most rows lose come first."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dart_train.evaluation.report.regressions import regressions
+
+RIGHT, WRONG = "red", "a dog"
+
+
+def lines(name: str, full: str, *reduced: str, kind: str = "", checkpoint: str = "base") -> list[dict[str, Any]]:
+    """One question: what full tokens say, and rows that keep 40, 30, 20, ... tokens."""
+    rows = [("full", "full", 64, full), *(("dart", str(40 - 10 * i), 40 - 10 * i, r) for i, r in enumerate(reduced))]
+    return [
+        {"checkpoint": checkpoint, "method": method, "budget": budget, "set": "s", "id": name, "kind": kind,
+         "kept": kept, "prediction": said, "answers": [RIGHT]}
+        for method, budget, kept, said in rows
+    ]  # fmt: skip
+
+
+def found(*questions: list[dict[str, Any]], most: int = 9, metric: str = "exact_match") -> list[str]:
+    return [each.full["id"] for each in regressions([line for q in questions for line in q], "base", metric, most)]
+
+
+def test_only_what_full_tokens_had_right_can_be_lost() -> None:
+    assert found(lines("a", WRONG, WRONG, WRONG), lines("b", RIGHT, RIGHT, RIGHT), lines("c", RIGHT, RIGHT, WRONG),
+                 lines("d", RIGHT, WRONG, WRONG, checkpoint="tuned")) == ["c"]  # fmt: skip
+
+
+def test_what_most_rows_lose_comes_first_and_the_gentlest_of_them() -> None:
+    asked = [lines("a", RIGHT, RIGHT, RIGHT, WRONG), lines("b", RIGHT, WRONG, WRONG, WRONG), lines("c", RIGHT, WRONG)]
+    assert found(*asked) == ["b", "a", "c"] and found(*asked, most=1) == ["b"]
+    (worst,) = regressions(asked[1], "base", "exact_match", 1)
+    assert [line["kept"] for line in worst.wrong] == [40, 30, 20] and worst.right == 0
+
+
+def test_no_kind_of_question_fills_the_page() -> None:
+    asked = [lines(str(i), RIGHT, WRONG, WRONG, kind="colour") for i in range(5)]
+    assert found(*asked, lines("x", RIGHT, WRONG, kind="reading"), most=3) == ["0", "x", "1"]
+
+
+def test_half_of_full_marks_counts_as_right() -> None:
+    assert found(lines("a", "rid", "rat", "xyz"), metric="anls") == ["a"]
+    assert found(lines("a", "xyz", "rat"), metric="anls") == []

@@ -1,0 +1,84 @@
+"""A small comparison: a tiny model, and questions of which it answers most right with full tokens."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dart_train.config import Recipe, load_recipe
+from dart_train.evaluation.comparison_grid import prepare
+from dart_train.evaluation.generate import Subject
+from dart_train.evaluation.questions import Question
+from tests.zoo import picture, save_folder, sentence
+
+RECIPE = """
+model: {{path: {folder}/llava, dtype: float32}}
+compare:
+  methods: [dart, random]
+  budgets: [1.0, 8, 0.25]
+  sets: [{{path: {folder}/questions.json, images: {folder}/images, name: small}}]
+  batch_size: 5
+  max_new_tokens: 3
+  timing: false
+  output_dir: {folder}/out
+"""
+NUMBER = 14
+KINDS = ("colour", "reading")
+
+
+def make(folder: Path) -> Path:
+    """recipe.yaml and all that it names. One question in seven has an answer that the model does not give."""
+    (folder / "images").mkdir(parents=True)
+    save_folder("llava", folder / "llava")
+    recipe = folder / "compare.yaml"
+    recipe.write_text(RECIPE.format(folder=folder))
+    rows = [_row(folder, number) for number in range(NUMBER)]
+    _write(folder, rows)
+    for row, said in zip(rows, answers_of(load_recipe(recipe)), strict=True):
+        wrong = int(row["id"]) % 7 == 6
+        row["conversations"][1]["value"] = "something else" if wrong else said
+    _write(folder, rows)
+    return recipe
+
+
+def _row(folder: Path, number: int) -> dict[str, Any]:
+    """Questions of different lengths; one without a picture."""
+    asked, names = sentence(2 + number % 5, number), [] if number == 3 else [f"{number}.png"]
+    for name in names:
+        picture(number).save(folder / "images" / name)
+    turns = [{"from": "human", "value": "<image>\n" * len(names) + asked}, {"from": "gpt", "value": "nothing yet"}]
+    row = {"id": str(number), "conversations": turns, "kind": KINDS[number % 2]}
+    return {**row, "image": names[0]} if names else row
+
+
+def _write(folder: Path, rows: list[dict[str, Any]]) -> None:
+    (folder / "questions.json").write_text(json.dumps(rows))
+
+
+def answers_of(recipe: Recipe) -> list[str]:
+    """What the plain model says, asked one by one through transformers alone."""
+    prepared = prepare(recipe, progress=False)
+    subject = Subject(recipe, recipe.model.path, torch.device("cpu"))
+    return [plainly(subject.model, subject.processor, question) or "(nothing)" for question in prepared.questions]
+
+
+@torch.no_grad()
+def plainly(model: Any, processor: Any, question: Question, new: int = 3) -> str:
+    images = iter(question.images())
+    turns = [
+        {**turn, "content": [{**part, "image": next(images)} if part["type"] == "image" else part for part in content]}
+        for turn in question.messages
+        for content in [turn["content"]]
+    ]
+    inputs = processor.apply_chat_template(
+        turns, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    made = model.generate(**inputs, max_new_tokens=new, do_sample=False)
+    return processor.batch_decode(made[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0].strip()
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]

@@ -1,0 +1,76 @@
+"""Every family is asked as its own processor and template would ask it, padding on the left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dart_train.data.images import ImageStore
+from dart_train.data.sample import ImageRef, Turn
+from dart_train.evaluation.prompts import Prompts
+from dart_train.evaluation.questions import Question
+from tests.zoo import FAMILIES, conversation, encode
+
+PICTURES, WORDS = (1, 2), ("What is this?", "Which of them is larger?")
+
+
+def questions(folder: Path) -> tuple[list[Question], list[list[dict]]]:
+    asked, rows = [], []
+    for number, (count, words) in enumerate(zip(PICTURES, WORDS, strict=True)):
+        messages, images = conversation(count, words, seed=number)
+        names = [f"{number}-{i}.png" for i in range(count)]
+        for name, image in zip(names, images, strict=True):
+            image.save(folder / name)
+        turn = Turn("user", (*(ImageRef(path=name) for name in names), words))
+        asked.append(Question("set", str(number), "", (turn,), ("yes",), "key", ImageStore(folder)))
+        rows.append(messages)
+    return asked, rows
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_batch_is_the_one_that_the_processor_makes(family: str, tmp_path: Path) -> None:
+    asked, rows = questions(tmp_path)
+    batch = Prompts(FAMILIES[family].processor()).batch(asked)
+    expected = encode(family, rows)
+    for name in ("input_ids", "attention_mask", "pixel_values"):
+        assert torch.equal(batch[name], expected[name]), name
+    assert batch.keys() == expected.keys()
+    assert not batch["attention_mask"][:, 0].all(), "rows of different length"
+
+
+def test_visual_tokens_are_counted_by_row(tmp_path: Path) -> None:
+    prompts = Prompts(FAMILIES["llava"].processor())
+    ids = prompts.batch(questions(tmp_path)[0])["input_ids"]
+    assert prompts.visual_tokens(ids) == [64, 128]
+
+
+def test_what_is_asked_again_is_made_once_as_far_as_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, _ = questions(tmp_path)
+    prompts = Prompts(FAMILIES["llava"].processor())
+    prompts._room = sum(tensor.nbytes for tensor in Prompts(prompts.processor).features(asked[1]).values())
+    first = prompts.batch(asked[::-1])
+    opened: list[str] = []
+    monkeypatch.setattr(Question, "images", lambda self, images=Question.images: opened.append(self.id) or images(self))
+    again = prompts.batch(asked[::-1])
+    assert opened == ["0"], "room was for the first that was asked"
+    assert first.keys() == again.keys() and all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_a_question_with_a_control_token_is_refused(tmp_path: Path) -> None:
+    turn = Turn("user", ("What does <image> mean?",))
+    forged = Question("set", "7", "", (turn,), ("yes",), "key", ImageStore(tmp_path))
+    with pytest.raises(ValueError, match="set, question 7: the control token '<image>'"):
+        Prompts(FAMILIES["llava"].processor()).features(forged)
+
+
+def test_a_processor_without_a_template_is_refused(tmp_path: Path) -> None:
+    import copy
+
+    bare = copy.copy(FAMILIES["llava"].processor())
+    bare.chat_template = None
+    with pytest.raises(ValueError, match="no chat template"):
+        Prompts(bare)

@@ -1,0 +1,134 @@
+"""Several stages are one method: asked, timed and told as one, the budget being what the last stage keeps."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from dart_train import DART, attach
+from dart_train.config import RecipeError, load_recipe
+from dart_train.evaluation.comparison import compare
+from dart_train.evaluation.comparison_grid import cells_of, prepare
+from dart_train.evaluation.cost import Arithmetic, Shape
+from dart_train.evaluation.generate import Subject
+from dart_train.reduction import Random
+from tests.evaluation import scene
+from tests.zoo import FAMILIES, make_batch
+
+STAGES = "[{method: dart, layer: 1, keep: 0.5}, {method: random, layer: 3, keep: 0.25}]"
+PYRAMID = f"compare.methods=[{{name: pyramid, stages: {STAGES}}}]"
+TOKENS = 64  # of a picture
+HEAD, KV_HEADS, LAYERS, FLOAT = 16, 2, 5, 4
+
+
+def cells(done: Path, *overrides: str):
+    return [cell for cell in cells_of(load_recipe(done / "compare.yaml", overrides)) if cell.stages]
+
+
+def test_the_budget_is_the_last_stages_and_earlier_ones_keep_their_proportion(done: Path) -> None:
+    found = cells(done, PYRAMID, "compare.budgets=[0.25, 0.4, 0.75, 8]")
+    kept = {cell.budget: [stage.keep for stage in cell.stages] for cell in found}
+    assert kept == {"0.25": [0.5, 0.25], "0.4": [0.8, 0.4], "0.75": [1.0, 0.75], "8": [16, 8]}
+    assert {cell.method for cell in found} == {"pyramid"} and [stage.layer for stage in found[0].stages] == [1, 3]
+
+
+def test_the_recipes_own_reduction_is_asked_with_all_its_stages(done: Path) -> None:
+    (found,) = cells(done, f"reduction={STAGES}", "compare.methods=[reduction]", "compare.budgets=[0.125]")
+    assert found.name == "base / reduction / 0.125"
+    assert found.stages == (DART(layer=1, keep=0.25), Random(layer=3, keep=0.125))
+
+
+def test_a_pyramid_without_a_name_is_called_by_its_stages(done: Path) -> None:
+    found = cells(done, f"compare.methods=[{{stages: {STAGES}}}, {{name: plain, method: dart}}]")
+    assert {cell.method for cell in found} == {"dart at 1 then random at 3", "plain"}
+
+
+def test_a_method_may_have_budgets_of_its_own(done: Path) -> None:
+    merged = "{method: dart, merge: nearest, name: merged, budgets: [0.25, 8]}"
+    found = cells(done, f"compare.methods=[dart, {merged}]", "compare.budgets=[0.5, 0.25]")
+    assert [(cell.method, cell.budget) for cell in found] == [
+        ("dart", "0.5"), ("dart", "0.25"), ("merged", "0.25"), ("merged", "8")
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("methods", "told"), [
+    ("[{method: dart, budgets: []}]", "expected a list of ratios or numbers of tokens"),
+    ("[{method: dart, budgets: [0.1, 0]}]", "budgets: keep=0"),
+    ("[{method: dart, keep: 0.1}]", "or give budgets of its own"),
+    ("[{stages: [{method: dart}, {method: dart, layer: 3, keep: 0.5}]}]", "stages.0: keep is missing"),
+    ("[{stages: [{method: dart}, {method: dart, layer: 3, kep: 1}]}]", "did you mean keep?"),
+    ("[{stages: [{method: dart, keep: 0.2}, {method: dart, layer: 3, keep: 0.5}]}]", "at most what the one before"),
+    ("[{stages: [{method: dart, keep: 64}, {method: dart, layer: 3, keep: 0.5}]}]", "ratios alone or numbers alone"),
+    ("[{stages: [{method: keep_all, keep: 1.0}]}]", "keep_all drops no tokens"),
+    ("[{stages: [], method: dart}]", "method: unknown beside stages"),
+    ("[{stages: dart}]", "expected a list of mappings"),
+    ("[dart, {method: random, name: dart}]", "called 'dart', as one before it; leave one out, or give it a name"),
+    ("[dart, dart]", "called 'dart', as one before it"),
+])  # fmt: skip
+def test_stages_that_make_no_method_are_told(done: Path, methods: str, told: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(done / "compare.yaml", [f"compare.methods={methods}"])
+    assert told in str(caught.value) and "compare.methods." in str(caught.value)
+
+
+def test_the_reduction_is_no_method_where_there_is_none(done: Path) -> None:
+    with pytest.raises(RecipeError, match="the recipe's reduction is none"):
+        load_recipe(done / "compare.yaml", ["reduction=none", "compare.methods=[reduction]"])
+
+
+@pytest.mark.parametrize(("layers", "told"), [((3, 1), "after the one before"), ((1, 9), "the model has 5 layers")])
+def test_stages_that_do_not_go_with_the_model_are_told(done: Path, layers: tuple[int, int], told: str) -> None:
+    stages = ", ".join(f"{{method: dart, layer: {layer}, keep: 0.5}}" for layer in layers)
+    with pytest.raises(ValueError, match=f"pyramid: .*{told}|{told}"):
+        prepare(load_recipe(done / "compare.yaml", [f"compare.methods=[{{name: pyramid, stages: [{stages}]}}]"]), False)
+
+
+@pytest.fixture(scope="module")
+def asked(done: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A comparison of the pyramid, eight tokens left of it."""
+    out = tmp_path_factory.mktemp("pyramid") / "out"
+    more = ["compare.budgets=[8]", "compare.sets.0.limit=6", "compare.timing=true", "compare.timing_repeats=1"]
+    compare(load_recipe(done / "compare.yaml", [PYRAMID, f"compare.output_dir={out}", *more]))
+    return out
+
+
+def test_its_answers_are_those_of_its_stages(done: Path, asked: Path) -> None:
+    recipe = load_recipe(done / "compare.yaml", ["compare.sets.0.limit=6"])
+    subject = Subject(recipe, recipe.model.path, torch.device("cpu"))
+    here = [line for line in scene.lines(asked) if line["method"] == "pyramid"]
+    with attach(subject.model, [DART(keep=16, layer=1), Random(keep=8, layer=3)]):
+        for line, question in zip(here, prepare(recipe, progress=False).questions, strict=True):
+            assert line["prediction"] == scene.plainly(subject.model, subject.processor, question)
+            assert line["kept"] == (8 if line["visual_tokens"] else 0)
+
+
+def test_its_cost_is_that_of_every_stage(asked: Path) -> None:
+    with (asked / "cost.csv").open(newline="") as file:
+        full, pyramid = csv.DictReader(file)
+    length = int(full["prompt_tokens"])
+    tokens = length + 2 * (length - TOKENS + 16) + (LAYERS - 3) * (length - TOKENS + 8)
+    assert int(pyramid["kv_bytes"]) == 2 * KV_HEADS * HEAD * FLOAT * tokens and int(pyramid["kept"]) == 8
+    assert "layer=1" in (asked / "report.html").read_text()
+
+
+def test_its_flops_are_those_that_the_forward_does() -> None:
+    model, batch = FAMILIES["llava"].model("eager"), make_batch("llava", images=(1, 1), question_words=(4, 4))
+    rows, length = batch["input_ids"].shape
+    counter = FlopCounterMode(display=False)
+    with attach(model, [DART(keep=32, layer=1), DART(keep=8, layer=3)]), torch.no_grad(), counter:
+        model(**batch, logits_to_keep=1)
+    arithmetic = Arithmetic(_recipe(), model, batch, rows * TOKENS)
+    steps = ((1, length - TOKENS + 32), (3, length - TOKENS + 8))
+    assert arithmetic.prefill(Shape(rows, length, steps, rows * TOKENS)) == pytest.approx(
+        counter.get_total_flops(), rel=0.12
+    )
+
+
+def _recipe():
+    from dart_train.config import read_recipe
+
+    return read_recipe("model: {path: x, dtype: float32}")

@@ -1,0 +1,79 @@
+"""What of a row is asked, and what counts as right."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dart_train.config import Recipe, read_recipe
+from dart_train.data.issues import BadRow
+from dart_train.evaluation.questions import Question, open_sets, questions_of
+from tests.zoo import picture
+
+
+@pytest.fixture
+def asked(tmp_path: Path):
+    picture(1).save(tmp_path / "a.png")
+
+    def read(*rows: Any, **columns: str) -> list[Question | BadRow]:
+        (tmp_path / "rows.json").write_text(json.dumps(list(rows)))
+        recipe: Recipe = read_recipe(
+            f"model: {{path: x}}\ncompare: {{sets: [{{path: {tmp_path}/rows.json, columns: {json.dumps(columns)}}}]}}"
+        )
+        return list(questions_of(open_sets(recipe)[0]))
+
+    return read
+
+
+def test_each_answer_of_a_conversation_is_a_question_with_the_turns_before_it(asked) -> None:
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "742"},
+             {"from": "human", "value": "On which colour?"}, {"from": "gpt", "value": "yellow"}]  # fmt: skip
+    one, two = asked({"id": "p", "image": "a.png", "conversations": turns, "kind": ["number", "holder"]})
+    assert (one.id, one.kind, one.text, one.answers) == ("p#1", "number", "What?", ("742",))
+    assert (two.id, two.kind, two.text, two.answers) == ("p#2", "holder", "On which colour?", ("yellow",))
+    assert len(one.turns) == 1 and len(two.turns) == 3 and len(two.images()) == 1
+    assert one.key != two.key
+
+
+@pytest.mark.parametrize(
+    ("row", "answers"),
+    [
+        ({"answer": "red"}, ("red",)),
+        ({"answer": ["red", "dark red"]}, ("red", "dark red")),
+        ({"answer": "red", "answers": ["red", "scarlet"]}, ("red", "scarlet")),
+        ({"answer": "red", "answers": [{"answer": "red"}, {"answer": "wine"}]}, ("red", "wine")),
+        ({"answer": 7}, ("7",)),
+    ],
+)
+def test_all_answers_of_a_row_count_as_right(asked, row, answers) -> None:
+    (found,) = asked({"image": "a.png", "question": "Which?", **row})
+    assert found.answers == answers
+
+
+def test_kind_and_answers_may_have_other_names(asked) -> None:
+    row = {"image": "a.png", "question": "Which?", "answer": "red", "category": "colour", "gold": ["red", "rot"]}
+    (found,) = asked(row, kind="category", answers="gold")
+    assert (found.kind, found.answers) == ("colour", ("red", "rot"))
+
+
+def test_a_row_that_cannot_be_asked_is_named(asked) -> None:
+    good = {"image": "a.png", "question": "Which?", "answer": "red"}
+    found = asked(good, {"image": "a.png"}, {**good, "answers": [None]})
+    assert [type(each) for each in found] == [Question, BadRow, BadRow]
+    assert "rows.json:1" in str(found[1]) and "answers" in str(found[2])
+
+
+def test_the_key_changes_with_whatever_is_asked(asked, tmp_path: Path) -> None:
+    row = {"image": "a.png", "question": "Which?", "answer": "red"}
+    keys = [asked({**row, **more})[0].key for more in ({}, {}, {"answer": "blue"}, {"question": "What?"})]
+    assert keys[0] == keys[1] and len(set(keys)) == 3
+    picture(2).save(tmp_path / "a.png")
+    assert asked(row)[0].key not in keys
+
+
+def test_rows_that_share_an_id_stay_apart(asked) -> None:
+    row = {"id": "7", "image": "a.png", "question": "Which?", "answer": "red"}
+    assert [each.id for each in asked(row, row, {**row, "answer": "blue"})] == ["7", "7 (row 1)", "7 (row 2)"]

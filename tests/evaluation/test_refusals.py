@@ -1,0 +1,153 @@
+"""All that is wrong with a comparison is told in one message, before any weight is read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dart_train.cli.compare import main
+from dart_train.config import RecipeError, load_recipe
+from dart_train.evaluation.comparison import compare
+from dart_train.evaluation.comparison_grid import prepare
+
+
+@pytest.fixture(autouse=True)
+def no_weights(monkeypatch: pytest.MonkeyPatch, done: Path) -> None:
+    """Reading weights is a failure here."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr("dart_train.checkpoints.loading.read_model", refuse)
+
+
+def refusal(done: Path, *overrides: str) -> str:
+    with pytest.raises(ValueError) as caught:
+        compare(load_recipe(done / "compare.yaml", overrides))
+    return str(caught.value)
+
+
+def recipe_problems(done: Path, *overrides: str) -> dict[str, str]:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(done / "compare.yaml", overrides)
+    return {problem.path: str(problem) for problem in caught.value.problems}
+
+
+def test_unknown_metrics_are_told_with_all_other_errors(done: Path) -> None:
+    found = recipe_problems(
+        done,
+        "compare.metrics=[exact_match, bleu]",
+        "compare.sets.0.metrics=[anlz]",
+        "compare.sets.0.kind_metrics={reading: [vqaa]}",
+        "compare.methods=[dart, {method: random, keep: 3}]",
+        "compare.batch_size=0",
+    )
+    assert list(found) == ["compare.batch_size", "compare.methods.1", "compare.metrics.1",
+                           "compare.sets.0.metrics.0", "compare.sets.0.kind_metrics.reading.0"]  # fmt: skip
+    assert "did you mean anls?" in found["compare.sets.0.metrics.0"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "good"),
+    [("loss", True), ("eval_loss", True), ("accuracy_at_0.111", True), ("accuracy_at_full", True), ("bleu", False),
+     ("accuracy_at_0.2", False)],
+)  # fmt: skip
+def test_the_best_metric_is_one_that_validation_tells(done: Path, metric: str, good: bool) -> None:
+    more = (f"train.best_metric={metric}", "data.validation=[{path: rows.json}]")
+    if good:
+        assert load_recipe(done / "compare.yaml", more).train.best_metric == metric
+    else:
+        assert "train.best_metric" in recipe_problems(done, *more)
+
+
+def test_everything_wrong_with_folders_is_one_message(done: Path, tmp_path: Path) -> None:
+    bare, newer, rows = tmp_path / "bare", tmp_path / "newer", tmp_path / "rows.json"
+    for folder in (bare, newer):
+        shutil.copytree(done / "llava", folder)
+    (bare / "processor_config.json").unlink()
+    (newer / "reducer.json").write_text(json.dumps({"format": 1, "stages": [{"method": "dart9", "keep": 4}]}))
+    row = {"image": "gone.png", "question": "What?", "answer": "this"}
+    rows.write_text(json.dumps([row, row, {"image": "0.png"}]))
+    told = refusal(
+        done,
+        f"compare.checkpoints={{bare: {bare}, newer: {newer}, gone: {tmp_path}/nowhere, good: {done}/llava}}",
+        f"compare.sets.0.path={rows}",
+        "compare.methods=[{method: dart, layer: 9}]",
+    )
+    lines = told.splitlines()
+    assert lines[0] == "this cannot be compared: 6 problems"
+    expected = ["unknown_format", "gone.png", "bare: ", "newer: ", "gone: ", "good: dart (layer=9)"]
+    for words, line in zip(["no conversations", "gone.png", "bare: ", "newer: ", "gone: ", "layer=9"], lines[1:],
+                           strict=True):  # fmt: skip
+        assert words in line, (words, expected, told)
+    assert "newer version" in told and "no processor" in told
+
+
+def test_errors_of_the_recipe_and_of_what_it_names_are_one_message(
+    done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare, newer, rows = tmp_path / "bare", tmp_path / "newer", tmp_path / "rows.json"
+    for folder in (bare, newer):
+        shutil.copytree(done / "llava", folder)
+    (bare / "processor_config.json").unlink()
+    (newer / "reducer.json").write_text(json.dumps({"format": 2, "stages": []}))
+    rows.write_text(json.dumps([{"image": "gone.png", "question": "What?", "answer": "this"}]))
+    overrides = [
+        f"compare.checkpoints={{bare: {bare}, newer: {newer}, gone: {tmp_path}/nowhere, good: {done}/llava}}",
+        f"compare.sets.0.path={rows}",
+        "compare.methods=[{method: dart, layer: 9}]",
+        "compare.metrics=[bleu]",
+        "compare.batch_siz=3",
+        f"compare.output_dir={tmp_path}/out",
+    ]
+    assert main([str(done / "compare.yaml"), *overrides]) == 2
+    told = capsys.readouterr().err  # a progress bar first
+    first, *lines = told[told.index("compare: ") :].splitlines()
+    assert first.endswith("compare.yaml: 7 problems") and len(lines) == 7
+    expected = ["compare.batch_siz: unknown key", "compare.metrics.0: ", "gone.png", "compare.checkpoints.bare: ",
+                "compare.checkpoints.newer: ", "compare.checkpoints.gone: ", "good: dart"]  # fmt: skip
+    assert [words for words, line in zip(expected, lines, strict=True) if words not in line] == []
+    assert not (tmp_path / "out").exists()
+    assert "compare.metrics.0" in recipe_problems(done, *overrides) and len(recipe_problems(done, *overrides)) == 2
+
+
+def test_methods_that_make_no_rows_do_not_hide_the_rest(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    more = ["compare.methods=[drat]", "compare.sets.0.path=nowhere.json", "model.path=./gone"]
+    assert main([str(done / "compare.yaml"), *more]) == 2
+    told = capsys.readouterr().err
+    assert all(words in told for words in ("3 problems", "did you mean dart?", "nowhere.json", "model.path: ./gone"))
+
+
+def test_a_set_that_is_not_there_is_told(done: Path) -> None:
+    assert "nowhere.json" in refusal(done, "compare.sets.0.path=nowhere.json")
+
+
+def test_a_set_that_no_metric_can_judge_is_told(done: Path, tmp_path: Path) -> None:
+    here = f"compare.output_dir={tmp_path}/out"
+    told = refusal(done, "compare.metrics=[yes_no_f1]", here)
+    assert "compare.sets.0: yes_no_f1 can judge none of its 14 questions" in told and "1 problem" in told
+    for good in ("compare.metrics=[yes_no_f1, anls]", "compare.sets.0.kind_metrics={reading: [anls]}"):
+        prepare(load_recipe(done / "compare.yaml", ["compare.metrics=[yes_no_f1]", good, here]), progress=False)
+
+
+def test_a_method_that_does_not_go_with_the_family_is_told(done: Path, tmp_path: Path) -> None:
+    from tests.zoo import save_folder
+
+    save_folder("gemma3", tmp_path / "gemma3")
+    told = refusal(done, f"model.path={tmp_path}/gemma3", "compare.methods=[fewer_pixels, dart]")
+    assert "fewer_pixels" in told and "use another method" in told and "1 problem" in told
+
+
+def test_the_verb_says_it_once_and_fails(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(done / "compare.yaml"), "compare.sets.0.path=nowhere.json"]) == 2
+    assert capsys.readouterr().err.count("nowhere.json") == 1
+    assert main([str(done / "compare.yaml"), "compare.sets=[]"]) == 2
+    assert "compare.sets: missing" in capsys.readouterr().err
+
+
+def test_a_good_recipe_is_prepared_without_weights(done: Path) -> None:
+    prepared = prepare(load_recipe(done / "compare.yaml"), progress=False)
+    assert len(prepared.questions) == 14 and len(prepared.cells) == 5

@@ -1,0 +1,99 @@
+"""Every method there is, on several sets at once, each in its own metrics; and a run beside the model it came from."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForImageTextToText
+
+from dart_train.config import load_recipe
+from dart_train.evaluation.comparison import compare
+from dart_train.evaluation.comparison_grid import prepare
+from dart_train.evaluation.generate import Subject
+from dart_train.models.interpolate_positions import interpolated_positions
+from dart_train.models.resize import fewer_pixels
+from dart_train.reduction import REDUCERS
+from tests.evaluation import scene
+from tests.fixtures.runs import Runs
+
+ASKED, TOKENS = 4, 64
+
+
+@pytest.fixture(scope="module")
+def asked(done: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("registry") / "out"
+    rows, images = done / "questions.json", done / "images"
+    sets = [
+        f"{{path: {rows}, images: {images}, name: one, limit: {ASKED}, metrics: [exact_match, vqa]}}",
+        f"{{path: {rows}, images: {images}, name: other, limit: {ASKED}, kind_metrics: {{reading: [anls]}}}}",
+    ]
+    more = [f"compare.methods=[{', '.join(REDUCERS)}]", "compare.budgets=[16]", f"compare.sets=[{', '.join(sets)}]",
+            "compare.metrics=[contains]", "compare.timing=true", "compare.timing_repeats=1"]  # fmt: skip
+    compare(load_recipe(done / "compare.yaml", [*more, f"compare.output_dir={out}"]))
+    return out
+
+
+def test_every_method_answers_every_set(asked: Path) -> None:
+    lines = scene.lines(asked)
+    found = [(line["method"], line["set"], line["id"]) for line in lines]
+    assert found == [(m, s, str(i)) for m in ("full", *REDUCERS) for s in ("one", "other") for i in range(ASKED)]
+    for line in lines:
+        shown = 0 if line["id"] == "3" else TOKENS
+        kept = shown if line["method"] in ("full", "keep_all") else min(16, shown)
+        assert (line["visual_tokens"], line["kept"]) == (shown, kept), line["method"]
+
+
+def test_every_method_has_its_cost(asked: Path) -> None:
+    with (asked / "cost.csv").open(newline="") as file:
+        costs = {row["method"]: row for row in csv.DictReader(file)}
+    assert list(costs) == ["full", *REDUCERS]
+    whole = int(costs["full"]["kv_bytes"])
+    for name, row in costs.items():
+        assert float(row["total"]) > 0 and (int(row["kv_bytes"]) < whole) == (name not in ("full", "keep_all"))
+
+
+def test_each_set_and_kind_has_the_metrics_it_asked_for(asked: Path) -> None:
+    with (asked / "table.csv").open(newline="") as file:
+        found = {(row["set"], row["kind"], row["metric"]) for row in csv.DictReader(file)}
+    assert found == {
+        *(("one", kind, metric) for kind in ("all", *scene.KINDS) for metric in ("exact_match", "vqa")),
+        ("other", "all", "contains"), ("other", "colour", "contains"), ("other", "reading", "anls"),
+    }  # fmt: skip
+
+
+def test_what_was_lost_is_shown_of_every_set(asked: Path) -> None:
+    page = (asked / "report.html").read_text()
+    shown = page[page.index('id="regressions"') :]
+    for name in ("one", "other"):
+        assert f'<h3>base, {name}</h3><div class="cards"><article' in shown
+
+
+def test_fewer_pixels_are_made_by_the_processor(done: Path, asked: Path) -> None:
+    recipe = load_recipe(done / "compare.yaml", [f"compare.sets.0.limit={ASKED}"])
+    subject = Subject(recipe, recipe.model.path, torch.device("cpu"))
+    small = fewer_pixels(subject.processor, 16)
+    with interpolated_positions(subject.model):
+        said = [scene.plainly(subject.model, small, each) for each in prepare(recipe, progress=False).questions]
+    here = [line for line in scene.lines(asked) if (line["method"], line["set"]) == ("fewer_pixels", "one")]
+    assert [line["prediction"] for line in here] == said
+
+
+def test_a_run_is_asked_beside_its_base(done: Path, runs: Runs, tmp_path: Path) -> None:
+    run = runs("lora")
+    more = [f"compare.checkpoints={{base: {run.parent / 'llava'}, tuned: {run}}}", f"compare.output_dir={tmp_path}/out",
+            "compare.budgets=[0.25]", f"compare.sets.0.limit={ASKED}", "compare.methods=[dart]"]  # fmt: skip
+    results = compare(load_recipe(done / "compare.yaml", more))
+    assert results is not None
+    base = AutoModelForImageTextToText.from_pretrained(run.parent / "llava")
+    tuned = PeftModel.from_pretrained(base, run / "checkpoint-4").eval()
+    processor, questions = results.prepared.found["tuned"].processor, results.prepared.questions
+    told = [line for line in results.lines if line["method"] == "full"]
+    expected = [scene.plainly(tuned, processor, question) for question in questions]
+    assert [line["prediction"] for line in told if line["checkpoint"] == "tuned"] == expected
+    assert [line["prediction"] for line in told if line["checkpoint"] == "base"] != expected
+    pairs = {(pair.first[0], pair.second[0], pair.first[1]) for pair in results.pairs}
+    assert {("base", "tuned", "full"), ("base", "tuned", "dart")} <= pairs

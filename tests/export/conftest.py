@@ -1,3 +1,0 @@
-from tests.checkpoint.runs import runs
-
-__all__ = ["runs"]

@@ -1,0 +1,152 @@
+"""An export is the run's model, in a folder that needs neither the run nor this package."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from peft import PeftModel
+from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
+
+import dart_train
+from dart_train import DART, attach
+from dart_train.checkpoints import Budgets, find
+from dart_train.config import load_recipe
+from dart_train.exporting import verify as prove
+from dart_train.exporting import verify_process as fresh
+from tests.fixtures.run_scene import ROOT
+from tests.fixtures.runs import Runs, logits
+
+Exported = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def exported(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """An export of one of the runs, made and proven once."""
+    folder = tmp_path_factory.mktemp("exports")
+
+    def made(kind: str, adapter_only: bool = False) -> Path:
+        out = folder / f"{kind}{'-adapter' * adapter_only}"
+        with pytest.MonkeyPatch.context() as patch:
+            if kind != "lora" or adapter_only:  # one fresh process is enough, it takes seconds
+                patch.setattr(prove, "_run", lambda room, job: fresh.main(job))
+            return out if out.exists() else dart_train.export(runs(kind), out, adapter_only=adapter_only)
+
+    return made
+
+
+def as_trained(run: Path, checkpoint: int = 4) -> torch.nn.Module:
+    """The run's model by plain transformers and plain PEFT."""
+    dtype = torch.bfloat16 if run.name == "half" else torch.float32
+    base = AutoModelForImageTextToText.from_pretrained(run.parent / "llava", dtype=dtype)
+    return PeftModel.from_pretrained(base, run / f"checkpoint-{checkpoint}").eval()
+
+
+@pytest.mark.parametrize("kind,tolerance", [("lora", 1e-3), ("half", 0.1)])
+def test_an_adapter_is_merged_and_gives_the_runs_logits(
+    runs: Runs, exported: Exported, kind: str, tolerance: float
+) -> None:
+    """Vision tower (lora), projector (whole) and language model (lora) trained, so all of them must be there."""
+    plain = AutoModelForImageTextToText.from_pretrained(exported(kind)).eval()
+    run = as_trained(runs(kind))
+    assert plain.dtype == (torch.bfloat16 if kind == "half" else torch.float32)
+    expected = logits(run)
+    assert (logits(plain) - expected).pow(2).mean().sqrt() < tolerance * expected.std()
+    with run.disable_adapter():
+        assert (logits(run) - expected).pow(2).mean().sqrt() > 2 * tolerance * expected.std()
+
+
+def test_full_weights_come_out_as_they_are(runs: Runs, exported: Exported) -> None:
+    trained = AutoModelForImageTextToText.from_pretrained(runs("full") / "checkpoint-4").state_dict()
+    plain = AutoModelForImageTextToText.from_pretrained(exported("full")).state_dict()
+    assert trained.keys() == plain.keys() and all(torch.equal(plain[name], trained[name]) for name in trained)
+
+
+def test_an_earlier_checkpoint_gives_its_own_logits(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prove, "_run", lambda room, job: fresh.main(job))
+    folder = dart_train.export(runs("lora"), tmp_path / "earlier", checkpoint=2)
+    run = runs("lora")
+    earlier, later = (logits(as_trained(run, checkpoint)) for checkpoint in (2, 4))
+    told = logits(AutoModelForImageTextToText.from_pretrained(folder).eval())
+    assert (told - earlier).pow(2).mean().sqrt() < 0.01 * (later - earlier).pow(2).mean().sqrt()
+
+
+def test_an_adapter_kept_apart_is_read_by_plain_peft(runs: Runs, exported: Exported) -> None:
+    folder = exported("lora", adapter_only=True)
+    assert not (folder / "model.safetensors").exists()
+    base = AutoModelForImageTextToText.from_pretrained(runs("lora").parent / "llava")
+    assert torch.equal(logits(PeftModel.from_pretrained(base, folder).eval()), logits(as_trained(runs("lora"))))
+    assert dart_train.load(folder).provenance.step == 4
+
+
+def test_the_folder_loads_and_generates_where_this_package_cannot_be_imported(exported: Exported) -> None:
+    folder = str(exported("lora"))
+    code = (
+        "import sys; sys.modules['dart_train'] = None\n"
+        "from transformers import AutoModelForImageTextToText as M, AutoProcessor as P\n"
+        "from PIL import Image\n"
+        f"model, processor = M.from_pretrained({folder!r}), P.from_pretrained({folder!r})\n"
+        "ask = [{'role': 'user', 'content': [{'type': 'image', 'image': Image.new('RGB', (32, 32))},"
+        " {'type': 'text', 'text': 'which shape'}]}]\n"
+        "batch = processor.apply_chat_template(ask, tokenize=True, return_dict=True, return_tensors='pt',"
+        " add_generation_prompt=True)\n"
+        "print('answered', model.generate(**batch, max_new_tokens=3).shape[1] - batch['input_ids'].shape[1])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "tests", capture_output=True, text=True, check=False)
+    assert "answered" in done.stdout, done.stderr[-2000:]
+
+
+def test_everything_that_is_needed_lies_in_the_folder(exported: Exported) -> None:
+    folder = exported("lora")
+    assert {path.name for path in folder.iterdir()} == {
+        "README.md", "chat_template.jinja", "config.json", "generation_config.json", "model.safetensors",
+        "processor_config.json", "provenance.json", "recipe.yaml", "reducer.json", "tokenizer.json",
+        "tokenizer_config.json",
+    }  # fmt: skip
+    assert type(AutoProcessor.from_pretrained(folder)).__name__ == "LlavaProcessor"
+    assert GenerationConfig.from_pretrained(folder).eos_token_id is not None
+    assert "dart" not in (folder / "config.json").read_text()
+    assert [path.name for path in folder.parent.iterdir() if path.name.startswith(".")] == []
+
+
+def test_the_provenance_says_where_it_comes_from(runs: Runs, exported: Exported) -> None:
+    told = json.loads((exported("lora") / "provenance.json").read_text())
+    assert told["base_model"] == str(runs("lora").parent / "llava") and told["step"] == 4
+    assert told["recipe"] == load_recipe(runs("lora") / "recipe.yaml").to_dict() | {"data": told["recipe"]["data"]}
+    assert told["budgets"]["choices"] == [[1.0], [0.5], [0.25]]
+    assert told["versions"]["torch"] == told["exported_with"]["torch"] == torch.__version__
+    (data,) = told["data"]
+    assert data["use"] == "train" and len(data["sha256"]) == 64 and data["changed_since_training"] is False
+
+
+def test_the_card_states_it_for_a_reader(exported: Exported) -> None:
+    text = (exported("lora") / "README.md").read_text()
+    head = yaml.safe_load(text.split("---")[1])
+    assert head["library_name"] == "transformers" and head["pipeline_tag"] == "image-text-to-text"
+    assert "budgets trained at: full tokens, 0.5 of the tokens, 0.25 of the tokens" in text
+    assert 'AutoModelForImageTextToText.from_pretrained("lora")' in text and "Nothing was measured" in text
+    adapter = (exported("lora", adapter_only=True) / "README.md").read_text()
+    assert "PeftModel.from_pretrained" in adapter and yaml.safe_load(adapter.split("---")[1])["library_name"] == "peft"
+
+
+def test_it_is_served_as_it_was_trained(runs: Runs, exported: Exported) -> None:
+    loaded = dart_train.load(exported("lora"))
+    assert loaded.attached is not None and loaded.attached.reducers == (DART(keep=0.25, layer=2),)
+    assert loaded.provenance.budgets == Budgets(((1.0,), (0.5,), (0.25,)))
+    run = as_trained(runs("lora"))
+    with attach(run, DART(keep=0.25, layer=2)):
+        torch.testing.assert_close(logits(loaded.model), logits(run), rtol=1e-4, atol=1e-3)
+    with pytest.warns(UserWarning, match=r"served at 3 tokens, but trained at full tokens, 0\.5 of the tokens"):
+        dart_train.load(exported("lora"), keep=3)
+
+
+def test_an_export_of_an_export_still_knows_its_run(exported: Exported) -> None:
+    assert find(exported("full")).provenance.step == 4 and find(exported("full")).provenance.data

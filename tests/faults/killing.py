@@ -1,0 +1,104 @@
+"""A run killed again and again, at random moments, and started again by the same command."""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+from tqdm import tqdm
+
+from dart_train.checkpoints import newest_whole, steps_of
+from tests.faults.launched import SMALL, Launched, step_of, wait, writing
+from tests.fixtures.run_scene import losses, make_recipe
+
+VICTIMS = ("rank 0", "rank 1", "launcher", "node launcher", "all")  # DeepSpeed's command starts a launcher of its own
+MOMENTS = ("step", "write", "start")
+SAVE = 2
+
+
+@dataclass
+class Toll:
+    """What the kills cost."""
+
+    kills: list[str] = field(default_factory=list)
+    lost: list[int] = field(default_factory=list)  # steps to be done again, of each kill
+    halves: int = 0  # kills that left a half checkpoint behind
+
+
+def drill(folder: Path, plan: list[tuple[str, str]], steps: int, seed: int, *changes: str) -> Toll:
+    """Kills after `plan` (victim, moment), lets the run end, and holds it against one that nobody disturbed."""
+    recipe, chance, toll = make_recipe(folder), random.Random(seed), Toll()
+    overrides = [*SMALL, f"train.max_steps={steps}", f"train.save_steps={SAVE}", *changes]
+    run, whole = folder / "run", folder / "whole"
+    for number, (victim, moment) in enumerate(tqdm(plan, desc="kills")):
+        name, before = f"kill {number} ({victim}, {moment})", _identity(run)
+        began = Launched(recipe, *overrides, f"train.output_dir={run}", log=folder / "log")
+        _strike(began, run, victim, moment, chance, before)
+        code = began.end()
+        # DeepSpeed's command takes a launcher of its own that was killed for one that ended well.
+        assert code != 0 or victim == "node launcher", f"{name}: the command ended as if nothing had happened"
+        assert not began.held_ports(), f"{name}: a port is held"
+        kept, reached = _kept(run), step_of(run)
+        toll.kills.append(f"{victim} at a {moment}")
+        toll.lost.append(max(0, reached - kept))
+        toll.halves += writing(run)
+        assert toll.lost[-1] <= SAVE, f"{name}: at step {reached}, resumes from {kept}"
+    last = Launched(recipe, *overrides, f"train.output_dir={run}", log=folder / "log")
+    assert last.end() == 0, last.log.read_text(errors="replace")[-3000:]
+    calm = Launched(recipe, *overrides, f"train.output_dir={whole}", log=folder / "log.whole")
+    assert calm.end() == 0, calm.log.read_text(errors="replace")[-3000:]
+    same = ("step", "loss", "grad_norm", "keep", "visual_after")
+    told = [[{name: line[name] for name in same} for line in losses(each)] for each in (run, whole)]
+    assert told[0] == told[1], "the losses are not those of the undisturbed run"
+    return toll
+
+
+def _strike(began: Launched, run: Path, victim: str, moment: str, chance: random.Random, before: int) -> None:
+    over, kept = (lambda: began.runner.poll() is not None), _kept(run)
+    if moment == "start":
+        wait(lambda: began.rank(1) or over(), "no rank began", began)
+        time.sleep(chance.uniform(0, 15))
+    else:
+        wait(lambda: _identity(run) != before or over(), "it did not begin", began)
+        assert step_of(run) >= kept, f"did not go on from {kept}, but from {step_of(run)}"
+        goal = step_of(run) + chance.randint(1, 2)
+        wait(lambda: step_of(run) >= goal or over(), "no step was done", began)
+        if moment == "write":
+            wait(lambda: writing(run) or over(), "no checkpoint was written", began, pause=0.002)
+        time.sleep(chance.uniform(0, 0.05 if moment == "write" else 0.5))
+    assert not over(), f"ended by itself before it was struck\n{began.log.read_text(errors='replace')[-3000:]}"
+    _kill(began, victim)
+
+
+def _kept(run: Path) -> int:
+    """The step that the next start goes on from."""
+    found = newest_whole(run)[0]
+    return steps_of(found) if found else 0
+
+
+def _identity(run: Path) -> int:
+    """Of the metrics' file, which a start writes anew."""
+    file = run / "metrics.jsonl"
+    return file.stat().st_ino if file.exists() else 0
+
+
+def _kill(began: Launched, victim: str) -> None:
+    family = began.family()
+    if victim == "launcher":
+        struck = [each for each in family if each.pid == began.runner.pid]
+    elif victim == "node launcher":
+        struck = [each for each in family if "deepspeed.launcher.launch" in each.cmdline()]
+    elif victim == "all":
+        struck = family
+    else:
+        rank = began.rank(int(victim[-1]))
+        struck = [rank] if rank else []
+    assert struck, f"there is no {victim} to kill"
+    for process in struck:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:  # gone with another a moment ago
+            continue

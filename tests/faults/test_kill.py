@@ -1,0 +1,38 @@
+"""kill -9 at random moments, inside a checkpoint write too: the same command goes on, losses bit for bit."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.faults.killing import MOMENTS, SAVE, VICTIMS, drill
+from tests.faults.results import record
+
+MANY = int(os.environ.get("DART_TRAIN_DRILLS", "30"))
+
+
+@pytest.mark.deepspeed
+def test_killed_twice_it_ends_as_if_undisturbed(tmp_path: Path) -> None:
+    toll = drill(tmp_path, [("rank 1", "write"), ("launcher", "step")], 8, seed=1)
+    assert max(toll.lost) <= SAVE
+
+
+def plan_for(victim: str, chance: random.Random) -> tuple[str, str]:
+    """DeepSpeed's command, gone before its ranks begin, is not missed: they train on to the end."""
+    return victim, chance.choice(MOMENTS[:2] if victim == "launcher" else MOMENTS)
+
+
+@pytest.mark.drill
+@pytest.mark.deepspeed
+@pytest.mark.parametrize("stage", [2, 3])
+def test_killed_again_and_again(tmp_path: Path, stage: int) -> None:
+    chance = random.Random(stage)
+    plan = [plan_for(VICTIMS[i % len(VICTIMS)], chance) for i in range(MANY)]
+    toll = drill(tmp_path, plan, 10 * MANY, stage, f"train.zero_stage={stage}")
+    done = f"kill -9 of {', '.join(sorted(set(toll.kills)))}; 2 ranks, ZeRO-{stage}, a checkpoint every {SAVE} steps"
+    lost = f"at most {max(toll.lost)} steps a kill, {sum(toll.lost)} in all; {toll.halves} half checkpoints left, none "
+    lost += f"chosen; losses of all {10 * MANY} steps as undisturbed, bit for bit"
+    record(f"kill, ZeRO-{stage}", done, MANY, lost)

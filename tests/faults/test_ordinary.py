@@ -1,0 +1,111 @@
+"""Drills that are ordinary tests, run every day: run here once more, by themselves, and put into the table."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from tests.faults.results import record
+from tests.fixtures.run_scene import ROOT
+
+pytestmark = [pytest.mark.drill, pytest.mark.deepspeed]
+
+
+@dataclass(frozen=True)
+class Ordinary:
+    """tests: what pytest is given; kept: what they have shown when all of them pass; timed: what the seconds that they
+    have measured are, if they do."""
+
+    done: str
+    kept: str
+    tests: tuple[str, ...]
+    timed: str = ""
+
+
+T, D = "tests/training/test_", "tests/data/test_"
+TABLE = {
+    "asked to stop": Ordinary(
+        "SIGTERM and SIGUSR1 to one process; SIGUSR1 to one of 2 ranks, SIGTERM to all processes and to the launcher's "
+        "command alone",
+        "nothing: the step finished and saved, resumed bit for bit; the ranks' exit code is 75, the launcher's its own "
+        "where it was asked itself",
+        (f"{T}stopping.py", f"{T}stopping_on_ranks.py"),
+        "from the signal to the last process gone",
+    ),
+    "disk full, read-only, closed, quota": Ordinary(
+        "while saving, on one process and on 2 ranks (all of them or one alone), ZeRO-2 and 3, stop and continue",
+        "the checkpoints that failed; the last good one is byte for byte as it was, all ranks stop or go on together",
+        (f"{T}saving_fails.py", f"{T}saving_fails_on_ranks.py"),
+    ),
+    "a rank dies or falls silent": Ordinary(
+        "kill -9 of either of 2 ranks; one of them stopped (timeout 90 s)",
+        "the work since the last checkpoint; the rank named, exit code not zero, no process left, no port held",
+        (f"{T}peers.py",),
+        "until the others had left",
+    ),
+    "other ranks, other stage": Ordinary(
+        "a run of 2 ranks and ZeRO-2 started again by one process and at ZeRO-3, LoRA and full",
+        "nothing: refused before a file was touched; the export that the refusal advises was made and trained from",
+        (f"{T}other_spread.py",),
+    ),
+    "nan, inf, bad gradient": Ordinary(
+        "one process, and one rank of 2, under DDP and ZeRO 0 to 3, fp32 and bf16; an exploding learning rate",
+        "the bad steps: taken by no rank, skipped or stopped at as the recipe says, row ids written down",
+        (f"{T}bad_steps.py", f"{T}bad_steps_on_ranks.py"),
+    ),
+    "changed recipe, base, version": Ordinary(
+        "each changed before a resume",
+        "nothing: refused with every difference and no file touched; --force goes on and says so",
+        (f"{T}changes.py",),
+    ),
+    "a second run in the folder": Ordinary(
+        "started while the first one lives, and after it was killed",
+        "nothing: refused and nothing touched; a killed run holds no lock",
+        (f"{T}lock.py",),
+    ),
+    "hostile data and checkpoints": Ordinary(
+        "paths and links out of the folder, bombs, pictures 100,000 wide, damaged bytes, malformed JSON, junk rows, "
+        "URLs, pickles",
+        "the bad rows: refused by name and counted; no file outside opened, nothing unpickled",
+        (
+            f"{D}nothing_outside.py",
+            f"{D}images.py",
+            f"{D}formats.py",
+            f"{D}sources.py",
+            f"{D}dataset.py",
+            f"{D}check.py",
+            f"{T}harmless.py",
+        ),
+    ),
+    "secrets": Ordinary(
+        "keys and passwords planted in the environment, then looked for in every file and on the screen of a training "
+        "and of a comparison",
+        "nothing: none found in log, checkpoint, recipe, report, W&B's files or TensorBoard's",
+        ("tests/test_secrets.py",),
+    ),
+    "W&B away, silent, disk full": Ordinary(
+        "no server, a server that never answers, a full disk from the start and in the middle",
+        "what W&B could not write; training came to its end, the offline files complete where there was room",
+        (f"{T}log_unreachable.py",),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_all_of_it_holds(tmp_path: Path, name: str) -> None:
+    """A row is written where all have passed and none was skipped."""
+    drill, told = TABLE[name], tmp_path / "told.xml"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={told}", *drill.tests]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    suite = next(ElementTree.parse(told).getroot().iter("testsuite"))
+    assert suite.attrib["skipped"] == "0", done.stdout[-3000:]
+    seconds = [float(each.attrib["value"]) for each in suite.iter("property") if each.attrib["name"] == "seconds"]
+    assert bool(seconds) == bool(drill.timed)
+    took = f"; {min(seconds):.0f} to {max(seconds):.0f} s {drill.timed}" if seconds else ""
+    record(name, drill.done, f"{suite.attrib['tests']} tests", f"{drill.kept}{took}")

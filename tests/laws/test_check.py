@@ -1,0 +1,258 @@
+"""The self-check: it finds nothing wrong where all is right, and finds what was broken on purpose."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dart_train import DART, Pooling, Random, attach
+from dart_train import conformance as laws
+from dart_train.__main__ import main
+from dart_train.conformance import (
+    CheckReport,
+    Finding,
+    apart,
+    check,
+    default_reducers,
+    last_tokens,
+    only_few_trained,
+    worst,
+)
+from dart_train.hooks import engine, masks
+from dart_train.hooks import forward_state as flight
+from dart_train.hooks import reference as oracle
+from dart_train.models.structure import dissect
+from tests.zoo import FAMILIES, save_folder
+
+
+def checked(name: str, *reducers: Any, **options: Any) -> CheckReport:
+    family = FAMILIES[name]
+    return check(family.model(**options), family.processor(), reducers or None, show=False)
+
+
+def verdicts(report: CheckReport) -> dict[str, str]:
+    return {finding.law: finding.verdict for finding in report.findings}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_holds(name: str) -> None:
+    report = checked(name)
+    assert set(verdicts(report).values()) == {"holds"}, str(report)
+    assert report.ok and len(report.findings) == 8
+    assert all(0 <= f.number < report.tolerance / 5 for f in report.findings if f.number is not None)
+
+
+@pytest.mark.parametrize("name", ["llava_next", "qwen3_vl", "gemma3"])
+def test_every_law_holds_with_eager_attention(name: str) -> None:
+    report = checked(name, DART(keep=6, layer=1), attn="eager")
+    assert set(verdicts(report).values()) == {"holds"}, str(report)
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model = FAMILIES["llava"].model().train()
+    frozen = next(model.parameters()).requires_grad_(False)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    check(model, FAMILIES["llava"].processor(), show=False)
+    assert model.training and not frozen.requires_grad
+    assert all(p.requires_grad for p in model.parameters() if p is not frozen)
+    assert all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+# broken on purpose ----------------------------------------------------------------------------------------
+
+
+def failing(report: CheckReport) -> set[str]:
+    return {law.split(":")[-1].strip() for law, verdict in verdicts(report).items() if verdict != "holds"}
+
+
+def test_renumbered_positions_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def first_ones(self: Any, x: Tensor, stage: int) -> Tensor:
+        return x[..., : self.kept[stage].length, :]
+
+    monkeypatch.setattr(flight.Flight, "follow", first_ones)
+    report = checked("qwen2_vl", Random(keep=8))
+    assert "reduced = dropped tokens masked" in failing(report) and not report.ok
+
+
+def test_a_mask_that_forgets_padding_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def all_seen(config: Any, hidden: Tensor, valid: Tensor, cache: Any, layer: int) -> Any:
+        return real_build(config, hidden, torch.ones_like(valid), cache, layer)
+
+    real_build = masks.build
+    monkeypatch.setattr(engine.masks, "build", all_seen)
+    assert "generation with a cache = without" in failing(checked("llava", Random(keep=8)))
+
+
+def test_a_loss_at_the_wrong_place_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Late(engine.Targets):
+        def states(self, hidden: Tensor) -> Tensor:
+            return hidden[self.rows[0], self.slots[0] + 1][None]
+
+    monkeypatch.setattr(engine, "Targets", Late)
+    assert failing(checked("llava", Random(keep=8))) == {"gradients, full length = compact"}
+
+
+def test_a_hook_left_behind_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attach.__globals__["Attached"], "remove", lambda self: self._patches.undo())
+    report = checked("llava", Random(keep=8))
+    assert verdicts(report)["removal leaves the model as it was"] == "does not hold"
+    assert "hooks are left" in str(report)
+
+
+def test_what_breaks_does_not_hold_and_the_rest_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any) -> None:
+        raise KeyError("deep inside")
+
+    monkeypatch.setattr(laws, "greedy", broken)
+    report = checked("llava", Random(keep=8))
+    assert verdicts(report)["random: generation"] == "does not hold" and not report.ok
+    assert [f.note for f in report.findings if f.law == "random: generation"] == ["KeyError: 'deep inside'"]
+    assert verdicts(report)["random: gradients, full length = compact"] == "holds"
+
+
+def test_not_a_number_is_no_agreement() -> None:
+    nan = torch.tensor([1.0, math.nan])
+    assert math.isnan(apart(nan, nan)) and math.isnan(worst([0.0, math.nan, 1.0]))
+    assert Finding.of("law", math.nan, 1.0).verdict == "does not hold"
+
+
+# what cannot be checked is said ----------------------------------------------------------------------------
+
+
+def test_kernels_without_masks_are_not_checked_against_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(oracle, "MASKED_KERNELS", ())
+    report = checked("llava", Random(keep=8))
+    assert verdicts(report)["random: reduced = dropped tokens masked"] == "not checked"
+    assert report.ok and "takes no mask" in str(report)
+
+
+def test_merged_and_kept_whole_are_not_checked_against_a_mask() -> None:
+    report = checked("llava", Pooling(keep=16), DART(keep=1000))
+    law = "{}: reduced = dropped tokens masked"
+    assert {verdicts(report)[law.format(name)] for name in ("pooling", "dart")} == {"not checked"}
+    assert report.ok and "nothing was dropped" in str(report)
+
+
+def test_nothing_checked_is_not_ok() -> None:
+    assert not CheckReport("model", (Finding("law", "not checked"),), 1e-3).ok
+
+
+def test_the_table_is_printed_with_names_verdicts_and_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    check(FAMILIES["llava"].model(), FAMILIES["llava"].processor(), [Random(keep=8)])
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].startswith("LlavaForConditionalGeneration, float32")
+    assert len(out) == 6 and all(re.search(r"  holds +\d\.\de[-+]\d\d", line) for line in out[1:])
+
+
+def test_unknown_models_are_refused_with_what_is_missing() -> None:
+    with pytest.raises(NotImplementedError, match=r"Linear: .* lacks .*get_decoder.*image_token_id"):
+        check(nn.Linear(2, 2), FAMILIES["llava"].processor())
+
+
+def test_processors_that_cannot_serve_are_refused() -> None:
+    with pytest.raises(ValueError, match="expected a processor"):
+        check(FAMILIES["llava"].model(), FAMILIES["llava"].processor().tokenizer)
+    with pytest.raises(ValueError, match="attached to this model already"):
+        model = FAMILIES["llava"].model()
+        attach(model, Random(keep=8))
+        check(model, FAMILIES["llava"].processor())
+
+
+# its parts -------------------------------------------------------------------------------------------------
+
+
+def test_shallow_models_are_cut_in_the_middle() -> None:
+    model = FAMILIES["llava"].model()
+    for depth, layer in ((5, 2), (3, 1), (2, 1), (1, 0)):
+        del dissect(model).layers[depth:]
+        assert {reducer.layer for reducer in default_reducers(model)} == {layer}
+
+
+def test_last_tokens_of_padded_rows() -> None:
+    real = torch.tensor([[0, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 1]]).bool()
+    expected = torch.tensor([[0, 0, 1, 1], [1, 1, 0, 0], [0, 0, 0, 1]]).bool()
+    assert torch.equal(last_tokens(real, 2), expected)
+
+
+def test_training_flags_come_back_after_an_error() -> None:
+    model = FAMILIES["llava"].model()
+    with pytest.raises(RuntimeError), only_few_trained(model, 2) as few:
+        assert sum(p.requires_grad for p in model.parameters()) == len(few) == 3
+        raise RuntimeError
+    assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("additive", [False, True])
+def test_hidden_columns_are_closed_and_no_row_is_empty(additive: bool) -> None:
+    keep = torch.tensor([[True, False, True]])
+    seen = torch.tensor([[[[1, 0, 0], [1, 1, 0], [1, 0, 1]]]]).bool()
+    if not additive:
+        assert torch.equal(oracle.hide(None, keep), seen)
+    else:
+        lowest = torch.finfo(torch.float32).min
+        causal = torch.full((1, 1, 3, 3), lowest).triu(1)
+        assert torch.equal(oracle.hide(causal, keep), torch.zeros(1, 1, 3, 3).masked_fill(~seen, lowest))
+
+
+# the command -----------------------------------------------------------------------------------------------
+
+
+def test_command_checks_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(save_folder("qwen2_5_vl", tmp_path))
+    options = ["--layer", "1", "--keep", "6", "--method", "fastv", "--dtype", "float32", "--attn", "eager"]
+    assert main(["check", folder, *options, "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    assert "fastv: reduced = dropped tokens masked" in out and "kept 12 of" in out and "layer 1" in out
+
+
+def test_command_fails_when_a_law_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(flight.Flight, "follow", lambda self, x, stage: x[..., : self.kept[stage].length, :])
+    folder = str(save_folder("llava", tmp_path))
+    assert main(["check", folder, "--method", "random", "--device", "cpu"]) == 1
+    assert "does not hold" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--layer", "99"], "expected 0 to 4"),
+        (["--keep", "0"], "expected a number of tokens"),
+        (["--method", "drat"], "did you mean dart"),
+    ],
+)
+def test_command_refuses_in_one_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    folder = str(save_folder("llava", tmp_path))
+    assert main(["check", folder, "--device", "cpu", *options]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("dart_train check: ") and message in last
+
+
+def test_command_names_a_folder_that_holds_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(tmp_path)]) == 2
+    assert "holds no processor" in capsys.readouterr().err
+
+
+def test_errors_keep_their_traceback_when_debugging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DART_TRAIN_DEBUG", "1")
+    with pytest.raises((ValueError, OSError)):
+        main(["check", str(tmp_path)])
+
+
+@pytest.mark.parametrize(("argv", "code"), [([], 2), (["chek"], 2), (["--help"], 0)])
+def test_verbs_are_listed(argv: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(argv) == code
+    out, err = capsys.readouterr()
+    shown = err if code else out
+    assert all(f"  {verb} " in shown for verb in ("check", "bench", "data"))
+    assert ("unknown verb 'chek'" in shown) == (argv == ["chek"])

@@ -1,0 +1,162 @@
+"""Processors come back from a folder as the real classes, with or without torchvision."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from huggingface_hub import constants, snapshot_download
+from transformers import ProcessorMixin
+from transformers.utils import is_torchvision_available
+
+from dart_train.models.processors import load_processor
+from tests.zoo import FAMILIES, FAMILIES_WITH_VIDEO, conversation, picture, save_folder
+
+every_family = pytest.mark.parametrize("name", FAMILIES)
+without_torchvision = pytest.mark.skipif(is_torchvision_available(), reason="torchvision is installed")
+REFUSES_PIXELS = [name for name in FAMILIES if not name.startswith("qwen")]
+
+
+def _prepared(processor: ProcessorMixin) -> dict[str, torch.Tensor]:
+    rows = [conversation(count, "what is it?", "blue", seed=count)[0] for count in (1, 2)]
+    settings = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    return dict(
+        processor.apply_chat_template(rows, processor_kwargs={"padding": True, "padding_side": "right"}, **settings)
+    )
+
+
+def _check_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    tolerance = 0.05 if is_torchvision_available() else 0.0  # its resizing rounds differently
+    for key, value in one.items():
+        torch.testing.assert_close(value, other[key], rtol=0, atol=tolerance)
+
+
+def _within(part: object, whole: object) -> bool:
+    """With torchvision the settings come back with all defaults filled in, so more may be there."""
+    if isinstance(part, dict) and isinstance(whole, dict):
+        return all(key in whole and _within(value, whole[key]) for key, value in part.items())
+    return part == whole
+
+
+@every_family
+@pytest.mark.parametrize("older_layout", [False, True])
+def test_folder_gives_back_the_processor(name: str, older_layout: bool, tmp_path: Path) -> None:
+    original = FAMILIES[name].processor()
+    loaded = load_processor(str(save_folder(name, tmp_path, older_layout)))
+    assert type(loaded) is type(original)
+    assert type(loaded) is getattr(transformers, type(original).__name__)
+    _check_same(_prepared(original), _prepared(loaded))
+
+
+@every_family
+def test_saved_again_it_names_the_original_classes(name: str, tmp_path: Path) -> None:
+    folder, again = save_folder(name, tmp_path / "first"), tmp_path / "second"
+    load_processor(str(folder)).save_pretrained(again)
+    first, second = (json.loads((place / "processor_config.json").read_text()) for place in (folder, again))
+    assert _within(first, second)
+    assert not second["image_processor"]["image_processor_type"].endswith("Pil")
+    _check_same(_prepared(load_processor(str(folder))), _prepared(load_processor(str(again))))
+
+
+@every_family
+def test_travels_to_another_process(name: str, tmp_path: Path) -> None:
+    loaded = load_processor(str(save_folder(name, tmp_path)))
+    _check_same(_prepared(loaded), _prepared(pickle.loads(pickle.dumps(loaded))))
+
+
+@without_torchvision
+@pytest.mark.parametrize("name", [*FAMILIES_WITH_VIDEO, "llava_onevision", "internvl", "smolvlm"])
+def test_video_is_refused_without_torchvision(name: str, tmp_path: Path) -> None:
+    loaded = load_processor(str(save_folder(name, tmp_path)))
+    frames = [picture(number, (48, 48)) for number in range(4)]
+    for video in (frames, "clip.mp4"):
+        turn = {"role": "user", "content": [{"type": "video", "video": video}]}
+        with pytest.raises(ValueError, match="install torchvision"):
+            loaded.apply_chat_template([turn], tokenize=True)
+
+
+@pytest.mark.parametrize("name", FAMILIES_WITH_VIDEO)
+def test_pixel_limits_change_the_number_of_tokens(name: str, tmp_path: Path) -> None:
+    folder = str(save_folder(name, tmp_path))
+    picture = conversation(1, "", seed=0)[1][0]
+
+    def patches(**limits: int) -> int:
+        return load_processor(folder, **limits).image_processor([picture])["image_grid_thw"][0].prod().item()
+
+    assert picture.size == (64, 64)
+    assert patches() == 16 * 16
+    assert patches(max_pixels=32 * 32) == 8 * 8
+    assert patches(min_pixels=96 * 96, max_pixels=128 * 128) == 24 * 24
+
+
+@pytest.mark.parametrize("name", FAMILIES_WITH_VIDEO)
+def test_pixel_limits_are_saved(name: str, tmp_path: Path) -> None:
+    limited = load_processor(str(save_folder(name, tmp_path)), max_pixels=2048)
+    limited.save_pretrained(tmp_path)
+    assert dict(load_processor(str(tmp_path)).image_processor.size)["longest_edge"] == 2048
+
+
+@pytest.mark.parametrize("name", REFUSES_PIXELS)
+def test_pixel_limits_are_refused_where_they_mean_nothing(name: str, tmp_path: Path) -> None:
+    folder = str(save_folder(name, tmp_path))
+    with pytest.raises(ValueError, match="does not resize to a number of pixels"):
+        load_processor(folder, max_pixels=4096)
+
+
+@pytest.mark.parametrize("least, most", [(None, 0), (64, 32), (-1, None)])
+def test_impossible_pixel_limits_are_refused(least: int | None, most: int | None, tmp_path: Path) -> None:
+    folder = str(save_folder("qwen2_vl", tmp_path))
+    with pytest.raises(ValueError, match="0 < min_pixels <= max_pixels"):
+        load_processor(folder, min_pixels=least, max_pixels=most)
+
+
+def test_folder_without_a_processor_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no processor"):
+        load_processor(str(tmp_path))
+
+
+def test_folder_with_only_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    FAMILIES["llava"].processor().tokenizer.save_pretrained(tmp_path)
+    settings = tmp_path / "tokenizer_config.json"
+    kept = {key: value for key, value in json.loads(settings.read_text()).items() if key != "processor_class"}
+    settings.write_text(json.dumps(kept))
+    with pytest.raises(ValueError, match="holds no processor"):
+        load_processor(str(tmp_path))
+
+
+def test_a_folder_with_nothing_but_a_model_names_what_is_missing(tmp_path: Path) -> None:
+    FAMILIES["llava"].model().config.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="lacks a part of its LlavaProcessor"):
+        load_processor(str(tmp_path))
+
+
+@pytest.fixture
+def silent_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub that is not there, and nothing of transformers that could wait for it."""
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # the port of `discard`: nobody listens
+    monkeypatch.setattr("transformers.utils.hub.hf_hub_download", None)
+
+
+@pytest.mark.usefixtures("silent_hub")
+@pytest.mark.parametrize("path", ["nobody/nothing-of-this-name", "no/such/folder", "/not/there"])
+def test_without_a_hub_it_is_said_at_once(path: str) -> None:
+    with pytest.raises(ValueError, match=r"no folder, was never downloaded, and .* does not answer"):
+        load_processor(path)
+
+
+@pytest.mark.usefixtures("silent_hub")
+def test_without_a_hub_what_was_downloaded_before_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = "0" * 40
+    model = tmp_path / "models--somebody--tiny"
+    save_folder("llava", model / "snapshots" / commit)
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text(commit)
+    cached = partial(snapshot_download, cache_dir=tmp_path)
+    monkeypatch.setattr("dart_train.models.processors.snapshot_download", cached)
+    assert type(load_processor("somebody/tiny")) is type(FAMILIES["llava"].processor())

@@ -1,0 +1,26 @@
+"""From a recipe's text to what is planned for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from dart_train.config import Recipe, read_recipe
+from dart_train.planning import Plan, predict
+from dart_train.planning.case import Case
+
+CPU = torch.device("cpu")
+FIXED = "reduction={method: dart, keep: 14, layer: 2, schedule: {kind: fixed}}"
+
+
+def recipe_of(text: str, *overrides: str) -> Recipe:
+    return read_recipe(text, overrides, needs=("data.train",))
+
+
+def case_of(text: str, *overrides: str, ranks: int | None = None, rows: int = 40) -> Case:
+    return Case.of(recipe_of(text, *overrides), ranks, rows, CPU)
+
+
+def quick(text: str, *overrides: str, **options: Any) -> Plan:
+    return predict(recipe_of(text, *overrides), timing=False, device="cpu", rows=40, **options)

@@ -1,0 +1,101 @@
+"""What is computed without memory is what torch allocates and autograd saves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlavaConfig
+
+from dart_train import KeepAll, attach
+from dart_train.planning.batch import encoded
+from dart_train.planning.ghost import Ghost, Kept, layer_flops
+from dart_train.planning.memory import passing, standing
+from dart_train.planning.probe import Probe
+from dart_train.planning.setup import Setup
+from dart_train.training.trainable import choose_parameters
+from tests.planning.cases import CPU, FIXED, case_of, recipe_of
+from tests.zoo import FAMILIES
+
+MODES = {
+    "lora": ["parts.language.mode=lora"],
+    "full": ["parts.language.mode=full"],
+    "projector": ["parts.language.mode=frozen"],
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_standing_memory_is_what_torch_allocates(text: str, mode: str) -> None:
+    case = case_of(text, *MODES[mode], rows=4)
+    model = choose_parameters(FAMILIES["llava"].model(), case.recipe.parts).train()
+    optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad])
+    batch = encoded(case.rows, [0, 1], case.setup, CPU)
+    model(**batch, labels=batch["input_ids"], use_cache=False).loss.backward()
+    optimizer.step()
+    state = [value for each in optimizer.state.values() for value in each.values() if isinstance(value, torch.Tensor)]
+    assert standing(case.model, case.setup) == {
+        "weights": size_of(model.parameters()),
+        "gradients": size_of(weight.grad for weight in model.parameters() if weight.grad is not None),
+        "optimizer": size_of(state),
+    }
+
+
+def size_of(tensors: Any) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def test_each_stage_of_zero_shares_one_more_thing(text: str) -> None:
+    def at(stage: int, *overrides: str) -> dict[str, int]:
+        setup = Setup.of(recipe_of(text, f"train.zero_stage={stage}", "train.precision=bf16", *overrides), ranks=4)
+        return standing(setup.skeleton(), setup)
+
+    alone = at(0)
+    trained = alone["gradients"] // 2
+    assert alone["optimizer"] == pytest.approx(12 * trained, rel=0.01)  # two moments and a copy, in float32
+    for stage, shared in enumerate([(), ("optimizer",), ("optimizer", "gradients"), tuple(alone)]):
+        assert at(stage) == {part: size // (4 if part in shared else 1) for part, size in alone.items()}
+    assert at(2, "train.offload_optimizer=true")["optimizer"] == 0
+    assert at(3, "train.offload_parameters=true")["weights"] == 0
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen3_vl", "gemma3"])
+@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_counted_activations_are_what_autograd_saves(text: str, models: Path, name: str, mode: str) -> None:
+    case = case_of(text, f"model.path={models}/{name}", *MODES[mode], "parts.lora.dropout=0.1", rows=4)
+    ghost, probe = Ghost(case.config, case.setup, "cpu"), Probe(case.config, case.setup, CPU)
+    for rows, length, padded in ((2, 40, True), (3, 33, False)):
+        layer, hidden, args, kwargs = probe._layer_call(rows, length, padded)
+        kwargs = kwargs if padded else {**kwargs, "attention_mask": None}
+        shared = [t for value in kwargs.values() for t in (value if isinstance(value, tuple) else [value])]
+        kept = Kept([*layer.parameters(), *(t for t in shared if isinstance(t, torch.Tensor))])
+        with kept.watching():
+            layer(hidden, *args, **kwargs)
+        assert ghost.saved(rows, length, padded) == kept.size
+
+
+@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_passing_memory_is_nearly_all_that_a_whole_forward_keeps(text: str, mode: str) -> None:
+    """What is left out is of one layer's size or less: the final norm, masks, the choice itself."""
+    case = case_of(text, *MODES[mode], FIXED, "train.gradient_checkpointing=false", rows=8)
+    ghost, probe = Ghost(case.config, case.setup, "cpu"), Probe(case.config, case.setup, CPU)
+    for load in (case.full, *case.loads):
+        work, at = load.work, load.work.longest
+        batch = encoded(case.rows, case.workload.batches[at].tolist(), case.setup, CPU)
+        model = choose_parameters(FAMILIES["llava"].model(), case.recipe.parts).train()
+        kept = Kept([*model.parameters(), *batch.values()])
+        with attach(model, load.budget.reducers or KeepAll(layer=0)), kept.watching():
+            model(**batch, logits_to_keep=1, use_cache=False)
+        counted = passing(work, ghost, 1, probe.tower_saved(batch) / float(work.pixels[at]))
+        assert 0.94 < sum(counted.values()) / kept.size <= 1
+
+
+def test_a_large_model_is_counted_without_its_memory(text: str) -> None:
+    setup = Setup.of(recipe_of(text, "parts.language.mode=full"))
+    ghost, config = Ghost(LlavaConfig(), setup, "cpu"), LlavaConfig().text_config
+    assert ghost.saved(16, 640) == 16 * ghost.saved(1, 640) > 2**30
+    forward, backward = layer_flops(LlavaConfig(), setup)
+    weights = 4 * config.hidden_size**2 + 3 * config.hidden_size * config.intermediate_size
+    assert forward.token == pytest.approx(2 * weights) and backward.token == pytest.approx(4 * weights)
+    assert forward.pair == pytest.approx(4 * config.hidden_size)

@@ -1,0 +1,62 @@
+"""On a GPU a small operation costs its launch, not its arithmetic: what is launched does not grow with the picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dart_train.benchmarks.scene import Scene
+from dart_train.reduction import REDUCERS
+
+MOST = 90  # DART's 82 and some air: who adds launches should notice
+
+
+class Launches(TorchDispatchMode):
+    """Counts what computes; a view of a tensor launches nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        returned = func._schema.returns
+        self.count += not any(r.alias_info is not None and not r.alias_info.is_write for r in returned)
+        return func(*args, **(kwargs or {}))
+
+
+def launches(method: str, tokens: int, batch: int) -> int:
+    """Of one selection on a device that is no CPU: the meta device takes the same path as a GPU."""
+    meta, here = torch.device("meta"), Scene.draw(tokens, batch, 256, torch.device("cpu"), torch.float32)
+    there = {name: getattr(here, name).to(meta) for name in ("states", "keys", "query", "scale", "pools", "real")}
+    reducer, scene = REDUCERS[method](keep=tokens // 9), replace(here, **there)
+    with Launches() as seen:
+        view = scene.view(reducer)
+        reducer.content(view, reducer.select(view))
+    return seen.count
+
+
+@pytest.mark.parametrize("method", REDUCERS)
+def test_launches_do_not_grow_with_the_picture(method: str) -> None:
+    few = launches(method, 600, 1)  # 600 and 2,700 tokens are one grid each; a tile more is a launch more
+    assert launches(method, 2700, 1) <= few <= MOST
+
+
+@pytest.mark.parametrize("method", [name for name, method in REDUCERS.items() if method().required() <= {"keys"}])
+def test_launches_do_not_grow_with_the_batch(method: str) -> None:
+    """Methods that look at attention launch the one row of it sample by sample."""
+    assert launches(method, 600, 8) <= launches(method, 600, 1)
+
+
+def test_the_count_counts() -> None:
+    def ran(work: Callable[[], object]) -> int:
+        with Launches() as seen:
+            work()
+        return seen.count
+
+    x = torch.ones(4)
+    assert [ran(lambda: x + 1), ran(lambda: x.view(2, 2)), ran(lambda: x.mul_(2).abs())] == [1, 0, 2]

@@ -1,0 +1,122 @@
+"""What every method of the registry promises. A new one is tested by existing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+import pytest
+import torch
+
+from dart_train.reduction import REDUCERS, KeepAll, Reducer, Seen
+from dart_train.reduction.kept_tokens import Reduction
+from dart_train.reduction.token_groups import Pools
+from tests.reduction.scenes import Scene
+
+ONE, TWO = "tt" + "v" * 16 + "ttttt", "t" + "v" * 8 + "t" + "v" * 12 + "tttt"
+TURNS = "t" + "v" * 10 + "tt" + "a" + "tt" + "v" * 6 + "ttttttt"  # the second picture comes after an answer
+ROWS = (ONE, TWO, TURNS, "tttt", "v" * 4, "v" * 4 + "t" * 40)
+SAMPLES = (16, 20, 16, 0, 4, 4)
+IMAGES = ((16,), (8, 12), (10, 6), (), (4,), (4,))
+
+every_method = pytest.mark.parametrize("method", REDUCERS)
+both_budgets = pytest.mark.parametrize("per", ["sample", "image"])
+
+
+def wanted(reducer: Reducer) -> list[int]:
+    """Of each row."""
+    if isinstance(reducer, KeepAll):
+        return list(SAMPLES)
+    sizes = [(size,) for size in SAMPLES] if reducer.per == "sample" else IMAGES
+    ratio = isinstance(reducer.keep, float)
+    return [int(sum(size * reducer.keep if ratio else min(size, reducer.keep) for size in row)) for row in sizes]
+
+
+@every_method
+@both_budgets
+@pytest.mark.parametrize("keep", [1, 3, 4, 9, 12, 500, 0.5, 1.0])
+def test_budget_is_met_exactly_by_visual_tokens(method: str, per: str, keep: int | float) -> None:
+    reducer = REDUCERS[method](keep=keep, per=per)
+    chosen = Scene(ROWS).choice(reducer)
+    assert list(map(len, chosen)) == wanted(reducer)
+    for row, kept in zip(ROWS, chosen, strict=True):
+        assert all(row[place] == "v" for place in kept)
+
+
+@every_method
+@both_budgets
+def test_counts_are_known_before_the_choice(method: str, per: str) -> None:
+    reducer = REDUCERS[method](keep=5, per=per)
+    view = Scene(ROWS).view(reducer)
+    keep = reducer.select(view)
+    assert keep.dtype == torch.bool and not (keep & ~view.valid).any()
+    assert keep.sum(1).tolist() == reducer.counts(view.pools)
+    assert reducer.kept_tokens(IMAGES[1]) == sum(reducer.counts(Pools.of(Scene((TWO,)).batch(), per)))
+
+
+@every_method
+def test_text_is_never_dropped(method: str) -> None:
+    reducer, scene = REDUCERS[method](keep=2), Scene(ROWS)
+    view, batch = scene.view(reducer), scene.batch()
+    goes_on = view.pools.keep_mask(batch.real & ~batch.visual, reducer.select(view))
+    assert torch.equal(goes_on & ~batch.visual, batch.real & ~batch.visual)
+    assert goes_on.sum(1).tolist() == view.pools.row_counts(reducer.counts(view.pools))
+
+
+@every_method
+@both_budgets
+def test_a_row_chooses_alike_alone_in_a_batch_and_under_padding(method: str, per: str) -> None:
+    reducer, scene = REDUCERS[method](keep=5, per=per), Scene(ROWS)
+    chosen = scene.choice(reducer)
+    assert scene.choice(reducer) == chosen
+    assert replace(scene, side="right").choice(reducer) == chosen
+    for row, text in enumerate(ROWS):
+        if "v" in text:
+            assert scene.alone(row).choice(reducer) == [chosen[row]]
+
+
+@every_method
+def test_bfloat16_states_are_welcome(method: str) -> None:
+    reducer = REDUCERS[method](keep=5, merge="nearest")
+    scene = Scene(ROWS, dtype=torch.bfloat16)
+    view = scene.view(reducer)
+    keep = reducer.select(view)
+    assert keep.sum(1).tolist() == reducer.counts(view.pools)
+    assert torch.equal(keep, reducer.select(scene.view(reducer)))
+    reducer.content(view, keep)
+
+
+@every_method
+def test_nothing_is_used_that_was_not_asked_for(method: str) -> None:
+    """The engine shows more than is asked when several stages ask: the choice stays."""
+    reducer, scene = REDUCERS[method](keep=5), Scene(ROWS)
+    view, needs = scene.view(reducer), reducer.required()
+    assert needs <= {"keys", "values", "attention", "grid"}
+    seen = Seen(
+        view.seen.keys if "keys" in needs else torch.full((6, 1, scene.length, 1), torch.nan),
+        view.seen.values if "values" in needs else torch.full((6, 1, scene.length, 1), torch.nan),
+        view.seen.attention if "attention" in needs else torch.full((6, scene.length), torch.nan),
+    )
+    assert torch.equal(reducer.select(replace(view, seen=seen)), reducer.select(view))
+
+
+@every_method
+@pytest.mark.parametrize("merge", ["none", "nearest"])
+def test_nothing_is_read_back_from_the_device(method: str, merge: Literal["none", "nearest"]) -> None:
+    """On the meta device there is nothing to read: an `item`, a `tolist`, a boolean index would raise."""
+    reducer = REDUCERS[method](keep=5, merge=merge)
+    view, meta = Scene(ROWS).view(reducer), torch.device("meta")
+    seen = (view.seen.keys, view.seen.values, view.seen.attention)
+    view = replace(
+        view,
+        pools=view.pools.to(meta),
+        states=view.states.to(meta),
+        scale=Scene(ROWS).scale.to(meta),
+        seen=Seen(*(None if x is None else x.to(meta) for x in seen)),
+    )
+    keep, counts = reducer.select(view), reducer.counts(view.pools)
+    reducer.content(view, keep)
+    text = torch.ones(view.states.shape[:2], dtype=torch.bool, device=meta)
+    kept = Reduction.of(view.pools.keep_mask(text, keep), view.pools.row_counts(counts))
+    later = view.pools.after(kept, keep, counts)
+    assert later.slots.device == keep.device == kept.expand(kept.gather(view.states)).device == meta

@@ -1,0 +1,109 @@
+"""From names and options to reducers, and back."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, fields
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from dart_train import DART, REDUCERS, Random, Reducer, ScoreReducer, View, from_config
+from dart_train.reduction import reducer_class
+from tests.reduction.scenes import Scene
+
+
+@dataclass(frozen=True, kw_only=True)
+class Last(ScoreReducer):
+    """A method of another package: the last tokens of each picture, in steps."""
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    step: int = 1
+
+    def score(self, view: View) -> Tensor:
+        places = torch.arange(view.valid.shape[1]).expand_as(view.valid)
+        return places + 100.0 * (places % self.step == 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calmer(DART):
+    """Inherits the name of one of ours, and must not be taken for it."""
+
+    image_pivots: int = 2
+
+
+OUTSIDE = f"{__name__}:Last"
+
+
+def test_a_class_of_another_package_is_found_by_its_place() -> None:
+    reducer = from_config({"method": OUTSIDE, "keep": 3, "step": 2})
+    assert reducer == Last(keep=3, step=2)
+    assert Scene(("tvvvvvvvt", "vvt")).choice(reducer) == [{3, 5, 7}, {0, 1}]
+
+
+@pytest.mark.parametrize("reducer", [Last(keep=4), Calmer(keep=4), DART(keep=0.5, pivot="value_min")])
+def test_a_reducer_comes_back_from_its_configuration(reducer: Reducer) -> None:
+    again = from_config(json.loads(json.dumps(reducer.to_dict())))
+    assert again == reducer and type(again) is type(reducer)
+
+
+@pytest.mark.parametrize("method", REDUCERS)
+def test_every_method_comes_back_from_its_configuration(method: str) -> None:
+    reducer = REDUCERS[method](keep=7, layer=3, per="image", merge="nearest")
+    assert reducer.to_dict()["method"] == method
+    assert from_config(json.loads(json.dumps(reducer.to_dict()))) == reducer
+
+
+@pytest.mark.parametrize("method", REDUCERS)
+def test_methods_are_told_apart_by_name_and_say_what_they_do(method: str) -> None:
+    cls = REDUCERS[method]
+    assert cls.name == method
+    assert cls.__doc__ and not cls.__doc__.startswith(cls.__name__ + "(")
+    assert cls.needs <= {"keys", "values", "attention", "grid"}
+    assert {"keep", "layer", "per", "merge"} <= {field.name for field in fields(cls)}
+
+
+def test_everything_wrong_is_said_at_once_with_the_nearest() -> None:
+    options = {"keep": 0, "layers": 2, "image_pivot": 4, "zzz": 1}
+    with pytest.raises(ValueError) as error:
+        from_config({"method": "dart", **options})
+    said = str(error.value)
+    assert all(f"unknown option '{name}'" in said for name in ("layers", "image_pivot", "zzz"))
+    assert "did you mean layer?" in said and "did you mean image_pivots?" in said
+    assert "keep=0: expected" in said
+    assert "keep, layer, per, merge, image_pivots" in said  # what would have been right
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ("dartt", "method='dartt': expected one of dart, .*did you mean dart?"),
+        ("uniform_grid", "did you mean uniform?"),
+        (None, "method=None: expected the name of a method, one of dart, "),
+        (3, "method=3: expected the name"),
+        ("no_such_package.x:Y", "cannot be imported .*no_such_package.*is the package installed?"),
+        (f"{__name__}:Nobody", "cannot be imported .*Nobody"),
+        (":Last", "cannot be imported"),
+        ("json:loads", "expected a subclass of dart_train.Reducer, found"),
+        ("json:JSONDecoder", "expected a subclass of dart_train.Reducer, found"),
+    ],
+)
+def test_what_is_no_method_is_refused_by_name(method: object, said: str) -> None:
+    with pytest.raises(ValueError, match=said.replace("?", re.escape("?"))):
+        from_config({"method": method, "keep": 4})
+
+
+def test_configuration_is_left_as_it_was() -> None:
+    config = {"method": "random", "keep": 4}
+    assert from_config(config) == Random(keep=4)
+    assert config == {"method": "random", "keep": 4}
+    assert reducer_class("random") is Random
+
+
+def test_a_method_without_a_choice_says_what_is_missing() -> None:
+    for cls, missing in ((Reducer, r"define select\(view\)"), (ScoreReducer, r"define score\(view\)")):
+        with pytest.raises(NotImplementedError, match=missing):
+            cls(keep=1).select(Scene(("vt",)).view(Random(keep=1)))

@@ -1,0 +1,124 @@
+"""A loss or gradient that is no number: the step is not taken, on no rank, and its rows are written down."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dart_train import train
+from dart_train.cli.train import BAD_STEP, main
+from dart_train.config import load_recipe
+from dart_train.training import nonfinite as guard
+from dart_train.training.nonfinite import BadStep
+from dart_train.training.trainer import DartTrainer
+from tests.fixtures.faults import poison
+from tests.fixtures.run_scene import losses, make_recipe
+
+BASE = ["train.per_device_batch_size=2", "train.max_steps=4", "train.save_steps=1", "train.save_total_limit=null"]
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_recipe(tmp_path_factory.mktemp("scene"))
+
+
+@pytest.fixture
+def harmed(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Poisons every trainer made from now on."""
+
+    def harm(step: int, what: str) -> None:
+        made = DartTrainer.__init__
+
+        def poisoned(self: Any, *given: Any, **named: Any) -> None:
+            made(self, *given, **named)
+            poison(self, 0, step, what)
+
+        monkeypatch.setattr(DartTrainer, "__init__", poisoned)
+
+    return harm
+
+
+def adapter(run: Path, step: int) -> dict[str, torch.Tensor]:
+    return load_file(run / f"checkpoint-{step}" / "adapter_model.safetensors")
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("what", ["nan", "inf", "gradient"])
+def test_a_bad_step_is_skipped_and_the_run_goes_on(recipe: Path, tmp_path: Path, harmed: Any, what: str) -> None:
+    harmed(2, what)
+    train(recipe, [*BASE, f"train.output_dir={tmp_path}", "train.on_nan=skip", "train.gradient_accumulation_steps=2"])
+    lines = losses(tmp_path)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert [line["bad_steps"] for line in lines] == [0, 1, 1, 1]
+    assert all(math.isfinite(line["loss"]) for line in lines) and "grad_norm" not in lines[1]
+    assert same(adapter(tmp_path, 1), adapter(tmp_path, 2)) and not same(adapter(tmp_path, 2), adapter(tmp_path, 3))
+    told = [json.loads(line) for line in (tmp_path / "bad_steps.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["rank"], len(line["losses"])) for line in told] == [(2, 0, 2)]
+    assert len(told[0]["rows"]) == 4 and all(name.startswith("rows.json:") for name in told[0]["rows"])
+    assert (told[0]["losses"][1] == what) == (what != "gradient")
+
+
+def test_the_rows_written_down_are_those_of_the_step(recipe: Path) -> None:
+    from dart_train.common.distributed import Ranks
+    from dart_train.data.dataset import RowDataset
+    from dart_train.training.data_feed import Feed
+    from tests.zoo import FAMILIES
+
+    read = load_recipe(recipe, ["train.per_device_batch_size=2", "train.gradient_accumulation_steps=2"])
+    for rank in (0, 1):
+        feed = Feed.open(read, Ranks(rank, 2, 2, False), FAMILIES["llava"].processor())
+        rows, batches = RowDataset(feed.reader), iter(feed.loader(0).batch_sampler or ())
+        for step, micro in ((0, 0), (0, 1), (1, 0)):
+            named = feed.named_rows(step, micro)
+            places = [rows.locate(number) for number in next(batches)]
+            assert [name.split(" ")[0] for name in named] == [source.row_id(index) for source, index in places]
+
+
+def test_a_bad_step_ends_the_run_where_the_recipe_says_so(recipe: Path, tmp_path: Path, harmed: Any) -> None:
+    harmed(3, "nan")
+    with pytest.raises(BadStep, match=r"the loss is nan at step 3 on rank 0, rows rows.json:\d+"):
+        train(recipe, [*BASE, f"train.output_dir={tmp_path}"])
+    assert not (tmp_path / "checkpoint-3").exists() and (tmp_path / "checkpoint-2").exists()
+
+
+def test_rows_that_cannot_be_written_down_are_told(
+    recipe: Path, tmp_path: Path, harmed: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk on the first rank must not end it alone: the others would wait for it."""
+
+    def full(*given: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    harmed(2, "nan")
+    monkeypatch.setattr(guard, "add_lines", full)
+    train(recipe, [*BASE, f"train.output_dir={tmp_path}", "train.on_nan=skip"])
+    assert losses(tmp_path)[-1]["bad_steps"] == 1
+    assert "No space left on device" in caplog.text and "rows.json:" in caplog.text
+
+
+def test_a_resumed_run_counts_on(recipe: Path, tmp_path: Path, harmed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    go = [*BASE, f"train.output_dir={tmp_path}", "train.on_nan=skip"]
+    with monkeypatch.context():
+        harmed(2, "nan")
+        train(recipe, [*go, "train.max_steps=3"])
+    monkeypatch.undo()
+    train(recipe, go)
+    assert losses(tmp_path)[-1]["bad_steps"] == 1
+    assert len((tmp_path / "bad_steps.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_run_that_can_only_skip_ends(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Weights that are broken stay broken: the first step throws them away."""
+    wild = ["train.learning_rate=1e30", "train.max_grad_norm=0", "train.on_nan=skip", "train.max_steps=40"]
+    wild += ["parts.language={mode: full}", "train.save_steps=100"]
+    assert main([str(recipe), *BASE, f"train.output_dir={tmp_path}", *wild]) == BAD_STEP
+    assert "20 steps one after the other" in capsys.readouterr().err

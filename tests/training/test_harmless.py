@@ -1,0 +1,74 @@
+"""Nothing is unpickled from a checkpoint that a stranger could have made."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dart_train.cli.train import main
+from dart_train.training.checkpointing import check_harmless
+from tests.fixtures.run_scene import make_recipe
+
+
+class Bomb:
+    def __init__(self, place: Path) -> None:
+        self.place = place
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.place,)
+
+
+def checkpoint(run: Path, content: Any) -> Path:
+    folder = run / "checkpoint-2"
+    folder.mkdir(parents=True)
+    torch.save(content, folder / "optimizer.pt")
+    sizes = {"optimizer.pt": (folder / "optimizer.pt").stat().st_size}
+    (folder / "complete.json").write_text(json.dumps({"step": 2, "ranks": 1, "stage": None, "files": sizes}))
+    return folder
+
+
+def test_a_foreign_checkpoint_is_refused_before_it_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe, fuse = make_recipe(tmp_path), tmp_path / "went off"
+    checkpoint(tmp_path / "run", {"state": Bomb(fuse)})
+    assert main([str(recipe)]) == 2
+    told = capsys.readouterr().err
+    assert "would run code when it is loaded" in told and "Traceback" not in told
+    assert not fuse.exists()
+
+
+def test_a_bare_pickle_is_not_opened(tmp_path: Path) -> None:
+    fuse = tmp_path / "went off"
+    (tmp_path / "state.pt").write_bytes(pickle.dumps(Bomb(fuse)))
+    with pytest.raises(ValueError, match="is not opened"):
+        check_harmless(tmp_path)
+    assert not fuse.exists()
+
+
+def test_code_that_comes_with_a_model_does_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe, fuse = make_recipe(tmp_path), tmp_path / "went off"
+    file = tmp_path / "llava" / "config.json"
+    strange = {"model_type": "strange", "auto_map": {"AutoConfig": "strange.Strange"}}
+    file.write_text(json.dumps({**json.loads(file.read_text()), **strange}))
+    (file.parent / "strange.py").write_text(f"open({str(fuse)!r}, 'w')\nclass Strange: pass\n")
+    assert main([str(recipe)]) == 2
+    assert "trust_remote_code" in capsys.readouterr().err
+    assert not fuse.exists()
+
+
+def test_that_code_may_run_is_said_aloud(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    recipe = make_recipe(tmp_path)
+    for trusted in ("false", "true"):
+        assert not caplog.records
+        assert main([str(recipe), "--dry-run", f"model.trust_remote_code={trusted}"]) == 0
+    assert f"code that comes with {tmp_path / 'llava'} is run" in caplog.text
+
+
+def test_tensors_and_plain_things_are_harmless(tmp_path: Path) -> None:
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+
+    check_harmless(checkpoint(tmp_path, {"step": torch.ones(2), "groups": [{"lr": 0.1}], "scale": LossScaler(1.0)}))

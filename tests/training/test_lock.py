@@ -1,0 +1,70 @@
+"""One run in a folder, and a lock that no dead process holds."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dart_train.cli.train import main
+from dart_train.training.liveness import Lock
+from tests.fixtures.run_scene import make_recipe
+
+HOLD = """
+import os, sys, time
+from pathlib import Path
+from dart_train.training.liveness import Lock
+Lock(Path(sys.argv[1])).take()
+child = os.fork() if sys.argv[2] == "fork" else 1
+if child:
+    print(child, flush=True)
+time.sleep(600)
+"""
+
+
+def holder(run: Path, kind: str = "alone") -> tuple[subprocess.Popen[str], int]:
+    """A process that holds the lock, and its child."""
+    held = subprocess.Popen([sys.executable, "-c", HOLD, str(run), kind], stdout=subprocess.PIPE, text=True)
+    assert held.stdout is not None
+    return held, int(held.stdout.readline())
+
+
+def test_a_second_run_is_refused_and_touches_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe, run = make_recipe(tmp_path), tmp_path / "run"
+    held, _ = holder(run)
+    try:
+        assert main([str(recipe)]) == 2
+        told = capsys.readouterr().err
+        assert "another run trains in" in told and f"process {held.pid} on" in told
+        assert [path.name for path in run.iterdir()] == [".lock"]
+    finally:
+        held.kill()
+        held.wait()
+
+
+def test_a_killed_run_holds_nothing(tmp_path: Path) -> None:
+    """Though a loader process, forked off it, lives on."""
+    held, child = holder(tmp_path, "fork")
+    try:
+        with pytest.raises(ValueError, match="another run trains in"):
+            Lock(tmp_path).take()
+        held.kill()
+        held.wait()
+        Lock(tmp_path).take()
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+def test_a_lock_that_is_given_back_can_be_taken(tmp_path: Path) -> None:
+    first, second = Lock(tmp_path), Lock(tmp_path)
+    first.take()
+    first.take()
+    with pytest.raises(ValueError, match="another run"):
+        second.take()
+    first.release()
+    second.take()
+    second.release()

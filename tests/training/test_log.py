@@ -1,0 +1,139 @@
+"""What a person sees: trackers are read back from the disk, and the line on the screen."""
+
+from __future__ import annotations
+
+import json
+import struct
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dart_train import train
+from dart_train.common.distributed import Ranks
+from dart_train.common.trackers import wandb_mode
+from dart_train.config import load_recipe
+from dart_train.training.callbacks import MetricsFile, line, read_metrics
+from dart_train.training.run import build, prepare
+from tests.fixtures.run_scene import losses, make_recipe
+
+
+def wandb_records(content: bytes) -> Iterator[bytes]:
+    """The records of a `.wandb` file: a log in blocks of 32 KiB, a header of 7 bytes before each piece (checksum,
+    length, and whether it is whole, first, middle or last) and before the file."""
+    at, whole = 7, b""
+    while at + 7 <= len(content):
+        room = 32768 - at % 32768
+        if room < 7:
+            at += room
+            continue
+        _, length, kind = struct.unpack("<IHB", content[at : at + 7])
+        whole += content[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):
+            yield whole
+            whole = b""
+
+
+def wandb_history(run: Path) -> tuple[list[dict[str, Any]], list[Any]]:
+    """Every record of the offline runs in the folder: history rows, and the run headers."""
+    from wandb.proto import wandb_internal_pb2
+
+    rows, headers = [], []
+    for file in sorted(run.glob("wandb/offline-run-*/run-*.wandb")):
+        for data in wandb_records(file.read_bytes()):
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(data)
+            if record.WhichOneof("record_type") == "history":
+                items = record.history.item
+                rows.append({i.key or ".".join(i.nested_key): json.loads(i.value_json) for i in items})
+            if record.WhichOneof("record_type") == "run":
+                headers.append(record.run)
+    return rows, headers
+
+
+def settled_history(run: Path, seconds: float = 60.0) -> tuple[list[dict[str, Any]], list[Any]]:
+    """W&B's own process writes the file; on a busy machine its last rows come a moment after the run."""
+    end = time.monotonic() + seconds
+    while not (found := wandb_history(run))[0] and time.monotonic() < end:
+        time.sleep(0.5)
+    return found
+
+
+def test_trackers_are_told_what_the_metrics_file_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("A_SECRET_OF_MINE", "not-to-be-found")
+    recipe, run = make_recipe(tmp_path), tmp_path / "run"
+    more = ["log={report_to: [wandb, tensorboard], name: mine, group: ours, tags: [a, b]}", "train.save_steps=2"]
+    more += ["train.per_device_batch_size=2", "train.max_steps=4"]
+    train(recipe, more)
+    rows, headers = settled_history(run)
+    told = {row["step"]: row["train/loss"] for row in rows if "train/loss" in row}
+    assert told == {row["step"]: row["loss"] for row in losses(run)}
+    for name in ("train/grad_norm", "train/lr_language", "train/keep", "train/visual_before", "train/visual_after",
+                 "train/tokens_per_second", "train/step_seconds", "train/data_wait_seconds"):  # fmt: skip
+        assert name in rows[0], name
+    assert headers[0].display_name == "mine" and headers[0].run_group == "ours" and list(headers[0].tags) == ["a", "b"]
+    assert _scalars(run, "train/loss") == pytest.approx(told, rel=1e-6)
+    for file in run.rglob("*"):
+        assert not (file.is_file() and b"not-to-be-found" in file.read_bytes()), file
+
+
+def _scalars(run: Path, name: str) -> dict[int, float]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    return {event.step: event.value for event in events.Scalars(name)}
+
+
+def test_a_resumed_run_goes_on_under_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    recipe, run = make_recipe(tmp_path), tmp_path / "run"
+    more = ["log.report_to=[wandb]", "train.per_device_batch_size=2", "train.save_steps=2"]
+    train(recipe, [*more, "train.max_steps=2"])
+    train(recipe, [*more, "train.max_steps=4"])
+    _, headers = wandb_history(run)
+    assert len({header.run_id for header in headers}) == 1
+    assert len(list(run.glob("wandb/offline-run-*"))) == 2
+
+
+def test_nobody_is_asked_for_a_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert wandb_mode("auto") == "offline"
+    assert wandb_mode("disabled") == "disabled"
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    assert wandb_mode("auto") == "online"
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert wandb_mode("auto") == "offline"
+
+
+def test_metrics_of_steps_that_come_again_are_dropped(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"ste')
+    MetricsFile(tmp_path, start_step=2)
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2]
+
+
+def test_only_the_first_rank_touches_the_files(tmp_path: Path) -> None:
+    """Two ranks that rewrite one file at the same time lose lines: one reads what the other has just emptied."""
+    recipe, run = make_recipe(tmp_path), tmp_path / "run"
+    run.mkdir()
+    (run / "metrics.jsonl").write_text('{"step": 1}\n')
+    before = {file.name: (file.stat().st_ino, file.stat().st_mtime_ns) for file in run.iterdir()}
+    read = load_recipe(recipe, ["train.zero_stage=0", "log.report_to=[wandb, tensorboard]"])
+    build(prepare(read, Ranks(1, 2, 2, torchrun=True)))
+    assert {file.name: (file.stat().st_ino, file.stat().st_mtime_ns) for file in run.iterdir()} == before
+
+
+def test_the_line_tells_loss_speed_tokens_time_and_memory() -> None:
+    logs = {"loss": 1.25, "tokens_per_second": 12345.6, "visual_before": 5760.0, "visual_after": 640.0,
+            "peak_memory_gib": 3.14}  # fmt: skip
+    told = line(40, 500, logs, timedelta(seconds=754))
+    assert told == "step 40/500  loss 1.2500  12,346 tokens/s  visual 5,760 -> 640  0:12:34 left  3.1 GiB"

@@ -1,0 +1,49 @@
+"""Every shipped recipe, run for a few steps on a tiny stand-in of its architecture."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dart_train import train
+from dart_train.config import load_recipe
+from tests.fixtures.run_scene import ROOT, losses, make_recipe
+
+FAMILY = {
+    "tiny_dart": "llava",
+    "llava_dart": "llava",
+    "llava_dart_full": "llava",
+    "llava_next_dart": "llava_next",
+    "qwen2_vl_dart": "qwen2_vl",
+    "qwen2_5_vl_dart": "qwen2_5_vl",
+    "qwen3_vl_dart": "qwen3_vl",
+    "internvl_dart": "internvl",
+}
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_a_shipped_recipe_trains(tmp_path: Path, name: str) -> None:
+    """Its model, rows and length of the run exchanged; everything else as it is shipped."""
+    make_recipe(tmp_path, FAMILY[name])
+    rows = json.dumps([{"path": str(tmp_path / "rows.json"), "images": str(tmp_path / "images")}])
+    recipe = ROOT / "recipes" / f"{name}.yaml"
+    changes = [f"model.path={tmp_path / FAMILY[name]}", f"data.train={rows}", "data.validation=[]", "data.workers=0"]
+    changes += ["train.max_steps=3", f"train.output_dir={tmp_path / 'run'}", "train.logging_steps=1"]
+    changes += ["train.per_device_batch_size=2", "train.gradient_accumulation_steps=1"]
+    train(recipe, changes)
+    lines = losses(tmp_path / "run")
+    assert len(lines) == 3 and all(line["grad_norm"] > 0 for line in lines)
+    assert all(line["visual_after"] <= line["visual_before"] for line in lines)
+
+
+def test_every_shipped_recipe_is_tried() -> None:
+    trained = {file.stem for file in (ROOT / "recipes").glob("*_dart*.yaml")}
+    assert trained == set(FAMILY)
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_a_shipped_recipe_has_no_mistakes(name: str) -> None:
+    recipe = load_recipe(ROOT / "recipes" / f"{name}.yaml", needs=("data.train",))
+    assert recipe.reduction.schedule.kind == "elastic" and len(recipe.reduction.stages) == 1

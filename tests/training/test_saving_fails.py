@@ -1,0 +1,132 @@
+"""A disk that is full, a folder that cannot be written: told clearly, and the last good checkpoint is as it was."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dart_train import train
+from dart_train.checkpoints import is_whole, newest_whole
+from dart_train.checkpoints.atomic import unfinished
+from dart_train.cli.train import NOT_SAVED, main
+from dart_train.training.callbacks import add_lines
+from dart_train.training.checkpointing import Saver
+from tests.fixtures.faults import fill
+from tests.fixtures.run_scene import losses, make_recipe
+
+STEPS = ["train.max_steps=4", "train.save_steps=2", "train.per_device_batch_size=2", "train.save_total_limit=null"]
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_recipe(tmp_path_factory.mktemp("scene"))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own with room for one checkpoint of the tiny model and not for two."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1400k", "tmpfs", str(place)], capture_output=True)
+    if made.returncode:
+        pytest.skip("file systems can only be mounted by root")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_a_full_disk_ends_the_run_and_harms_nothing(
+    recipe: Path, small_disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = small_disk / "run"
+    assert main([str(recipe), f"train.output_dir={run}", *STEPS, "train.max_steps=2"]) == 0
+    good = contents(run / "checkpoint-2")
+    fill(small_disk)
+    assert main([str(recipe), f"train.output_dir={run}", *STEPS]) == NOT_SAVED
+    told = capsys.readouterr().err
+    assert "the checkpoint of step 4 could not be written" in told and "earlier ones are untouched" in told
+    assert contents(run / "checkpoint-2") == good and newest_whole(run)[0] == run / "checkpoint-2"
+    assert not (run / "checkpoint-4").exists() and not list(run.glob(".checkpoint-*"))
+
+
+def test_on_a_full_disk_it_goes_on_where_the_recipe_says_so(
+    recipe: Path, small_disk: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = small_disk / "run"
+    train(recipe, [f"train.output_dir={run}", *STEPS, "train.max_steps=2"])
+    ballast = fill(small_disk)
+    freed = [*STEPS, "train.max_steps=6", "train.on_save_error=continue", f"train.output_dir={run}"]
+    with pytest.MonkeyPatch.context() as patch:
+        tell = Saver._tell
+
+        def room_again(self: Saver, error: str, step: int) -> None:
+            tell(self, error, step)
+            ballast.unlink()
+
+        patch.setattr(Saver, "_tell", room_again)
+        train(recipe, freed)
+    assert "the checkpoint of step 4 could not be written" in caplog.text and "going on" in caplog.text
+    assert not (run / "checkpoint-4").exists() and is_whole(run / "checkpoint-6")
+    assert losses(run)[-1]["step"] == 6
+
+
+def test_pictures_that_cannot_be_written_end_nothing(
+    recipe: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run, rows = tmp_path / "run", recipe.parent / "rows.json"
+    run.mkdir()
+    (run / "overlays").write_text("a file where a folder is wanted")
+    shown = [f"data.validation=[{{path: {rows}, images: {recipe.parent / 'images'}, limit: 3}}]"]
+    train(recipe, [f"train.output_dir={run}", *STEPS, "train.overlay_steps=2", *shown])
+    assert "the pictures could not be written" in caplog.text
+    assert is_whole(run / "checkpoint-4")
+
+
+def test_half_a_line_does_not_spoil_the_next(small_disk: Path) -> None:
+    file = small_disk / "lines.jsonl"
+    add_lines(file, [{"step": 1}])
+    ballast = fill(small_disk, room=4096)
+    with pytest.raises(OSError, match="No space left"):
+        add_lines(file, [{"step": 2}, {"step": 3, "text": "x" * 20_000}])
+    ballast.unlink()
+    add_lines(file, [{"step": 4}])
+    assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [1, 4]
+
+
+@pytest.mark.parametrize("way", ["closed", "read-only"])
+def test_a_folder_that_cannot_be_written_ends_the_run_and_harms_nothing(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], way: str
+) -> None:
+    """Modes of files would not keep root out: made unchangeable, or under a read-only mount, when it is to be saved."""
+    run = tmp_path / "run"
+    assert main([str(recipe), f"train.output_dir={run}", *STEPS, "train.max_steps=2"]) == 0
+    good, begin = contents(run / "checkpoint-2"), Saver._begin
+    place = run if way == "closed" else unfinished(run, 4)
+    close, reopen, said = {
+        "closed": (["chattr", "+i"], ["chattr", "-i"], "Operation not permitted"),
+        "read-only": (["mount", "-t", "tmpfs", "-o", "ro", "tmpfs"], ["umount", "-l"], "Read-only file system"),
+    }[way]
+
+    def closed(self: Saver, *given: Any) -> None:
+        place.mkdir(exist_ok=True)
+        if subprocess.run([*close, str(place)], capture_output=True).returncode:
+            pytest.skip("only root can close a folder to itself, on some file systems")
+        begin(self, *given)
+
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Saver, "_begin", closed)
+            assert main([str(recipe), f"train.output_dir={run}", *STEPS]) == NOT_SAVED
+    finally:
+        subprocess.run([*reopen, str(place)], check=False)
+    told = capsys.readouterr().err
+    assert said in told or "busy" in told
+    assert contents(run / "checkpoint-2") == good and newest_whole(run)[0] == run / "checkpoint-2"

@@ -1,0 +1,111 @@
+"""A checkpoint that cannot be written, on all ranks or on one alone: every rank learns it, the last one is whole."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dart_train.checkpoints import newest_whole
+from tests.fixtures.faults import digests
+from tests.fixtures.run_scene import ROOT, launch, losses, make_recipe
+
+pytestmark = pytest.mark.deepspeed
+STEPS = ["train.max_steps=6", "train.save_steps=2", "train.save_total_limit=null", "train.per_device_batch_size=1"]
+# name: who is starved, how, the ZeRO stage, and what the recipe says of it
+CASES = {
+    "a full disk": (0, "full", 2, "stop"),
+    "a full disk that is borne": (0, "full", 3, "continue"),
+    "a quota of rank 0": (0, "small files", 3, "stop"),
+    "a quota of rank 1": (1, "small files", 2, "stop"),
+    "a quota of rank 1 that is borne": (1, "small files", 2, "continue"),
+    "a closed folder": (0, "closed", 2, "stop"),
+    "a read-only disk": (0, "read-only", 3, "stop"),
+    "a read-only disk that is borne": (0, "read-only", 2, "continue"),
+}
+SAID = {
+    "full": r"\(0\.[01] MiB are free there\)",
+    "small files": "File too large|MiB are free there",  # torch keeps the reason to itself
+    "closed": "Operation not permitted",
+    "read-only": "Read-only file system",
+}
+GOES_ON = [name for name, case in CASES.items() if case[3] == "continue"]
+STOPS = [name for name in CASES if name not in GOES_ON]
+
+
+@pytest.fixture(scope="module")
+def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A file system of its own, on which every case has trained."""
+    folder = tmp_path_factory.mktemp("saving")
+    recipe, place = make_recipe(folder), folder / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(place)], capture_output=True).returncode:
+        pytest.skip("file systems can only be mounted by root")
+    try:
+        jobs = [
+            {
+                "recipe": str(recipe),
+                "starve": [rank, 3, how, str(folder / f"{name}.json")],
+                "overrides": [
+                    *STEPS,
+                    f"train.output_dir={place / name}",
+                    f"train.zero_stage={stage}",
+                    f"train.on_save_error={say}",
+                ],
+            }
+            for name, (rank, how, stage, say) in CASES.items()
+            if how != "closed" or closable(place)
+        ]
+        (folder / "jobs.json").write_text(json.dumps(jobs))
+        done = launch(ROOT / "tests/fixtures/job_runner.py", str(folder / "jobs.json"), timeout=3000)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def closable(place: Path) -> bool:
+    """Older kernels have no such mark on a file system in memory."""
+    closed = not subprocess.run(["chattr", "+i", str(place)], capture_output=True).returncode
+    return closed and not subprocess.run(["chattr", "-i", str(place)]).returncode
+
+
+@pytest.fixture(autouse=True)
+def only_what_was_run(disk: Path, name: str) -> None:
+    if not (disk / name).exists():
+        pytest.skip("folders cannot be closed to root here")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_last_good_checkpoint_is_as_it_was(disk: Path, name: str) -> None:
+    before = json.loads((disk.parent / f"{name}.json").read_text())
+    assert any(file.endswith("complete.json") for file in before)
+    assert any("optim_states" in file for file in before)
+    assert digests(disk / name) == before
+    assert newest_whole(disk / name) == (disk / name / "checkpoint-2", [])
+
+
+@pytest.mark.parametrize("name", STOPS)
+def test_every_rank_stops_with_one_message(disk: Path, name: str) -> None:
+    said = [(disk / name / f"refused-{rank}.txt").read_text() for rank in (0, 1)]
+    rank, how, *_ = CASES[name]
+    assert said[0] == said[1] and re.search(SAID[how], said[0])
+    assert "the checkpoint of step 4 could not be written: rank " in said[0] and "earlier ones are untouched" in said[0]
+    assert how != "small files" or f"rank {rank}: " in said[0]
+    assert losses(disk / name)[-1]["step"] <= 4
+
+
+@pytest.mark.parametrize("name", GOES_ON)
+def test_every_rank_goes_on_to_the_end(disk: Path, name: str) -> None:
+    assert not list((disk / name).glob("refused-*.txt"))
+    assert {len(json.loads((disk / name / f"kept-{rank}.json").read_text())) for rank in (0, 1)} == {6}
+    assert CASES[name][1] == "read-only" or losses(disk / name)[-1]["step"] == 6
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_no_half_checkpoint_is_in_the_way(disk: Path, name: str) -> None:
+    assert not list((disk / name).glob(".checkpoint-*"))

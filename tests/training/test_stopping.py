@@ -1,0 +1,111 @@
+"""Asked to stop: the step is finished and saved, and the run ends with a code of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import TrainerCallback
+
+from dart_train import train
+from dart_train.checkpoints import newest_whole
+from dart_train.cli.train import STOPPED, main
+from dart_train.training import liveness as stopping
+from dart_train.training import run as run_module
+from dart_train.training.liveness import Stopping, birth
+from tests.fixtures.run_scene import losses, make_recipe
+
+LONG = ["train.max_steps=6", "train.save_steps=100", "train.per_device_batch_size=2"]
+
+
+class Asks(TrainerCallback):
+    """Sends a signal to its own process in the middle of step 3."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        self.number = number
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 2:
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_the_step_is_finished_and_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: signal.Signals
+) -> None:
+    recipe, told = make_recipe(tmp_path), run_module._told
+    whole = tmp_path / "whole"
+    train(recipe, [*LONG, f"train.output_dir={whole}"])
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "_told", lambda prepared: [*told(prepared), Asks(number)])
+        assert main([str(recipe), *LONG]) == STOPPED
+    assert f"stopped at step 3 ({number.name}); the same command goes on" in capsys.readouterr().out
+    assert newest_whole(tmp_path / "run")[0] == tmp_path / "run" / "checkpoint-3"
+    assert signal.getsignal(number) is signal.SIG_DFL
+    assert main([str(recipe), *LONG]) == 0
+    assert [line["loss"] for line in losses(tmp_path / "run")] == [line["loss"] for line in losses(whole)]
+
+
+def test_a_process_is_known_by_its_birth() -> None:
+    child = subprocess.Popen(["sleep", "60"])
+    assert birth(child.pid) and birth(child.pid) == birth(child.pid)
+    child.kill()
+    _until(lambda: not birth(child.pid))  # a zombie is gone
+    child.wait()
+    assert not birth(child.pid)
+
+
+ORPHAN = """
+import os, sys, time
+from dart_train.training.liveness import Stopping
+with Stopping(launched=True) as stopping:
+    print("ready", flush=True)
+    while stopping.why is None:
+        time.sleep(0.1)
+open(sys.argv[1], "w").write(stopping.why)
+"""
+
+
+def test_a_launcher_that_was_killed_is_noticed(tmp_path: Path) -> None:
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {ORPHAN!r}, {str(tmp_path / 'why')!r}])"
+    launcher = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert launcher.stdout is not None and launcher.stdout.readline() == "ready\n"
+    launcher.kill()
+    launcher.wait()
+    _until((tmp_path / "why").exists)
+    _until(lambda: "is gone" in (tmp_path / "why").read_text())
+    assert str(launcher.pid) in (tmp_path / "why").read_text()
+
+
+def test_a_launcher_that_was_gone_before_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a rank is that DeepSpeed's launcher has started: with this argument, but under another parent by now."""
+    parent = b"init"
+    monkeypatch.setattr(stopping, "_command", lambda pid: parent)
+    assert Stopping(launched=True).why is None
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--local_rank=1"])
+    assert Stopping(launched=True).why == "the launcher is gone"
+    assert Stopping(launched=False).why is None
+    parent = b"python -m deepspeed.launcher.launch"
+    assert Stopping(launched=True).why is None
+    parent = b"torchrun"
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "as torchrun has it")
+    assert Stopping(launched=True).why is None
+
+
+def test_who_is_not_launched_watches_nobody() -> None:
+    assert Stopping(launched=False).parents == {}
+    assert json.dumps(Stopping(launched=True).parents)
+
+
+def _until(true: Any, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)

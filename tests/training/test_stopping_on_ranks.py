@@ -1,0 +1,50 @@
+"""Asked to stop with two ranks, in each way that it can come: all save the same step, and nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dart_train.checkpoints import newest_whole
+from dart_train.cli.train import STOPPED
+from tests.faults.launched import Launched, step_of, wait_for_step
+from tests.fixtures.run_scene import make_recipe
+
+pytestmark = pytest.mark.deepspeed
+LONG = ["train.per_device_batch_size=1", "train.max_steps=100000", "train.save_steps=100000"]
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_recipe(tmp_path_factory.mktemp("stopping"))
+
+
+@pytest.mark.parametrize("way", ["one rank", "everybody", "the command"])
+def test_all_ranks_save_and_leave(
+    recipe: Path, tmp_path: Path, way: str, record_property: Callable[[str, object], None]
+) -> None:
+    """One rank: a scheduler's early signal. Everybody: the signal that ends a job. The command: its own end, which
+    DeepSpeed's launcher survives and the ranks notice."""
+    run = tmp_path / "run"
+    began = Launched(recipe, *LONG, f"train.output_dir={run}", log=tmp_path / "log")
+    wait_for_step(began, run, 2)
+    asked = time.monotonic()
+    if way == "one rank":
+        rank = began.rank(1)
+        assert rank is not None
+        rank.send_signal(signal.SIGUSR1)
+    elif way == "everybody":
+        os.killpg(began.runner.pid, signal.SIGTERM)
+    else:
+        began.runner.terminate()
+    code, told = began.end(), began.log.read_text(errors="replace")
+    record_property("seconds", time.monotonic() - asked)
+    assert (code == STOPPED) if way == "one rank" else (code != 0)
+    assert f"stopped at step {step_of(run)}" in told and "the same command goes on" in told
+    assert newest_whole(run)[0] == run / f"checkpoint-{step_of(run)}"
+    assert not began.held_ports()

@@ -1,0 +1,104 @@
+"""What a model's visual tokens really see: a picture is painted on, and the tokens that change are counted.
+
+The picture goes through the real processor, vision tower and projector, up to where the decoder begins. Only the
+tower's attention is silenced, so that no patch hears of another: a token then changes if, and only if, the paint
+lies under it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from dart_train.models.geometry import Box, Place, geometry
+from dart_train.models.structure import dissect
+from tests.zoo import FAMILIES, encode
+from tests.zoo.processors import processor_of
+from tests.zoo.video import PatchedFrames
+
+_ATTENTION_OUTPUTS = (".out_proj", ".o_proj", ".proj", ".projection_layer")
+
+
+@cache
+def deaf_model(name: str) -> Any:
+    """The family's model, its vision tower's patches deaf to each other."""
+    model = FAMILIES[name].model()
+    tower = next(m for n, m in model.named_modules() if n.endswith(("vision_tower", "visual", "vision_model")))
+    outputs = [
+        module
+        for path, module in tower.named_modules()
+        if ("attn" in path or "attention" in path) and path.endswith(_ATTENTION_OUTPUTS)
+    ]
+    assert outputs, "no attention found to silence"
+    for module in outputs:
+        nn.init.zeros_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    return model
+
+
+def ask(name: str, rows: Sequence[Sequence[Image.Image]]) -> dict[str, Tensor]:
+    text = {"type": "text", "text": "what is it"}
+    parts = [[*({"type": "image", "image": picture} for picture in row), text] for row in rows]
+    return encode(name, [[{"role": "user", "content": content}] for content in parts])
+
+
+def films(name: str, rows: Sequence[Sequence[Image.Image]]) -> dict[str, Tensor]:
+    """A video in each row, its frames given."""
+    processor = copy.copy(processor_of(name))
+    processor.video_processor = PatchedFrames({})
+    content = [[{"type": "video", "video": list(row)}, {"type": "text", "text": "what moves"}] for row in rows]
+    encoded = processor.apply_chat_template(
+        [[{"role": "user", "content": parts}] for parts in content],
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        add_generation_prompt=True,
+    )
+    return dict(encoded)
+
+
+def places(name: str, pictures: Sequence[Image.Image]) -> list[Place]:
+    return geometry(deaf_model(name), FAMILIES[name].processor(), ask(name, [pictures]), [pictures])[0]
+
+
+@torch.no_grad()
+def visual_tokens(name: str, batch: dict[str, Tensor]) -> Tensor:
+    """[N, D]: what stands in the visual tokens' places when the decoder begins."""
+    model, found = deaf_model(name), list[Tensor]()
+    parts = dissect(model)
+
+    def catch(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        found.append(kwargs["inputs_embeds"])
+
+    handle = parts.text.register_forward_pre_hook(catch, with_kwargs=True)
+    try:
+        model(**batch)
+    finally:
+        handle.remove()
+    return found[0][torch.isin(batch["input_ids"], torch.tensor(parts.visual_ids))]
+
+
+def painted(picture: Image.Image, box: Box) -> Image.Image:
+    """Other colours in the whole pixels of the box."""
+    copy = picture.copy()
+    corner = (round(box.left), round(box.top), round(box.right) - 1, round(box.bottom) - 1)
+    part = picture.crop((corner[0], corner[1], corner[2] + 1, corner[3] + 1))
+    copy.paste(part.point(lambda value: (value + 128) % 256), corner[:2])
+    return copy
+
+
+def changes(name: str, pictures: Sequence[Image.Image], number: int, boxes: Sequence[Box]) -> Tensor:
+    """[boxes, N] how far each token moves when a box of picture `number` is painted."""
+    rows = [
+        list(pictures),
+        *([painted(picture, box) if i == number else picture for i, picture in enumerate(pictures)] for box in boxes),
+    ]
+    tokens = visual_tokens(name, ask(name, rows)).unflatten(0, (len(rows), -1)).float()
+    return (tokens[1:] - tokens[:1]).norm(dim=2)

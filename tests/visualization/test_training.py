@@ -1,0 +1,79 @@
+"""Pictures during training: in the run folder, in W&B and in TensorBoard, all read back from the disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dart_train import train
+from tests.fixtures.run_scene import launch, losses, make_recipe
+from tests.training.test_log import wandb_history
+
+MANY = Path(__file__).parents[1] / "train" / "many.py"
+
+
+def overrides(folder: Path, *more: str) -> list[str]:
+    rows = f"data.validation=[{{path: {folder}/rows.json, images: {folder}/images}}]"
+    return [rows, "train.max_steps=4", "train.per_device_batch_size=2", *more]
+
+
+def pages(run: Path) -> dict[str, bytes]:
+    found = {}
+    for file in sorted((run / "overlays").rglob("*.png")):
+        with Image.open(file) as page:
+            found[str(file.relative_to(run / "overlays"))] = page.convert("RGB").tobytes()
+    return found
+
+
+def test_pictures_lie_in_the_run_and_in_both_trackers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    recipe, run = make_recipe(tmp_path), tmp_path / "run"
+    train(recipe, overrides(tmp_path, "train.overlay_steps=2", "log.report_to=[wandb, tensorboard]"))
+    drawn = pages(run)
+    assert list(drawn) == [f"step-00000{step}/sample-{i}.png" for step in (2, 4) for i in range(4)]
+    named = [f"overlays/{i}.path" for i in range(4)]
+    shown = [[row[name] for name in named] for row in wandb_history(run)[0] if named[0] in row]
+    assert len(shown) == 2
+    media = [next(run.glob(f"wandb/offline-run-*/files/{path}")) for step in shown for path in step]
+    assert [Image.open(file).convert("RGB").tobytes() for file in media] == list(drawn.values())
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Images("overlays/3")] == [2, 4]
+    assert len({np.frombuffer(page, np.uint8).tobytes() for page in drawn.values()}) >= 4
+
+
+@pytest.mark.slow
+def test_drawing_changes_nothing_of_the_training(tmp_path: Path) -> None:
+    recipe = make_recipe(tmp_path)
+    for name, more in (("drawn", ["train.overlay_steps=1"]), ("plain", [])):
+        train(recipe, overrides(tmp_path, f"train.output_dir={tmp_path / name}", *more))
+    told = [[row["loss"] for row in losses(tmp_path / name)] for name in ("drawn", "plain")]
+    assert told[0] == told[1]
+    assert not (tmp_path / "plain" / "overlays").exists()
+
+
+def test_rows_without_pictures_are_told_before_the_run(tmp_path: Path) -> None:
+    recipe = make_recipe(tmp_path)
+    turns = [{"from": "human", "value": "what is it"}, {"from": "gpt", "value": "no picture"}]
+    (tmp_path / "blind.json").write_text(json.dumps([{"conversations": turns}]))
+    with pytest.raises(ValueError, match=r"train\.overlay_steps: none of the first 64 rows"):
+        train(recipe, [f"data.validation=[{{path: {tmp_path}/blind.json}}]", "train.overlay_steps=2"])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.deepspeed
+def test_under_zero_3_all_ranks_look_together_and_see_what_one_process_sees(tmp_path: Path) -> None:
+    recipe, jobs = make_recipe(tmp_path), tmp_path / "jobs.json"
+    more = overrides(tmp_path, "train.overlay_steps=2", "train.zero_stage=3", "train.learning_rate=1e-9",
+                     f"train.output_dir={tmp_path / 'three'}")  # fmt: skip
+    jobs.write_text(json.dumps([{"recipe": str(recipe), "overrides": more}]))
+    done = launch(MANY, str(jobs), timeout=900)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    train(recipe, overrides(tmp_path, "train.overlay_steps=2", "train.learning_rate=1e-9"))
+    assert pages(tmp_path / "three") == pages(tmp_path / "run") and len(pages(tmp_path / "run")) == 8
