@@ -10,9 +10,10 @@ import torch
 from transformers import TextStreamer
 
 from .checkpoints import Loaded
-from .models.structure import dissect
+from .models.structure import find_parts
 
 # An answer as it is written, and how long it took.
+
 
 class Timed(TextStreamer):
     """Prints words as they come; notes when the first token and the last one did."""
@@ -86,6 +87,6 @@ def answers(loaded: Loaded, conversations: Sequence[Conversation], **how: Any) -
 def visual_tokens(loaded: Loaded, inputs: Any) -> tuple[int, int]:
     """(before, after) the reduction, of all rows of the batch that was answered last."""
     ids = inputs["input_ids"]
-    before = int(sum((ids == token).sum() for token in dissect(loaded.model).visual_ids))
+    before = int(sum((ids == token).sum() for token in find_parts(loaded.model).visual_ids))
     last = None if loaded.attached is None else loaded.attached.last
     return before, before if last is None or not before else sum(last.visual_after)

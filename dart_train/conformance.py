@@ -16,7 +16,7 @@ from transformers import GenerationConfig
 
 from .hooks import attach
 from .hooks.reference import masked_logits, plain_logits
-from .models.structure import dissect
+from .models.structure import find_parts
 from .reduction import DART, KeepAll, Random, Reducer
 
 # What the laws are built from: forwards, a few weights to train, differences.
@@ -40,7 +40,7 @@ def greedy(model: Any, inputs: Mapping[str, Any], use_cache: bool) -> Any:
         use_cache=use_cache,
         output_logits=True,
         return_dict_in_generate=True,
-        suppress_tokens=list(dissect(model).visual_ids),
+        suppress_tokens=list(find_parts(model).visual_ids),
         pad_token_id=model.generation_config.pad_token_id,
         eos_token_id=model.generation_config.eos_token_id,
     )
@@ -51,7 +51,7 @@ def greedy(model: Any, inputs: Mapping[str, Any], use_cache: bool) -> Any:
 def only_few_trained(model: nn.Module, layer: int) -> Iterator[dict[str, nn.Parameter]]:
     """All other parameters frozen for a while: a check must fit where the model fits."""
     before = [(p, p.requires_grad) for p in model.parameters()]
-    layers = dissect(model).layers
+    layers = find_parts(model).layers
     few = {f"layer {i}": _smallest_weight(layers[i]) for i in sorted({0, layer, len(layers) - 1})}
     try:
         for parameter, _ in before:
@@ -316,7 +316,7 @@ def check(model: Any, processor: Any, reducers: Sequence[Reducer] | None = None,
 
 def default_reducers(model: Any) -> list[Reducer]:
     """At layer 2, or in the middle of a model that is too shallow for that."""
-    layer = min(2, len(dissect(model).layers) // 2)
+    layer = min(2, len(find_parts(model).layers) // 2)
     return [DART(keep=0.25, layer=layer), Random(keep=0.25, layer=layer)]
 
 
@@ -327,7 +327,7 @@ def _report(model: Any, processor: Any, reducers: Sequence[Reducer]) -> CheckRep
     for reducer in reducers:
         findings += [_held(law, subject, reducer) for law in (reduced, generation, gradients)]
     findings.append(removal(subject))
-    name = f"{type(dissect(model).top).__name__}, {str(model.dtype).removeprefix('torch.')}"
+    name = f"{type(find_parts(model).top).__name__}, {str(model.dtype).removeprefix('torch.')}"
     return CheckReport(name, tuple(findings), subject.tolerance)
 
 

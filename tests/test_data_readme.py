@@ -61,7 +61,7 @@ def test_pictures_are_opened_and_the_url_is_refused(tmp_path: Path) -> None:
     for ref in (ref for row in rows() for ref in formats.normalise(row).images):
         try:
             assert store.open(ref).size == (8, 8)
-        except images.BadRow as bad:
+        except images.BadRowError as bad:
             refused.append((ref.url, bad.code))
     assert refused == [("https://example.com/circle.png", "url_refused")]
 
@@ -73,9 +73,7 @@ def test_recipes_are_accepted(number: int) -> None:
     assert read.data.train
 
 
-def test_a_column_map_reads_the_set_that_the_page_makes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_column_map_reads_the_set_that_the_page_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sources = pytest.importorskip("dart_train.data.sources")
     recipe = pytest.importorskip("dart_train.config")
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))

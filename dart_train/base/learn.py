@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ..config.reader import plain
 from .lessons import lesson
-from .model import Workshop
+from .model import TrainingBundle
 from .recipe import Base, Measure, Stage
 from .stages import Stages
 
@@ -36,7 +36,7 @@ class Progress:
         return {"loss": f"{self.loss:.4f}", "right": f"{self.right:.3f}"}
 
 
-def learn(name: str, stage: Stage, recipe: Base, workshop: Workshop, stages: Stages, offset: int) -> None:
+def learn(name: str, stage: Stage, recipe: Base, workshop: TrainingBundle, stages: Stages, offset: int) -> None:
     """offset: the first scene. Nothing to do where the stage is finished: then its weights are loaded."""
     done, partly = (Path(recipe.work_dir) / f"{name}{ending}.pt" for ending in ("", ".partly"))
     if done.exists():
@@ -58,7 +58,7 @@ def learn(name: str, stage: Stage, recipe: Base, workshop: Workshop, stages: Sta
     partly.unlink(missing_ok=True)
 
 
-def _only(workshop: Workshop, weights: list[nn.Parameter]) -> list[nn.Parameter]:
+def _only(workshop: TrainingBundle, weights: list[nn.Parameter]) -> list[nn.Parameter]:
     """`weights` learn, no others do."""
     workshop.requires_grad_(False)
     for weight in weights:
@@ -92,7 +92,7 @@ def _share(step: int, stage: Stage) -> float:
     return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, passed)))
 
 
-def _take_up(partly: Path, recipe: Base, workshop: Workshop, optimizer: torch.optim.Optimizer) -> int:
+def _take_up(partly: Path, recipe: Base, workshop: TrainingBundle, optimizer: torch.optim.Optimizer) -> int:
     """The step to go on with."""
     if not partly.exists():
         return 0
@@ -109,7 +109,7 @@ def _load(path: Path, recipe: Base) -> dict[str, Any]:
     return saved
 
 
-def _save(path: Path, recipe: Base, workshop: Workshop, **more: object) -> None:
+def _save(path: Path, recipe: Base, workshop: TrainingBundle, **more: object) -> None:
     """Whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".writing")

@@ -20,7 +20,7 @@ Asked = tuple[str, str]  # a question and its answer
 
 
 @dataclass(frozen=True)
-class Packed:
+class PackedQuestions:
     """Questions behind one picture: `apart`, each blind for the others, as if it stood there alone; or one after the
     other, as a conversation.
 
@@ -50,7 +50,7 @@ class Lesson:
     scenes: list[Scene]
     labels: Tensor
     shown: Tensor
-    packed: Packed
+    packed: PackedQuestions
 
 
 def lesson(recipe: Base, stage: Stage, step: int, offset: int = 0) -> Lesson:
@@ -93,14 +93,14 @@ def _ids(text: str) -> tuple[int, ...]:
     return tuple(_tokenizer()(text, add_special_tokens=False)["input_ids"])
 
 
-def pack(asked: list[list[Asked]], shown: Tensor, apart: bool = True) -> Packed:
+def pack(asked: list[list[Asked]], shown: Tensor, apart: bool = True) -> PackedQuestions:
     """asked: for each picture its questions. Patches that are not `shown` leave a gap in the positions."""
     rows = [_row(pairs, patches, apart) for pairs, patches in zip(asked, shown, strict=True)]
     length = max(len(row[0]) for row in rows)
     fill = (_tokenizer().pad_token_id, NO_LABEL, 0, -1)
     columns = [[row[i] + [fill[i]] * (length - len(row[i])) for row in rows] for i in range(4)]
     ids, labels, positions, group = (torch.tensor(column) for column in columns)
-    return Packed(ids, labels, positions, group, apart)
+    return PackedQuestions(ids, labels, positions, group, apart)
 
 
 def _row(pairs: list[Asked], shown: Tensor, apart: bool) -> tuple[list[int], ...]:

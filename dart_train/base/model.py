@@ -76,7 +76,7 @@ def configuration(recipe: Base) -> LlavaConfig:
     )
 
 
-class Symbols(nn.Module):
+class SymbolicPatchEmbedding(nn.Module):
     """A picture as the language model would like to have it: each patch the sum of the words for what it shows."""
 
     what_ids: Tensor
@@ -104,14 +104,14 @@ class Symbols(nn.Module):
         return (total + self.row[row] + self.column[column]).flatten(1, 2)
 
 
-class Workshop(nn.Module):
+class TrainingBundle(nn.Module):
     """The model, and what only its training needs: heads that name patches, symbols in place of them."""
 
     def __init__(self, recipe: Base) -> None:
         super().__init__()
         self.model = build(recipe)
         across = LEVELS[recipe.pictures.difficulty].size // recipe.vision.patch
-        self.symbols = Symbols(recipe.language.width, across)
+        self.symbols = SymbolicPatchEmbedding(recipe.language.width, across)
         self.look = nn.LayerNorm(recipe.vision.width)
         heads = {name: nn.Linear(recipe.vision.width, kinds) for name, kinds in kinds_of_labels(across).items()}
         self.heads = nn.ModuleDict(heads)

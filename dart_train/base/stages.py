@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .blindness import masked
-from .lessons import NO_LABEL, Lesson, Packed, pixels
-from .model import Workshop
+from .lessons import NO_LABEL, Lesson, PackedQuestions, pixels
+from .model import TrainingBundle
 from .recipe import Base, Stage
 
 Loss = Callable[[Lesson], tuple[Tensor, float]]  # what goes down, and an accuracy to be shown
@@ -22,7 +22,7 @@ SOMETHING = 4.0  # a patch that shows something counts so often
 class Stages:
     """`learning(name)` are the weights of a stage, `loss(name)` what they learn from."""
 
-    def __init__(self, recipe: Base, workshop: Workshop, images: Any) -> None:
+    def __init__(self, recipe: Base, workshop: TrainingBundle, images: Any) -> None:
         # The CPU's fused kernel is slow in bfloat16 on heads so narrow, its backward above all; plain products are not.
         workshop.model.set_attn_implementation("eager")
         self.recipe, self.workshop, self.images = recipe, workshop, images
@@ -74,7 +74,7 @@ class Stages:
         loss = (given - wanted).square().mean() / wanted.var()
         return loss, 1 - float(loss.detach())
 
-    def _answering(self, packed: Packed, patches: Tensor, blind: int) -> tuple[Tensor, float]:
+    def _answering(self, packed: PackedQuestions, patches: Tensor, blind: int) -> tuple[Tensor, float]:
         """patches [all that are shown, D], in place of the image tokens. The loss is on answers alone."""
         words = self.workshop.model.get_input_embeddings()
         image = self.workshop.model.config.image_token_id
@@ -98,7 +98,7 @@ def _added(mask: Tensor) -> Tensor:
     return torch.zeros(mask.shape).masked_fill_(~mask, torch.finfo(torch.float32).min)
 
 
-def _whole_answers(packed: Packed, asked: Tensor, right: Tensor) -> float:
+def _whole_answers(packed: PackedQuestions, asked: Tensor, right: Tensor) -> float:
     """The share of questions of which every token of the answer is right."""
     group = packed.group[:, 1:] + packed.group.max() * torch.arange(len(packed.ids)).unsqueeze(1)
     number = group[asked]

@@ -12,13 +12,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ..common.distributed import Ranks
+from ..common.distributed import RankInfo
 from ..config import load_recipe
 from ..data.dataset import RowDataset
 from ..models.processors import load_processor
 from ..profiling.timing import Timing
 from ..training.callbacks import read_metrics
-from ..training.data_feed import Feed
+from ..training.data_feed import TrainFeed
 from .options import rows_of, scale_of, shapes_of
 from .rows import ANSWER, QUESTION, SIZE, make_run
 from .table import Table, milliseconds, percent
@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> list[Table]:
 def reading(recipe: Path) -> dict[str, Any]:
     """Open, decode, resize, encode, collate: all that a loader's process does, one row after the other."""
     read = load_recipe(recipe)
-    feed = Feed.open(read, Ranks.read(), load_processor(read.model.path))
+    feed = TrainFeed.open(read, RankInfo.read(), load_processor(read.model.path))
     rows, times = RowDataset(feed.reader), []
     for number in range(len(rows)):
         begun = time.perf_counter()

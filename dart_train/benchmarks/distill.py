@@ -15,7 +15,7 @@ from ..hooks import Attached, attach
 from ..profiling.flops import Peak
 from ..profiling.timing import Job, Timing
 from ..reduction import DART
-from ..training.objective import tell_both, tell_twice
+from ..training.objective import forward_teacher_separately, forward_with_teacher
 from .batches import ANSWER
 from .ideal import Ideal
 from .options import rows_of, scale_of, shapes_of
@@ -25,20 +25,20 @@ from .sidebyside import compare, device_peak, spread, tidy
 from .step import NAMES
 from .subject import Mode, Subject, subject_of
 from .table import Table, times
-from .training import Trainee
+from .training import TrainStep
 from .ways import LAYER, Way
 
 ALONE, TWICE, SHARED = "student alone", "teacher in a second forward", "teacher in the same forward"
 TEACHERS = {"gap": 0.2, "full": 1.0}  # more of the visual tokens than the student: the middle of the default schedule
 TEMPERATURE = 2.0
-WAYS = {TWICE: tell_twice, SHARED: tell_both}
+WAYS = {TWICE: forward_teacher_separately, SHARED: forward_with_teacher}
 
 
 @dataclass(frozen=True)
 class Lesson:
     """A step of the student, with a teacher that keeps `keep` of the visual tokens, or alone."""
 
-    trainee: Trainee
+    trainee: TrainStep
     keep: float | None = None
     how: str = ALONE
 
@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> list[Table]:
 def measure(shape: Shape, mode: Mode, peak: Peak, options: argparse.Namespace) -> list[dict[str, Any]]:
     rows = rows_of(options, shape)
     subject = subject_of(shape, scale_of(options), rows, options.device, options.dtype, mode, ANSWER)
-    trainee, found = Trainee(subject), []
+    trainee, found = TrainStep(subject), []
     for teacher, gap in TEACHERS.items():
         keep = min(1.0, shape.kept / shape.tokens + gap)
         lessons = [Lesson(trainee), *(Lesson(trainee, keep, how) for how in WAYS)]
@@ -92,7 +92,7 @@ def _job(lessons: Mapping[str, Lesson], way: Way) -> Job:
     return lessons[way.name].job(way)
 
 
-def bounds_of(subject: Subject, trainee: Trainee, peak: Peak, keep: float) -> dict[str, float]:
+def bounds_of(subject: Subject, trainee: TrainStep, peak: Peak, keep: float) -> dict[str, float]:
     """Against the student's step: with the teacher's layers behind K alone, and with a forward of its own."""
 
     def whole() -> None:

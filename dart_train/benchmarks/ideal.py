@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ..models.structure import dissect
-from ..planning.ghost import first, layer_call
+from ..models.structure import find_parts
+from ..planning.ghost import capture_layer_call, first
 from ..profiling.flops import Peak, Work, counted
 from ..profiling.timing import Job
 from .subject import Subject
@@ -40,9 +40,9 @@ class Ideal:
 
 def layer_work(subject: Subject, length: int, peak: Peak, training: bool) -> Work:
     """One decoder layer: forward, and in training backward, with checkpointing where the model has it on."""
-    rows, text = int(subject.host["input_ids"].shape[0]), dissect(subject.model).text
+    rows, text = int(subject.host["input_ids"].shape[0]), find_parts(subject.model).text
     weight = next(subject.model.parameters())
-    layer, hidden, args, kwargs = layer_call(text, rows, length, False, weight.dtype, weight.device)
+    layer, hidden, args, kwargs = capture_layer_call(text, rows, length, False, weight.dtype, weight.device)
 
     def forward() -> None:
         with torch.no_grad():

@@ -106,7 +106,7 @@ def work(job: dict[str, Any], answer: Path) -> None:
     from .batches import ANSWER
     from .shapes import SHAPES
     from .subject import subject_of
-    from .training import Trainee
+    from .training import TrainStep
     from .ways import LAYER
 
     cuda, local = job["device"] == "cuda", int(os.environ["LOCAL_RANK"])
@@ -115,7 +115,7 @@ def work(job: dict[str, Any], answer: Path) -> None:
     shape, dtype = SHAPES[job["shape"]], getattr(torch, job["dtype"])
     subject = subject_of(shape, job["scale"], job["rows"], device, dtype, "lora", ANSWER)
     attached = attach(subject.model, DART(keep=shape.kept, layer=LAYER), output="compact")
-    trainee = Trainee(subject, DistributedDataParallel(subject.model, device_ids=[local] if cuda else None))
+    trainee = TrainStep(subject, DistributedDataParallel(subject.model, device_ids=[local] if cuda else None))
     seconds = []
     for _ in range(1 + job["repeats"]):
         dist.barrier()

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ..hooks.observers import attention_row
-from ..reduction import Reducer, Seen, View
+from ..reduction import Observed, Reducer, View
 from ..reduction.batch_layout import Batch
-from ..reduction.token_groups import Pools
+from ..reduction.token_groups import TokenGroups
 
 TEXT = 40
 HEAD = 128
@@ -29,7 +29,7 @@ class Scene:
     keys: Tensor
     query: Tensor
     scale: Tensor  # [D] of the final norm
-    pools: Pools
+    pools: TokenGroups
     real: Tensor
 
     @classmethod
@@ -62,13 +62,13 @@ class Scene:
         if "attention" in reducer.required():
             pools = self.pools
             attention = attention_row(self.query, self.keys, pools.row_of, pools.last, self.real, None)
-        seen = Seen(self.keys, None, attention)
+        seen = Observed(self.keys, None, attention)
         grids = [tiles(self.tokens)] * len(self.pools.sizes)
         return View(self.pools, self.states, self.scale, seen, reducer.budgets(self.pools), grids)
 
 
-def lay_out(ids: Tensor) -> Pools:
-    pools = Pools.of(Batch.of(ids, [_IMAGE_ID]), "sample")
+def lay_out(ids: Tensor) -> TokenGroups:
+    pools = TokenGroups.of(Batch.of(ids, [_IMAGE_ID]), "sample")
     assert pools is not None
     return pools
 

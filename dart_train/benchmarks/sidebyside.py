@@ -12,7 +12,7 @@ import torch
 
 from ..profiling.flops import Peak, peak_of
 from ..profiling.memory import peak_of as memory_peak
-from ..profiling.timing import Job, Staged, Timing, ratio, rounds
+from ..profiling.timing import Job, Timing, WithContext, ratio, rounds
 from .options import FULL, MASKED, NOTHING, OURS, repeats_of, shapes_of
 from .shapes import Shape
 from .subject import Subject, visual
@@ -58,7 +58,7 @@ def compare(
     """A row for each way; the first run of each, in which its memory is watched, is its warm-up."""
     jobs, rows = {}, []
     for way in ways:
-        job = Staged(way.ready, job_of(way))
+        job = WithContext(way.ready, job_of(way))
         try:
             rows.append(_observed(subject, way, job, options.device))
             jobs[way.name] = job
@@ -73,7 +73,7 @@ def compare(
     return [{"model": subject.shape.name, **row} for row in rows]
 
 
-def _observed(subject: Subject, way: Way, job: Staged, device: torch.device) -> dict[str, Any]:
+def _observed(subject: Subject, way: Way, job: WithContext, device: torch.device) -> dict[str, Any]:
     with way.ready():
         peak = memory_peak(job.job, device)
     return {"way": way.name, "visual tokens": tokens_seen(subject, way), "peak bytes": peak}

@@ -16,7 +16,7 @@ from .shapes import Shape
 from .sidebyside import Bound, compare, device_peak, tidy
 from .subject import Mode, Subject, subject_of
 from .table import Row, Table, percent
-from .training import Trainee
+from .training import TrainStep
 from .ways import ways_of
 
 NAMES = {"lora": "LoRA", "full": "full"}
@@ -53,7 +53,7 @@ def _measure(
 ) -> list[dict[str, Any]]:
     rows = rows_of(options, shape)
     subject = subject_of(shape, scale_of(options), rows, options.device, options.dtype, mode, ANSWER, checkpointing)
-    trainee = Trainee(subject)
+    trainee = TrainStep(subject)
     ways = ways_of(subject.model, shape, subject.kept, "compact", options.ways)
     found = compare(subject, ways, trainee.step, bounds_of(subject, trainee, peak), options, f"{shape.key} {mode}")
     trained = f"{NAMES[mode]}, {rows} rows" + (", checkpointing" if checkpointing else "")
@@ -74,7 +74,7 @@ def _share(row: Row) -> str:
     return percent(row["memory"]) + allowed if "memory" in row else ""
 
 
-def bounds_of(subject: Subject, trainee: Trainee, peak: Peak) -> dict[str, Bound]:
+def bounds_of(subject: Subject, trainee: TrainStep, peak: Peak) -> dict[str, Bound]:
     def whole() -> None:
         trainee.learn(trainee.loss(None, False))
 

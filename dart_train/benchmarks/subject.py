@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..config import Lora, Part, Parts
 from ..hooks import attach
-from ..models.structure import dissect
+from ..models.structure import find_parts
 from ..reduction import DART
 from ..training.trainable import choose_parameters
 from .batches import Inputs, inputs_of
@@ -45,7 +45,7 @@ class Subject:
 
     @property
     def depth(self) -> int:
-        return len(dissect(self.model).layers)
+        return len(find_parts(self.model).layers)
 
     @property
     def true_share(self) -> float:
@@ -73,8 +73,8 @@ def subject_of(
     if mode is not None:
         model = choose_parameters(model, parts_of(mode, scale)).to(dtype).train()
         if checkpointing:
-            dissect(model).top.gradient_checkpointing_enable({"use_reentrant": False})
-    config = dissect(model).top.config
+            find_parts(model).top.gradient_checkpointing_enable({"use_reentrant": False})
+    config = find_parts(model).top.config
     host, few = (inputs_of(config, shape, rows, answer, few) for few in (False, True))
     batch, few_batch = _to(host, device, dtype), _to(few, device, dtype)
     kept = _kept(model, shape, batch)

@@ -17,7 +17,7 @@ from .ways import Way
 Loss = Callable[[Attached | None, bool], Tensor]
 
 
-class Trainee:
+class TrainStep:
     """The optimizer of a subject; weights hardly move, so that every step is like the first."""
 
     def __init__(self, subject: Subject, model: Any = None) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..hooks import Attached, attach
 from ..hooks.reference import hide
 from ..models.interpolate_positions import interpolated_positions
-from ..models.structure import dissect
+from ..models.structure import find_parts
 from ..reduction import DART, FastV, KeepAll, Reducer, View
 from .options import EAGER, FULL, MASKED, NOTHING, OURS, PIXELS, USUAL, WAYS
 from .set_and_loop import set_and_loop
@@ -76,7 +76,7 @@ def ways_of(model: Any, shape: Shape, kept: Tensor, output: str, names: Sequence
 @contextmanager
 def eagerly(model: Any, reducer: Reducer, output: str) -> Iterator[Attached]:
     """All attention of the language model in plain products, as asking for attention scores makes it."""
-    config = dissect(model).text_config
+    config = find_parts(model).text_config
     kernel, config._attn_implementation = config._attn_implementation, "eager"
     try:
         with attach(model, reducer, output=output) as attached:  # type: ignore[arg-type]
@@ -98,7 +98,7 @@ def masking(model: Any, keep: Tensor) -> Iterator[None]:
         return args, {**kwargs, "attention_mask": made[id(given)][1]}
 
     handles = [
-        layer.register_forward_pre_hook(before_layer, with_kwargs=True) for layer in dissect(model).layers[LAYER:]
+        layer.register_forward_pre_hook(before_layer, with_kwargs=True) for layer in find_parts(model).layers[LAYER:]
     ]
     try:
         yield
@@ -113,7 +113,7 @@ def smaller(model: Any, shape: Shape) -> Iterator[None]:
     if shape.key.startswith("qwen"):
         yield
         return
-    config, side = dissect(model).top.config, shape.few[0]
+    config, side = find_parts(model).top.config, shape.few[0]
     before = config.vision_config.image_size, getattr(config, "image_grid_pinpoints", None)
     config.vision_config.image_size = config.vision_config.patch_size * side
     if before[1] is not None:

@@ -1,6 +1,6 @@
 """Folders of a run's state: written so that a half one is never taken for a whole one, found and loaded again."""
 
-from .atomic import MARK, Damaged, is_whole, newest_whole, problems, seal, steps_of, sweep
+from .atomic import MARK, IncompleteCheckpoint, is_complete, latest_complete, problems, seal, steps_of, sweep
 from .loading import Found, Loaded, find, load
 from .provenance import FORMAT_WRITTEN as FORMAT
 from .provenance import Budgets, Provenance, UntrainedBudget, read_reducers, write_reducers
@@ -9,15 +9,15 @@ __all__ = [
     "FORMAT",
     "MARK",
     "Budgets",
-    "Damaged",
     "Found",
+    "IncompleteCheckpoint",
     "Loaded",
     "Provenance",
     "UntrainedBudget",
     "find",
-    "is_whole",
+    "is_complete",
+    "latest_complete",
     "load",
-    "newest_whole",
     "problems",
     "read_reducers",
     "seal",

@@ -22,7 +22,7 @@ _DISCARDED = ".discarded"  # suffix of what is being removed
 
 
 @dataclass(frozen=True)
-class Damaged:
+class IncompleteCheckpoint:
     """A checkpoint that was passed over, and why."""
 
     folder: Path
@@ -71,18 +71,18 @@ def problems(folder: Path) -> str | None:
     return f"not of the size that was written: {', '.join(cut[:3])}" if cut else None
 
 
-def is_whole(folder: Path) -> bool:
+def is_complete(folder: Path) -> bool:
     return problems(folder) is None
 
 
-def newest_whole(run: Path) -> tuple[Path | None, list[Damaged]]:
+def latest_complete(run: Path) -> tuple[Path | None, list[IncompleteCheckpoint]]:
     """The whole checkpoint of the highest step, and the damaged ones above it."""
-    passed: list[Damaged] = []
+    passed: list[IncompleteCheckpoint] = []
     for folder in sorted(checkpoints(run), key=steps_of, reverse=True):
         why = problems(folder)
         if why is None:
             return folder, passed
-        passed.append(Damaged(folder, why))
+        passed.append(IncompleteCheckpoint(folder, why))
     return None, passed
 
 
@@ -110,7 +110,7 @@ def sweep(run: Path, keep: int | None = None, best: Path | None = None) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
     if keep is None:
         return
-    whole = sorted((folder for folder in checkpoints(run) if is_whole(folder)), key=steps_of)
+    whole = sorted((folder for folder in checkpoints(run) if is_complete(folder)), key=steps_of)
     for folder in whole[:-keep]:
         if best is None or folder.name != best.name:
             _discard(folder)

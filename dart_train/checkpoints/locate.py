@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from .atomic import MARK, checkpoints, newest_whole, problems, steps_of
+from .atomic import MARK, checkpoints, latest_complete, problems, steps_of
 
 ADAPTER, CONFIG = "adapter_config.json", "config.json"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -78,7 +78,7 @@ def _of_run(run: Path, which: Which) -> Place:
         return _single(folder, run)
     if which not in (None, "newest", "best"):
         raise ValueError(f"checkpoint={which!r}: expected a step, 'newest' or 'best'")
-    newest, damaged = newest_whole(run)
+    newest, damaged = latest_complete(run)
     if newest is None:
         told = "; ".join(str(each) for each in damaged) or "it has none yet"
         raise ValueError(f"{run} has no whole checkpoint: {told}")

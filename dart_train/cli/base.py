@@ -27,12 +27,12 @@ def train(recipe: Base, until: str | None = None) -> None:
     from transformers import set_seed
 
     from ..base.learn import learn
-    from ..base.model import Workshop
+    from ..base.model import TrainingBundle
     from ..base.processor import processor
     from ..base.stages import Stages
 
     set_seed(recipe.seed)
-    workshop = Workshop(recipe)
+    workshop = TrainingBundle(recipe)
     made = processor(workshop.model.config.vision_config.image_size, recipe.vision.patch)
     stages, offset = Stages(recipe, workshop, made.image_processor), 0
     for name, stage in recipe.stages.named().items():

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ..config import load_recipe
 
 if TYPE_CHECKING:
-    from ..training.run import Outcome
+    from ..training.run import TrainResult
 
 # Exit codes. A launcher that was told to stop itself ends with one of its own.
 WRONG = 2  # the recipe, the data or the folder: nothing was begun
@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     return _told(outcome)
 
 
-def _told(outcome: Outcome) -> int:
+def _told(outcome: TrainResult) -> int:
     if _rank() == 0:
         done = f"{outcome.steps} steps done" if outcome.stopped is None else f"stopped at step {outcome.steps}"
         why = "" if outcome.stopped is None else f" ({outcome.stopped}); the same command goes on"
@@ -70,21 +70,27 @@ def _parser() -> argparse.ArgumentParser:
 def _tell(error: Exception) -> int:
     """Once. What every rank knows, the first says. Of what may be one rank's alone: the others give the first one time
     to say it, and are ended with it by their launcher; where the first has nothing to say, they do."""
-    from ..training.checkpointing import NotSaved
-    from ..training.nonfinite import BadStep
+    from ..training.checkpointing import CheckpointWriteError
+    from ..training.nonfinite import NonFiniteStepError
 
-    rank, shared = _rank(), isinstance(error, BadStep | NotSaved)
+    rank, shared = _rank(), isinstance(error, NonFiniteStepError | CheckpointWriteError)
     if rank and not shared:
         time.sleep(_GRACE_SECONDS)
     if not (rank and shared):
         print(f"train{f' (rank {rank})' if rank else ''}: {error}", file=sys.stderr, flush=True)
-    return BAD_STEP if isinstance(error, BadStep) else NOT_SAVED if isinstance(error, NotSaved) else WRONG
+    return (
+        BAD_STEP
+        if isinstance(error, NonFiniteStepError)
+        else NOT_SAVED
+        if isinstance(error, CheckpointWriteError)
+        else WRONG
+    )
 
 
 def _lost(error: RuntimeError) -> int:
-    from ..training.liveness import LOST, LostRank
+    from ..training.liveness import LOST, LostRankError
 
-    if not isinstance(error, LostRank):
+    if not isinstance(error, LostRankError):
         raise error
     if error.speaks:
         print(f"train (rank {_rank()}): {error}", file=sys.stderr, flush=True)

@@ -15,7 +15,7 @@ from ..config import Train
 
 
 @dataclass(frozen=True)
-class Ranks:
+class RankInfo:
     """Read from the environment that `deepspeed`, `torchrun` or nobody has set."""
 
     rank: int
@@ -24,7 +24,7 @@ class Ranks:
     torchrun: bool
 
     @classmethod
-    def read(cls) -> Ranks:
+    def read(cls) -> RankInfo:
         number = {name: int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1))}
         local = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or number["WORLD_SIZE"]
         return cls(number["RANK"], number["WORLD_SIZE"], int(local), "TORCHELASTIC_RUN_ID" in os.environ)

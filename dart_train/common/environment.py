@@ -18,8 +18,6 @@ from ..hooks.transformers_compat import version_note
 # What a bug report needs, and what is known not to go well together.
 
 
-
-
 # What this machine and this environment are: versions, devices, kernels, memory. No names of people or hosts.
 
 PACKAGES = (

@@ -56,7 +56,7 @@ def edits(one: str, other: str) -> int:
 
 
 Score = Callable[[str, Sequence[str]], float | None]
-Pool = Callable[[np.ndarray], np.ndarray]
+TokenGroup = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Metric:
 
     name: str
     score: Score
-    pool: Pool
+    pool: TokenGroup
     share: bool
     title: str
 

@@ -52,8 +52,9 @@ def resampled(scores: np.ndarray, pool: Callable[[np.ndarray], np.ndarray], seed
 
 # Two rows of answers to the same questions: is one better, or does it look so by chance?
 
+
 @dataclass(frozen=True)
-class Difference:
+class PairedDifference:
     """value: the second less the first, with its interval; gained, lost: questions where its score is higher, lower;
     p: how often chance alone would make such a difference. test: by which test."""
 
@@ -67,7 +68,9 @@ class Difference:
     test: str
 
 
-def difference(metric: Metric, first: Sequence[float], second: Sequence[float], seed: int = 0) -> Difference | None:
+def difference(
+    metric: Metric, first: Sequence[float], second: Sequence[float], seed: int = 0
+) -> PairedDifference | None:
     """Scores of the same questions in the same order; None where there are none. Shares are tested by McNemar's exact
     test, all else by a paired bootstrap; the interval is the bootstrap's in both cases."""
     if len(first) != len(second):
@@ -83,7 +86,7 @@ def difference(metric: Metric, first: Sequence[float], second: Sequence[float], 
     value = float(np.subtract(*metric.pool(both)[::-1]))
     p = mcnemar(gained, lost) if metric.share else _two_sided(apart)
     test = "McNemar, exact" if metric.share else "paired bootstrap"
-    return Difference(value, float(low), float(high), both.shape[1], gained, lost, p, test)
+    return PairedDifference(value, float(low), float(high), both.shape[1], gained, lost, p, test)
 
 
 def mcnemar(gained: int, lost: int) -> float:
@@ -122,19 +125,20 @@ def _log_choose(n: int, k: int) -> float:
 
 # One figure of a table: a number, how many questions it rests on, and its interval.
 
+
 @dataclass(frozen=True)
-class Figure:
+class Estimate:
     value: float
     low: float
     high: float
     n: int
 
-    def apart_from(self, other: Figure) -> bool:
+    def disjoint_from(self, other: Estimate) -> bool:
         """Whether the intervals do not overlap."""
         return self.low > other.high or other.low > self.high
 
 
-def figure(metric: Metric, scores: Iterable[float], seed: int = 0) -> Figure | None:
+def figure(metric: Metric, scores: Iterable[float], seed: int = 0) -> Estimate | None:
     """None where there is no question that the metric can judge."""
     given = np.array(list(scores), dtype=float)
     if not given.size:
@@ -144,7 +148,7 @@ def figure(metric: Metric, scores: Iterable[float], seed: int = 0) -> Figure | N
         low, high = wilson(round(float(given.sum())), given.size)
     else:
         low, high = bootstrap(given, metric.pool, seed)
-    return Figure(value, low, high, given.size)
+    return Estimate(value, low, high, given.size)
 
 
 def scores_of(metric: Metric, said: Sequence[tuple[str, Sequence[str]]]) -> list[float | None]:

@@ -44,7 +44,7 @@ def _scaled(keep: Keep, by: float) -> Keep:
     return min(1.0, keep * by) if isinstance(keep, float) else max(1, round(keep * by))
 
 
-def spelt_out(given: Sequence[Given], own: Sequence[Mapping[str, Any]]) -> list[Given]:
+def expand_reduction_alias(given: Sequence[Given], own: Sequence[Mapping[str, Any]]) -> list[Given]:
     """`reduction` replaced by the stages it stands for."""
     return [{"name": OWN, "stages": list(own)} if each == OWN else each for each in given]
 
@@ -123,7 +123,7 @@ def labels(given: Sequence[Given]) -> list[str]:
     return [_name(each) if often[_name(each)] == 1 else _with_options(each) for each in given]
 
 
-def shared_labels(given: Sequence[Given]) -> Iterator[tuple[int, str]]:
+def duplicate_labels(given: Sequence[Given]) -> Iterator[tuple[int, str]]:
     """Which methods are called as one before them is."""
     told = labels(given)
     yield from ((number, label) for number, label in enumerate(told) if label in told[:number])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..common.metrics import unknown_metric
 from .errors import Problem
-from .methods import OWN, read_method, shared_labels, spelt_out
+from .methods import OWN, duplicate_labels, expand_reduction_alias, read_method
 from .reduction import Elastic, Fixed, Progressive
 
 if TYPE_CHECKING:
@@ -24,9 +24,7 @@ def _model(recipe: Recipe) -> Iterator[Problem]:
     model, precision = recipe.model, recipe.train.precision
     if model.attn_implementation.startswith("flash") and model.dtype == "float32":
         what = f"{model.attn_implementation} cannot compute float32"
-        yield Problem(
-            "model.attn_implementation", what, "choose dtype bfloat16 or float16, or attention sdpa"
-        )
+        yield Problem("model.attn_implementation", what, "choose dtype bfloat16 or float16, or attention sdpa")
     if not recipe.data.train:
         return
     clash = {"fp16": ("bfloat16",), "bf16": ("float16",), "fp32": ("bfloat16", "float16")}[precision]
@@ -108,9 +106,7 @@ def _ranks(recipe: Recipe) -> Iterator[Problem]:
         what = f"needs zero_stage 3, given {train.zero_stage}"
         yield Problem("train.offload_parameters", what, "set train.zero_stage to 3")
     if train.offload_optimizer and train.zero_stage == 0:
-        yield Problem(
-            "train.offload_optimizer", "needs zero_stage 1 or more, given 0", "set train.zero_stage"
-        )
+        yield Problem("train.offload_optimizer", "needs zero_stage 1 or more, given 0", "set train.zero_stage")
     if train.deepspeed and (train.offload_optimizer or train.offload_parameters):
         yield Problem("train.deepspeed", "given beside offload_*", "say it in the DeepSpeed file alone")
 
@@ -133,7 +129,7 @@ def _compare(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _methods(recipe: Recipe) -> Iterator[Problem]:
-    given, wrong = spelt_out(recipe.compare.methods, recipe.reduction.stages), False
+    given, wrong = expand_reduction_alias(recipe.compare.methods, recipe.reduction.stages), False
     for i, method in enumerate(recipe.compare.methods):
         try:
             if method == OWN and not recipe.reduction.stages:
@@ -142,7 +138,7 @@ def _methods(recipe: Recipe) -> Iterator[Problem]:
         except ValueError as error:
             wrong = True
             yield Problem(f"compare.methods.{i}", str(error))
-    for i, label in [] if wrong else shared_labels(given):
+    for i, label in [] if wrong else duplicate_labels(given):
         remedy = "leave one out, or give it a name"
         yield Problem(f"compare.methods.{i}", f"called {label!r}, as one before it", remedy)
 

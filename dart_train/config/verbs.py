@@ -18,9 +18,9 @@ class Train:
     per_device_eval_batch_size: Count = 4  # the same in validation
     gradient_accumulation_steps: Count = 1  # forwards per optimizer step
     learning_rate: Positive = 1e-4  # of parts that have none of their own
-    lr_scheduler: Literal[
-        "linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"
-    ] = "cosine"  # how the learning rate goes down
+    lr_scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"] = (
+        "cosine"  # how the learning rate goes down
+    )
     warmup_ratio: Fraction = 0.03  # share of the steps in which the learning rate rises
     weight_decay: NotNegative = 0.0  # of matrices; never of norms and biases
     max_grad_norm: NotNegative = 1.0  # 0: gradients are not clipped

@@ -2,27 +2,27 @@
 
 from .check import check_rows, row_lengths
 from .collator import Collator, dummy_inputs
-from .dataset import Reader, RowDataset, RowStream, Skipped
+from .dataset import Reader, RowDataset, RowStream, SkippedRow
 from .encoder import Encoded, Encoder
 from .formats import normalise
 from .images import ImageStore
-from .issues import BadRow, Finding
-from .sampler import RankBatches, RowOrder, steps_for
+from .issues import BadRowError, Finding
+from .sampler import DeterministicOrder, RankBatchSampler, steps_for
 from .sources import Source, SourceSpec, open_source, open_sources
 
 __all__ = [
-    "BadRow",
+    "BadRowError",
     "Collator",
+    "DeterministicOrder",
     "Encoded",
     "Encoder",
     "Finding",
     "ImageStore",
-    "RankBatches",
+    "RankBatchSampler",
     "Reader",
     "RowDataset",
-    "RowOrder",
     "RowStream",
-    "Skipped",
+    "SkippedRow",
     "Source",
     "SourceSpec",
     "check_rows",

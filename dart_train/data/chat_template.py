@@ -13,7 +13,7 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from .issues import BadRow
+from .issues import BadRowError
 
 Messages = Sequence[dict[str, Any]]
 Span = tuple[int, int]
@@ -51,7 +51,7 @@ class ChatTemplate:
             return text[:end] + self.end, [*spans[:-1], (start, end + len(self.end))]
         return text, [(start, end + len(self.end) * text.startswith(self.end, end)) for start, end in spans]
 
-    def forged(self, text: str) -> str | None:
+    def find_control_token(self, text: str) -> str | None:
         """A control token that stands in what should be plain text. Most texts hold no opening bracket at all, and
         some tokenizers have thousands of control tokens."""
         if self._openers.isdisjoint(text):
@@ -68,7 +68,7 @@ class ChatTemplate:
                 **self.tokenizer.special_tokens_map,
             )
         except (TemplateError, TypeError, ValueError, KeyError) as error:
-            raise BadRow("template_failed", f"the chat template refuses the conversation: {error}") from None
+            raise BadRowError("template_failed", f"the chat template refuses the conversation: {error}") from None
         return texts[0], spans[0] if marks else []
 
     def _spans(self, messages: Messages) -> tuple[str, list[Span]]:
@@ -83,7 +83,7 @@ class ChatTemplate:
                 continue
             before, after = self.render(messages[:i], prompt=True), self.render(messages[: i + 1]).rstrip()
             if not (text.startswith(before) and text.startswith(after) and len(before) < len(after)):
-                raise BadRow("template_failed", f"turn {i + 1} is rendered in another way once turns follow it")
+                raise BadRowError("template_failed", f"turn {i + 1} is rendered in another way once turns follow it")
             spans.append((len(before), len(after)))
         return spans
 
@@ -92,7 +92,7 @@ class ChatTemplate:
         the tokenizer's end token is put behind the last answer, or the model would never learn to stop."""
         try:
             text, spans = self._spans(_PROBE)
-        except BadRow as bad:
+        except BadRowError as bad:
             raise ValueError(f"{_CANNOT}: {bad.message}. {_REMEDY}") from None
         if len(spans) != 2 or any(start >= end for start, end in spans):
             raise ValueError(f"{_CANNOT}: it marks {len(spans)} stretches of two answers. {_REMEDY}")

@@ -19,15 +19,16 @@ from datasets import Dataset, Features, List, Value
 from datasets.fingerprint import Hasher
 from tqdm import tqdm
 
-from ..reduction import kept_by_stages
+from ..reduction import count_kept_by_stage
 from .check_report import Summary
 from .encoder import Encoder
 from .images import fitted_size
-from .issues import ERROR, BadRow, Finding
+from .issues import ERROR, BadRowError, Finding
 from .sample import Sample
 from .sources import Source
 
 # `python -m dart_train data check`: every row read before a GPU is paid for.
+
 
 def check_rows(
     sources: Sequence[Source],
@@ -119,10 +120,10 @@ class RowReport:
 
     def kept(self, stages: Sequence[Any]) -> int:
         """Visual tokens behind the last reduction."""
-        return kept_by_stages(stages, self.visual, self.turns, self.behind)[-1] if stages else sum(self.visual)
+        return count_kept_by_stage(stages, self.visual, self.turns, self.behind)[-1] if stages else sum(self.visual)
 
 
-class Inspector:
+class RowChecker:
     """Looks at one row. `decode`: read whole pictures, to find damage, or only their sizes, to know lengths."""
 
     def __init__(self, source: Source, encoder: Encoder | None, decode: bool = True) -> None:
@@ -138,7 +139,7 @@ class Inspector:
         row_id = self.source.row_id(index)
         try:
             sample = self.source.sample(row, index)
-        except BadRow as bad:
+        except BadRowError as bad:
             return RowReport(row_id, [bad.finding])
         sizes, findings = self._pictures(sample)
         if any("\ufffd" in text for turn in sample.turns for text in turn.texts):
@@ -148,7 +149,7 @@ class Inspector:
             return report
         try:
             length = self.encoder.measure(sample, tuple(sizes))
-        except BadRow as bad:
+        except BadRowError as bad:
             return replace(report, findings=[*findings, bad.finding])
         noted = [*findings, length.note] if length.note else findings
         each: dict[str, Any] = {name: list(getattr(length, name)) for name in ("visual", "turns", "behind")}
@@ -159,7 +160,7 @@ class Inspector:
         for ref in sample.images:
             try:
                 size, found = store.probe(ref) if self.decode else (store.size(ref), [])
-            except BadRow as bad:
+            except BadRowError as bad:
                 findings.append(bad.finding)
             else:
                 sizes.append(fitted_size(size, store.min_pixels, store.max_pixels))
@@ -171,7 +172,7 @@ def survey(
     source: Source, encoder: Encoder | None, workers: int = 1, decode: bool = True, progress: bool = True
 ) -> Iterator[RowReport]:
     """The reports on all rows of a source, in order."""
-    inspector = Inspector(source, encoder, decode)
+    inspector = RowChecker(source, encoder, decode)
     if isinstance(source.rows, Dataset):
         with _mapped(source.rows, inspector, workers, progress) as reports:
             for batch in reports.iter(batch_size=_BATCH):
@@ -190,7 +191,7 @@ def row_lengths(
     found = array("q")
     for source in sources:
         told = (source.rows._fingerprint, repr(source.store), source.format, dict(source.columns), encoder.key())
-        reports = _map(source.rows, Inspector(source, encoder, decode=False), workers, Hasher.hash(told))
+        reports = _map(source.rows, RowChecker(source, encoder, decode=False), workers, Hasher.hash(told))
         for batch in reports.iter(batch_size=_BATCH):
             for report in _reports(batch):
                 found.append(report.used - sum(report.visual) + report.kept(reducers) if report.used else 0)
@@ -198,7 +199,7 @@ def row_lengths(
 
 
 @contextmanager
-def _mapped(rows: Dataset, inspector: Inspector, workers: int, progress: bool) -> Iterator[Dataset]:
+def _mapped(rows: Dataset, inspector: RowChecker, workers: int, progress: bool) -> Iterator[Dataset]:
     """Reports in a folder that goes away: nothing is cached, as pictures may change where rows do not."""
     shown = not datasets.are_progress_bars_disabled()
     (datasets.enable_progress_bars if progress else datasets.disable_progress_bars)()
@@ -210,7 +211,7 @@ def _mapped(rows: Dataset, inspector: Inspector, workers: int, progress: bool) -
         (datasets.enable_progress_bars if shown else datasets.disable_progress_bars)()
 
 
-def _map(rows: Dataset, inspector: Inspector, workers: int, fingerprint: str, **options: Any) -> Dataset:
+def _map(rows: Dataset, inspector: RowChecker, workers: int, fingerprint: str, **options: Any) -> Dataset:
     workers = max(1, min(workers, len(rows)))
     with _single_threaded_tokenizers():
         return rows.map(

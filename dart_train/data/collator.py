@@ -15,6 +15,7 @@ from .truncation import IGNORED
 
 # Rows of one batch together: sequences padded on one side, pictures joined as the family's processor joins them.
 
+
 class Collator:
     """Knows no family by name. Whether a family lines pictures up by row (Idefics3: [rows, pictures, ...]) or all
     in one line ([pictures, ...], [patches, ...]) shows in what its processor makes of one row with two pictures."""

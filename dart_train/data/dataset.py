@@ -16,7 +16,7 @@ from datasets import IterableDataset as Rows
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from .encoder import Encoded, Encoder
-from .issues import BadRow
+from .issues import BadRowError
 from .sources import Source
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ _FIRST = 100  # rows before which the fraction of bad ones says little
 
 
 @dataclass(frozen=True)
-class Skipped:
+class SkippedRow:
     """Stands where a bad row was; the collator leaves it out."""
 
     id: str
@@ -34,7 +34,7 @@ class Skipped:
 
 
 class Reader:
-    """One row of one source -> `Encoded` or `Skipped`. Counts are shared with the loader's processes."""
+    """One row of one source -> `Encoded` or `SkippedRow`. Counts are shared with the loader's processes."""
 
     def __init__(
         self, sources: Sequence[Source], encoder: Encoder, on_bad_row: str = "skip", max_bad_fraction: float = 0.05
@@ -51,24 +51,24 @@ class Reader:
         shortened to max_length."""
         return dict(zip(_KINDS, self._counts.sum(0).tolist(), strict=True))
 
-    def read(self, source: Source, row: Any, index: int) -> Encoded | Skipped:
+    def read(self, source: Source, row: Any, index: int) -> Encoded | SkippedRow:
         self._count("rows")
         row_id = source.row_id(index)
         try:
             sample = source.sample(row, index)
             row_id = sample.named(row_id)
             encoded = self.encoder.encode(sample, [source.store.open(ref) for ref in sample.images])
-        except BadRow as bad:
+        except BadRowError as bad:
             return self._skip(row_id, bad)
         if encoded.notes:
             self._count("shortened")
         return encoded
 
-    def _skip(self, row_id: str, bad: BadRow) -> Skipped:
+    def _skip(self, row_id: str, bad: BadRowError) -> SkippedRow:
         if bad.code == "too_long":  # the user's choice, not a fault of the data
             self._count("too_long")
             log.info("row %s dropped: %s", row_id, bad.message)
-            return Skipped(row_id, bad.code)
+            return SkippedRow(row_id, bad.code)
         if self.on_bad_row == "error":
             raise ValueError(f"row {row_id}: {bad} (on_bad_row: error; skip would go on without it)") from bad
         self._count("bad")
@@ -80,15 +80,15 @@ class Reader:
                 f"{self.max_bad_fraction}; the last one is {row_id}: {bad}. "
                 "Look at all of them: python -m dart_train data check RECIPE"
             )
-        return Skipped(row_id, bad.code)
+        return SkippedRow(row_id, bad.code)
 
     def _count(self, kind: str) -> None:
         worker = get_worker_info()
         self._counts[0 if worker is None else 1 + worker.id % (_SLOTS - 1), _KINDS.index(kind)] += 1
 
 
-class RowDataset(Dataset[Encoded | Skipped]):
-    """Map-style, for sources that are on disk. Row numbers run through the sources, as in `RowOrder`."""
+class RowDataset(Dataset[Encoded | SkippedRow]):
+    """Map-style, for sources that are on disk. Row numbers run through the sources, as in `DeterministicOrder`."""
 
     def __init__(self, reader: Reader) -> None:
         self.reader = reader
@@ -98,7 +98,7 @@ class RowDataset(Dataset[Encoded | Skipped]):
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
-    def __getitem__(self, number: int) -> Encoded | Skipped:
+    def __getitem__(self, number: int) -> Encoded | SkippedRow:
         source, index = self.locate(number)
         return self.reader.read(source, source.rows[index], index)
 
@@ -117,7 +117,7 @@ _BUFFER = 1000
 _READ = 64
 
 
-class RowStream(IterableDataset[Encoded | Skipped]):
+class RowStream(IterableDataset[Encoded | SkippedRow]):
     """For a `DataLoader` with the same `batch_size`. Sources are mixed at the rates of their weights, each to its
     end; then the next epoch begins. `start` skips what a run has seen, `stop` ends it, both in positions."""
 
@@ -139,7 +139,7 @@ class RowStream(IterableDataset[Encoded | Skipped]):
         self.start, self.stop, self.rank, self.world = start, stop, rank, world
         self.seed, self.buffer = seed, buffer
 
-    def __iter__(self) -> Iterator[Encoded | Skipped]:
+    def __iter__(self) -> Iterator[Encoded | SkippedRow]:
         worker = get_worker_info()
         mine, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         for position, (source, row, index) in enumerate(self._line()):

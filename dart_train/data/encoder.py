@@ -12,7 +12,7 @@ from datasets.fingerprint import Hasher
 from PIL import Image
 
 from .chat_template import ChatTemplate
-from .issues import BadRow, Finding
+from .issues import BadRowError, Finding
 from .sample import Sample
 from .truncation import IGNORED, POLICIES, Tokens, TooLongError, fit, make_tokens
 
@@ -22,7 +22,7 @@ Sizes = tuple[tuple[int, int], ...]
 _REMEMBERED = 256  # the text of one large picture may be a quarter of a megabyte
 
 
-class Expander:
+class ImageTokenCounter:
     """The placeholders of pictures depend on their sizes alone, so a blank of the same size tells; every size is
     asked for once. `visual` are the ids that the model replaces by image features."""
 
@@ -76,7 +76,7 @@ class Encoded:
 @dataclass(frozen=True)
 class Length:
     """What a row costs: all its tokens, those that are used (0: dropped), and of each picture the visual ones, the
-    turn that it is in, and the tokens of text behind it (see `kept_by_stages`)."""
+    turn that it is in, and the tokens of text behind it (see `count_kept_by_stage`)."""
 
     total: int
     used: int
@@ -94,10 +94,10 @@ class Encoder:
             raise ValueError(f"on_too_long: got {on_too_long!r}, expected one of {', '.join(POLICIES)}")
         self.processor, self.max_length, self.on_too_long = processor, max_length, on_too_long
         self.template = ChatTemplate(processor)
-        self.expander = Expander(processor)
+        self.expander = ImageTokenCounter(processor)
 
     def encode(self, sample: Sample, images: Sequence[Image.Image]) -> Encoded:
-        """Raises `BadRow`; `TooLongError` under on_too_long: error."""
+        """Raises `BadRowError`; `TooLongError` under on_too_long: error."""
         features, tokens, pictures = self._process(sample, images)
         shorter, end = self._fit(sample, tokens, [picture["replacement"] for picture in pictures])
         before = len(tokens.ids)
@@ -109,7 +109,7 @@ class Encoder:
         return Encoded(_checked(_cut(features, end)), (note,))
 
     def measure(self, sample: Sample, sizes: Sizes) -> Length:
-        """What `encode` would give, from the (width, height) of the pictures alone. Raises `BadRow` too, but not
+        """What `encode` would give, from the (width, height) of the pictures alone. Raises `BadRowError` too, but not
         for a row that is too long."""
         self._refuse_forged(sample)
         expansions = self._expansions(sizes)
@@ -119,7 +119,7 @@ class Encoder:
                         tokens.behind(self.expander.visual))  # fmt: skip
         try:
             _, used = self._fit(sample, tokens, expansions)
-        except BadRow as bad:
+        except BadRowError as bad:
             return replace(length, used=0, note=bad.finding)
         except TooLongError as error:
             return replace(length, used=0, note=Finding("over_limit", str(error)))
@@ -144,7 +144,7 @@ class Encoder:
         try:
             return self.expander.texts(sizes)
         except Exception as error:
-            raise BadRow("template_failed", f"the processor refuses the images: {error}") from error
+            raise BadRowError("template_failed", f"the processor refuses the images: {error}") from error
 
     def _tokens(self, sample: Sample, expansions: list[str]) -> Tokens:
         text, answers = self.template.answers(sample.messages())
@@ -167,7 +167,7 @@ class Encoder:
                 **self._special(text),
             )
         except Exception as error:  # a processor may refuse a picture's shape, a number of images, ...
-            raise BadRow("template_failed", f"the processor refuses the row: {error}") from error
+            raise BadRowError("template_failed", f"the processor refuses the row: {error}") from error
         offsets, pictures = output.pop("offset_mapping")[0], (output.pop("text_replacement_offsets", None) or [[]])[0]
         tokens = make_tokens(output["input_ids"][0], offsets, text, answers, pictures)
         features = dict(output.convert_to_tensors("pt"))
@@ -181,8 +181,8 @@ class Encoder:
     def _refuse_forged(self, sample: Sample) -> None:
         for turn in sample.turns:
             for text in turn.texts:
-                if token := self.template.forged(text):
-                    raise BadRow("control_token", f"{token!r} in a {turn.role} turn")
+                if token := self.template.find_control_token(text):
+                    raise BadRowError("control_token", f"{token!r} in a {turn.role} turn")
 
 
 def _cut(features: dict[str, torch.Tensor], end: int) -> dict[str, torch.Tensor]:
@@ -193,7 +193,7 @@ def _cut(features: dict[str, torch.Tensor], end: int) -> dict[str, torch.Tensor]
 
 def _checked(features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     if not (features["labels"] != IGNORED).any():
-        raise BadRow("nothing_supervised")
+        raise BadRowError("nothing_supervised")
     return features
 
 

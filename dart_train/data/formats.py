@@ -1,4 +1,4 @@
-"""Which format a row is in, and the row as a `Sample`. Pure: no file is opened, and junk raises `BadRow` only."""
+"""Which format a row is in, and the row as a `Sample`. Pure: no file is opened, and junk raises `BadRowError` only."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .issues import BadRow
+from .issues import BadRowError
 from .sample import ImageRef, Sample, Turn
 
 # From one message's content to text and images: marks, OpenAI parts, paths, bytes, base64 and URLs.
@@ -31,7 +31,7 @@ def read_content(content: Any) -> list[str | ImageRef]:
         return read_part(content)
     if isinstance(content, list):
         return [piece for part in content for piece in read_part(part)]
-    raise BadRow("bad_type", f"content is {type(content).__name__}; expected text or a list of parts")
+    raise BadRowError("bad_type", f"content is {type(content).__name__}; expected text or a list of parts")
 
 
 def split_marks(text: str) -> list[str | ImageRef]:
@@ -56,16 +56,16 @@ def read_part(part: Any) -> list[str | ImageRef]:
     if isinstance(part, str):
         return split_marks(part)
     if not isinstance(part, dict):
-        raise BadRow("bad_type", f"a content part is {type(part).__name__}; expected a mapping with a type")
+        raise BadRowError("bad_type", f"a content part is {type(part).__name__}; expected a mapping with a type")
     kind = part.get("type")
     if kind is None:
         kind = "text" if isinstance(part.get("text"), str) else "image"
     if not isinstance(kind, str) or kind not in _TEXT_TYPES | _IMAGE_TYPES:
-        raise BadRow("unsupported_media", f"content part of type {shown(kind)}; text and image are read")
+        raise BadRowError("unsupported_media", f"content part of type {shown(kind)}; text and image are read")
     if kind in _TEXT_TYPES:
         text = part.get("text")
         if not isinstance(text, str):
-            raise BadRow("bad_type", f"the text of a part is {type(text).__name__}")
+            raise BadRowError("bad_type", f"the text of a part is {type(text).__name__}")
         return split_marks(text)
     return [_part_image(part)]
 
@@ -85,7 +85,7 @@ def read_image(value: Any) -> ImageRef:
     if isinstance(value, dict):
         return _image_from_mapping(value)
     if not isinstance(value, str) or not value:
-        raise BadRow("bad_type", f"an image is {type(value).__name__}; expected a path, bytes, base64 or a URL")
+        raise BadRowError("bad_type", f"an image is {type(value).__name__}; expected a path, bytes, base64 or a URL")
     check_text(value)
     if match := _DATA_URI.match(value):
         return decode_base64(value[match.end() :])
@@ -101,19 +101,19 @@ def _image_from_mapping(value: dict[str, Any]) -> ImageRef:
     if inner is None and value.get("base64") is not None:
         return decode_base64(value["base64"])
     if isinstance(inner, dict):
-        raise BadRow("bad_type", "an image mapping inside an image mapping")
+        raise BadRowError("bad_type", "an image mapping inside an image mapping")
     return read_image(inner)
 
 
 def decode_base64(value: Any) -> ImageRef:
     if not isinstance(value, str):
-        raise BadRow("bad_type", f"base64 is {type(value).__name__}; expected text")
+        raise BadRowError("bad_type", f"base64 is {type(value).__name__}; expected text")
     if match := _DATA_URI.match(value):
         value = value[match.end() :]
     try:
         return ImageRef(data=base64.b64decode(value, validate=True))
     except (binascii.Error, ValueError) as error:
-        raise BadRow("bad_base64", str(error)) from None
+        raise BadRowError("bad_base64", str(error)) from None
 
 
 def check_text(text: str) -> None:
@@ -121,7 +121,7 @@ def check_text(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise BadRow("bad_text", f"{error.reason} at character {error.start}") from None
+        raise BadRowError("bad_text", f"{error.reason} at character {error.start}") from None
 
 
 def shown(value: Any) -> str:
@@ -145,7 +145,7 @@ def normalise(row: Any, columns: Mapping[str, str] | None = None, format: str = 
     if name not in READERS:
         raise ValueError(f"format {format!r} is not known; expected auto or one of {', '.join(READERS)}")
     if name != "qa" and not isinstance(_turn_list(row, name), list):
-        raise BadRow("unknown_format", f"format {name} needs a list of turns; the row has {_keys(row)}")
+        raise BadRowError("unknown_format", f"format {name} needs a list of turns; the row has {_keys(row)}")
     _refuse_media(row)
     turns = _fill([_read_turn(role, content) for role, content in READERS[name](row)], _row_images(row))
     _check_order(turns)
@@ -163,7 +163,7 @@ def detect(row: Row) -> str:
         return "openai" if parts else "messages"
     if row.get("question") is not None and row.get("answer") is not None:
         return "qa"
-    raise BadRow("unknown_format", f"no conversations, messages, or question and answer; the row has {_keys(row)}")
+    raise BadRowError("unknown_format", f"no conversations, messages, or question and answer; the row has {_keys(row)}")
 
 
 def _conversations(row: Row) -> list[tuple[Any, Any]]:
@@ -198,7 +198,7 @@ def _turn_list(row: Row, name: str) -> Any:
 
 def _role_and_content(turn: Any) -> tuple[Any, Any]:
     if not isinstance(turn, Mapping):
-        raise BadRow("bad_type", f"a turn is {type(turn).__name__}; expected a mapping")
+        raise BadRowError("bad_type", f"a turn is {type(turn).__name__}; expected a mapping")
     role = turn.get("from") if turn.get("from") is not None else turn.get("role")
     content = turn.get("value") if turn.get("value") is not None else turn.get("content")
     return role, content
@@ -206,9 +206,9 @@ def _role_and_content(turn: Any) -> tuple[Any, Any]:
 
 def _read_turn(role: Any, content: Any) -> Turn:
     if not isinstance(role, str) or role.lower() not in _ROLE_NAMES:
-        raise BadRow("unknown_role", f"role {shown(role)}; expected one of {', '.join(_ROLE_NAMES)}")
+        raise BadRowError("unknown_role", f"role {shown(role)}; expected one of {', '.join(_ROLE_NAMES)}")
     if content is None:
-        raise BadRow("empty_turn", f"a {role} turn has no content")
+        raise BadRowError("empty_turn", f"a {role} turn has no content")
     return Turn(_ROLE_NAMES[role.lower()], tuple(read_content(content)))
 
 
@@ -223,7 +223,7 @@ def _fill(turns: list[Turn], images: list[ImageRef]) -> list[Turn]:
     """Every mark gets the row's next image; one too many or too few of either is a broken row."""
     marks = sum(part is PLACEHOLDER for turn in turns for part in turn.parts)
     if marks != len(images):
-        raise BadRow("mark_mismatch", f"{marks} {MARK} mark(s), {len(images)} image(s)")
+        raise BadRowError("mark_mismatch", f"{marks} {MARK} mark(s), {len(images)} image(s)")
     supply = iter(images)
     return [Turn(t.role, tuple(next(supply) if part is PLACEHOLDER else part for part in t.parts)) for t in turns]
 
@@ -232,18 +232,18 @@ def _check_order(turns: list[Turn]) -> None:
     for turn in turns:
         has_text = any(text.strip() for text in turn.texts)
         if not has_text and (turn.role != "user" or len(turn.texts) == len(turn.parts)):
-            raise BadRow("empty_turn", f"a {turn.role} turn is empty")
+            raise BadRowError("empty_turn", f"a {turn.role} turn is empty")
     roles = [turn.role for turn in turns]
     body = roles[1:] if roles[:1] == ["system"] else roles
     if not body or body != ["user", "assistant"] * (len(body) // 2):
-        raise BadRow("role_order", f"the roles are {', '.join(roles[:8]) or 'none'}")
+        raise BadRowError("role_order", f"the roles are {', '.join(roles[:8]) or 'none'}")
 
 
 def _parsed(row: Any) -> Row:
     if isinstance(row, str):
         row = _load_json(row)
     if not isinstance(row, Mapping):
-        raise BadRow("bad_type", f"a row is {type(row).__name__}; expected a mapping")
+        raise BadRowError("bad_type", f"a row is {type(row).__name__}; expected a mapping")
     return row
 
 
@@ -251,13 +251,13 @@ def _load_json(text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise BadRow("bad_json", str(error)[:200]) from None
+        raise BadRowError("bad_json", str(error)[:200]) from None
 
 
 def _rename(row: Row, columns: Mapping[str, str]) -> Row:
     missing = [given for given in columns.values() if given not in row]
     if missing:
-        raise BadRow("unknown_format", f"columns names {', '.join(missing)}; the row has {_keys(row)}")
+        raise BadRowError("unknown_format", f"columns names {', '.join(missing)}; the row has {_keys(row)}")
     return {**row, **{ours: row[given] for ours, given in columns.items()}} if columns else row
 
 
@@ -274,12 +274,12 @@ def _unpack_tar(row: Row) -> Row:
 def _refuse_media(row: Row) -> None:
     for key in ("video", "videos", "audio", "audios"):
         if row.get(key):
-            raise BadRow("unsupported_media", f"the row has {key}; only images are read")
+            raise BadRowError("unsupported_media", f"the row has {key}; only images are read")
 
 
 def _as_text(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise BadRow("bad_type", f"a question or an answer is {type(value).__name__}; expected text")
+        raise BadRowError("bad_type", f"a question or an answer is {type(value).__name__}; expected text")
     return str(value)
 
 

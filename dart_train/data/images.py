@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 from PIL import Image, ImageOps
 
-from .issues import BadRow, Finding
+from .issues import BadRowError, Finding
 from .sample import ImageRef
 
 # Pictures over http(s): refused unless the user allowed it, and never more bytes than a picture has.
@@ -28,16 +28,16 @@ MAX_BYTES = 64 * 1024 * 1024
 
 def fetch(url: str, allowed: bool) -> BinaryIO:
     if not allowed:
-        raise BadRow("url_refused", url[:200])
+        raise BadRowError("url_refused", url[:200])
     if not url.lower().startswith(("http://", "https://")):
-        raise BadRow("url_refused", f"{url[:200]}: only http and https are read")
+        raise BadRowError("url_refused", f"{url[:200]}: only http and https are read")
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as answer:
             data = answer.read(MAX_BYTES + 1)
     except (OSError, ValueError, HTTPException) as error:
-        raise BadRow("url_unreachable", f"{url[:200]}: {error}") from None
+        raise BadRowError("url_unreachable", f"{url[:200]}: {error}") from None
     if len(data) > MAX_BYTES:
-        raise BadRow("url_unreachable", f"{url[:200]}: more than {MAX_BYTES} bytes")
+        raise BadRowError("url_unreachable", f"{url[:200]}: more than {MAX_BYTES} bytes")
     return io.BytesIO(data)
 
 
@@ -117,7 +117,7 @@ class ImageStore:
     limit: int = MAX_PIXELS
 
     def open(self, ref: ImageRef) -> Image.Image:
-        """The first frame, upright, RGB, within the pixel limits. Raises `BadRow`."""
+        """The first frame, upright, RGB, within the pixel limits. Raises `BadRowError`."""
         with self._file(ref) as file, _decoding():
             image = _read_header(file, self.limit)
             image.load()
@@ -149,18 +149,18 @@ class ImageStore:
     def _inside(self, path: str) -> str:
         """The real path, which must be a regular file below the real root: no `..`, no link out, no device."""
         if self.root is None:
-            raise BadRow("missing_image", f"{path!r} is a path, and no image folder was given")
+            raise BadRowError("missing_image", f"{path!r} is a path, and no image folder was given")
         root, shown = os.path.realpath(self.root), repr(path[:200])
         if "\0" in path:
-            raise BadRow("missing_image", f"{shown}: a null byte in the name")
+            raise BadRowError("missing_image", f"{shown}: a null byte in the name")
         try:
             real = os.path.realpath(os.path.join(root, path))
             if os.path.commonpath([root, real]) != root:
-                raise BadRow("outside_folder", f"{shown} leaves the image folder")
+                raise BadRowError("outside_folder", f"{shown} leaves the image folder")
             if not stat.S_ISREG(os.stat(real).st_mode):
-                raise BadRow("missing_image", f"{shown} is not a file")
+                raise BadRowError("missing_image", f"{shown} is not a file")
         except OSError as error:
-            raise BadRow("missing_image", f"{shown}: {error.strerror}") from None
+            raise BadRowError("missing_image", f"{shown}: {error.strerror}") from None
         return real
 
 
@@ -168,9 +168,9 @@ def _read_header(file: BinaryIO, limit: int) -> Image.Image:
     image = Image.open(file, formats=FORMATS)
     width, height = image.size
     if width * height > limit:
-        raise BadRow("bomb", f"{width} x {height} pixels; the limit is {limit}")
+        raise BadRowError("bomb", f"{width} x {height} pixels; the limit is {limit}")
     if max(width, height) > MAX_ASPECT * min(width, height):
-        raise BadRow("extreme_shape", f"{width} x {height} pixels")
+        raise BadRowError("extreme_shape", f"{width} x {height} pixels")
     return image
 
 
@@ -189,16 +189,16 @@ def _warnings(image: Image.Image) -> list[Finding]:
 
 @contextmanager
 def _decoding() -> Iterator[None]:
-    """Whatever Pillow raises on a damaged file becomes one `BadRow`: decoders raise almost any exception."""
+    """Whatever Pillow raises on a damaged file becomes one `BadRowError`: decoders raise almost any exception."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # damaged EXIF, palettes with transparency, sizes near the bomb limit
         try:
             yield
-        except BadRow:
+        except BadRowError:
             raise
         except Image.DecompressionBombError as error:
-            raise BadRow("bomb", str(error)[:160]) from None
+            raise BadRowError("bomb", str(error)[:160]) from None
         except Exception as error:
             truncated = "truncated" in str(error).lower()
             code = "truncated_image" if truncated else "unreadable_image"
-            raise BadRow(code, f"{type(error).__name__}: {str(error)[:160]}") from None
+            raise BadRowError(code, f"{type(error).__name__}: {str(error)[:160]}") from None

@@ -56,7 +56,7 @@ class Finding:
         return CODES[self.code][0]
 
 
-class BadRow(ValueError):
+class BadRowError(ValueError):
     """A row that cannot be used, with the code that says why. It is skipped and counted, or ends the run."""
 
     def __init__(self, code: str, message: str = "") -> None:
@@ -64,8 +64,8 @@ class BadRow(ValueError):
         super().__init__(f"{code}: {message or CODES[code][1]}")
         self.code, self.message = code, message
 
-    def __reduce__(self) -> tuple[type[BadRow], tuple[str, str]]:  # workers send it across processes
-        return BadRow, (self.code, self.message)
+    def __reduce__(self) -> tuple[type[BadRowError], tuple[str, str]]:  # workers send it across processes
+        return BadRowError, (self.code, self.message)
 
     @property
     def finding(self) -> Finding:

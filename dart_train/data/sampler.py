@@ -13,7 +13,7 @@ from torch.utils.data import Sampler
 _POOL = 64  # groups that are sorted together: more is tighter in length, and less shuffled
 
 
-class RowOrder:
+class DeterministicOrder:
     """Rows are numbered through the sources: `sizes` are their row counts, `weights` how often an epoch shows them
     (0.5: half of the rows, the other half in the next epoch; 2: each row twice). With `lengths` (of every row, in
     tokens that cost), rows are grouped so that `group` of them in a row, one global batch, are of like length."""
@@ -99,13 +99,13 @@ def _chunks(rows: np.ndarray, size: int) -> list[np.ndarray]:
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
-class RankBatches(Sampler[list[int]]):
+class RankBatchSampler(Sampler[list[int]]):
     """The batches of one rank, for a `DataLoader`'s `batch_sampler`: already divided among the ranks, so nothing
     may divide them again. A step takes `batch_size * world * accumulation` positions; `start_step` resumes."""
 
     def __init__(
         self,
-        order: RowOrder,
+        order: DeterministicOrder,
         batch_size: int,
         steps: int,
         rank: int = 0,
@@ -126,6 +126,6 @@ class RankBatches(Sampler[list[int]]):
             yield self.order.rows((batch * self.world + self.rank) * self.batch_size, self.batch_size)
 
 
-def steps_for(order: RowOrder, epochs: float, batch_size: int, world: int = 1, accumulation: int = 1) -> int:
+def steps_for(order: DeterministicOrder, epochs: float, batch_size: int, world: int = 1, accumulation: int = 1) -> int:
     """Optimizer steps that show `epochs` epochs. The last step may reach into the epoch after."""
     return -(-round(len(order) * epochs) // (batch_size * world * accumulation))

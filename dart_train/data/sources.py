@@ -125,7 +125,7 @@ class Source:
         return f"{self.name}:{index}"
 
     def sample(self, row: Mapping[str, Any], index: int) -> Sample:
-        """Raises `BadRow`. A JSON row is still text here, so that no row can break the loading of the others."""
+        """Raises `BadRowError`. A JSON row is still text here, so that no row can break the loading of the others."""
         content = row["text"] if list(row) == ["text"] else row
         return normalise(content, self.columns, self.format, self.row_id(index))
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .chat_template import Span
-from .issues import BadRow
+from .issues import BadRowError
 from .sample import ImageRef, Sample
 
 # From characters to tokens: which tokens are learnt from, and which belong to pictures.
@@ -87,7 +87,7 @@ _ROUNDS = 12
 
 
 class TooLongError(ValueError):
-    """A row over max_length under on_too_long: error. Not a `BadRow`: it ends the run."""
+    """A row over max_length under on_too_long: error. Not a `BadRowError`: it ends the run."""
 
 
 def fit(
@@ -100,7 +100,7 @@ def fit(
     if policy == "error":
         raise TooLongError(f"{said}; raise max_length, or set on_too_long to drop or truncate_text")
     if policy == "drop":
-        raise BadRow("too_long", said)
+        raise BadRowError("too_long", said)
     for _ in range(_ROUNDS):
         shorter = _without_last_exchange(sample)
         if shorter is None:
@@ -112,11 +112,11 @@ def fit(
             if shorter is None:
                 if end:
                     return sample, end
-                raise BadRow("too_long", f"{said}; its images and markup alone leave no room for an answer")
+                raise BadRowError("too_long", f"{said}; its images and markup alone leave no room for an answer")
         sample, tokens = shorter, tokenise(shorter)
         if len(tokens.ids) <= limit:
             return sample, len(tokens.ids)
-    raise BadRow("too_long", said)
+    raise BadRowError("too_long", said)
 
 
 def _without_last_exchange(sample: Sample) -> Sample | None:

@@ -46,7 +46,7 @@ def known(folder: Path) -> dict[Key, Line]:
     return {key_of(line): line for file in parts(folder) for line in read(file)}
 
 
-class Journal:
+class AnswerStore:
     """Appends whole batches; what a torn line left behind is closed first."""
 
     def __init__(self, file: Path) -> None:

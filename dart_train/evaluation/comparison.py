@@ -14,9 +14,9 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from ..common.distributed import Ranks, part
+from ..common.distributed import RankInfo, part
 from ..config import Recipe
-from .answer_store import Journal, Line, known, part_of_rank, settle
+from .answer_store import AnswerStore, Line, known, part_of_rank, settle
 from .comparison_grid import Cell, Prepared, open_recipe, prepare
 from .cost import Cost, costs
 from .generate import Subject, Todo, ask, fingerprint, key_for
@@ -37,6 +37,7 @@ from .tables import (
 )
 
 # All that a comparison found, for whoever writes or draws it.
+
 
 @dataclass(frozen=True)
 class Results:
@@ -77,7 +78,7 @@ class Results:
 
 def compare(recipe: Recipe | str | Path) -> Results | None:
     """All files of the comparison lie in `compare.output_dir` afterwards. None on ranks but the first."""
-    ranks = Ranks.read()
+    ranks = RankInfo.read()
     if not isinstance(recipe, Recipe):
         recipe = open_recipe(recipe, progress=ranks.rank == 0)
     prepared = prepare(recipe, progress=ranks.rank == 0)
@@ -116,7 +117,7 @@ def write(results: Results) -> None:
     track(results, report)
 
 
-def _todo(prepared: Prepared, marks: Mapping[Cell, str], ranks: Ranks) -> Todo:
+def _todo(prepared: Prepared, marks: Mapping[Cell, str], ranks: RankInfo) -> Todo:
     """What is not answered yet, dealt out to the ranks."""
     done = known(prepared.folder)
     left = {cell: [q for q in prepared.questions if key_for(marks[cell], q) not in done] for cell in prepared.cells}
@@ -126,9 +127,9 @@ def _todo(prepared: Prepared, marks: Mapping[Cell, str], ranks: Ranks) -> Todo:
     return [(cell, marks[cell], questions[ranks.rank :: ranks.world]) for cell, questions in left.items()]
 
 
-def _ask(prepared: Prepared, todo: Todo, ranks: Ranks) -> None:
+def _ask(prepared: Prepared, todo: Todo, ranks: RankInfo) -> None:
     left = sum(len(questions) for *_, questions in todo)
-    journal = Journal(part_of_rank(prepared.folder, ranks.rank))
+    journal = AnswerStore(part_of_rank(prepared.folder, ranks.rank))
     if not left:
         return
     with tqdm(total=left, desc="questions", unit="q", disable=ranks.rank != 0) as bar:
@@ -138,14 +139,14 @@ def _ask(prepared: Prepared, todo: Todo, ranks: Ranks) -> None:
                 ask(_subject(prepared, name, ranks), mine, prepared.recipe, journal, bar)
 
 
-def _subject(prepared: Prepared, name: str, ranks: Ranks) -> Subject:
+def _subject(prepared: Prepared, name: str, ranks: RankInfo) -> Subject:
     path = prepared.paths[name]
     if torch.cuda.is_available():
         return Subject(prepared.recipe, path, torch.device("cuda", ranks.rank % torch.cuda.device_count()))
     return Subject(prepared.recipe, path, torch.device("cpu"))
 
 
-def _timed(prepared: Prepared, marks: Mapping[Cell, str], ranks: Ranks) -> list[Cost]:
+def _timed(prepared: Prepared, marks: Mapping[Cell, str], ranks: RankInfo) -> list[Cost]:
     """What was measured before under the same settings on the same machine is not measured again."""
     if not prepared.recipe.compare.timing:
         return []

@@ -11,9 +11,9 @@ from tqdm import tqdm
 from ..checkpoints import Found, find
 from ..common.metrics import METRICS
 from ..config import Problem, QuestionSet, Recipe, RecipeError, load_recipe
-from ..config.methods import Given, Method, labels, read_method, spelt_out
+from ..config.methods import Given, Method, expand_reduction_alias, labels, read_method
 from ..config.told import Told
-from ..data.issues import BadRow
+from ..data.issues import BadRowError
 from ..hooks import attach
 from ..models.loading import bones, read_config
 from ..models.resize.families import shrink_of
@@ -77,7 +77,10 @@ def _distinct(budgets: Sequence[Keep]) -> list[Keep]:
 def methods_of(recipe: Recipe) -> dict[str, Method]:
     """By their labels. A method that is named alone has the options of the recipe's reduction where that is the same
     method, and its layer where it is another."""
-    given, trained = spelt_out(recipe.compare.methods, recipe.reduction.stages), recipe.reduction.reducers()
+    given, trained = (
+        expand_reduction_alias(recipe.compare.methods, recipe.reduction.stages),
+        recipe.reduction.reducers(),
+    )
     return dict(zip(labels(given), (_method(each, trained) for each in given), strict=True))
 
 
@@ -100,7 +103,7 @@ _SHOWN = 5  # problems of one kind
 
 
 @dataclass
-class Named:
+class ResolvedInputs:
     """told: what is wrong with it."""
 
     questions: list[Question] = field(default_factory=list)
@@ -108,8 +111,8 @@ class Named:
     told: Told = field(default_factory=Told)
 
 
-def look(recipe: Recipe, cells: Sequence[Cell], progress: bool) -> Named:
-    named = Named()
+def look(recipe: Recipe, cells: Sequence[Cell], progress: bool) -> ResolvedInputs:
+    named = ResolvedInputs()
     _questions(named, recipe, progress)
     for name, path in checkpoints_of(recipe).items():
         place = f"compare.checkpoints.{name}" if recipe.compare.checkpoints else "model.path"
@@ -131,7 +134,7 @@ def _find(recipe: Recipe, path: str) -> Found:
     )
 
 
-def _questions(named: Named, recipe: Recipe, progress: bool) -> None:
+def _questions(named: ResolvedInputs, recipe: Recipe, progress: bool) -> None:
     told = Told()
     for number in range(len(recipe.compare.sets)):
         told.of(lambda number=number: open_sets(recipe, number), f"compare.sets.{number}")  # type: ignore[misc]
@@ -139,7 +142,7 @@ def _questions(named: Named, recipe: Recipe, progress: bool) -> None:
     sources = None if told.problems else named.told.of(lambda: open_sets(recipe))
     for number, source in enumerate(sources or []):
         rows = list(questions_of(source))
-        bad = [str(row) for row in rows if isinstance(row, BadRow)]
+        bad = [str(row) for row in rows if isinstance(row, BadRowError)]
         asked = [row for row in rows if isinstance(row, Question)]
         bad += _unseen(asked, source.name, progress)
         bad += ["the set is empty"] if not rows else _unjudged(asked, recipe, number)
@@ -155,7 +158,7 @@ def _unseen(questions: Sequence[Question], name: str, progress: bool) -> list[st
         for ref in question.refs:
             try:
                 question.store.size(ref)
-            except BadRow as bad:
+            except BadRowError as bad:
                 seen[str(bad.message)] = None
     return list(seen)
 

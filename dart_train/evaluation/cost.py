@@ -18,9 +18,9 @@ from ..models.structure import unwrap
 from ..planning.flops import flop_rates, patches_in
 from ..planning.setup import Setup
 from ..profiling.memory import peak_of
-from ..profiling.timing import Job, Staged, Timing, ratio, rounds
+from ..profiling.timing import Job, Timing, WithContext, ratio, rounds
 from .comparison_grid import Cell
-from .generate import Asked, Subject, Ticks
+from .generate import Asked, Subject, TokenTimestamps
 from .questions import Question
 
 # FLOPs of a prompt, from its token counts: the speed-up that fewer tokens allow at most.
@@ -104,7 +104,7 @@ def costs(subject: Subject, cells: Sequence[Cell], questions: Sequence[Question]
     new = max(2, say.max_new_tokens)
     stages = [Stage(subject, cell, asked) for cell in cells]
     jobs: dict[str, Job] = {
-        f"{number} {step}": Staged(lambda stage=stage: stage, partial(stage.run, step, new))  # type: ignore[misc]
+        f"{number} {step}": WithContext(lambda stage=stage: stage, partial(stage.run, step, new))  # type: ignore[misc]
         for step in STEPS
         for number, stage in enumerate(stages)
     }
@@ -142,7 +142,7 @@ class Stage:
     def run(self, step: str, new: int) -> object:
         if step == "prefill":
             return self.prefill()
-        most, ticks = 1 if step == "first_token" else new, Ticks()
+        most, ticks = 1 if step == "first_token" else new, TokenTimestamps()
         with torch.inference_mode():
             made = self.asked.generate(self.batch, most, most, ticks)
         if step == "total":

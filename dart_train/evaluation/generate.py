@@ -23,14 +23,15 @@ from ..models.resize import fewer_pixels
 from ..models.resize.families import Square, shrink_of
 from ..profiling.timing import clock, synchronize
 from ..reduction import FewerPixels
-from .answer_store import Journal, Key, Line, ranges
+from .answer_store import AnswerStore, Key, Line, ranges
 from .comparison_grid import Cell
 from .prompts import Prompts
 from .questions import Question
 
 # When each token of an answer was there, noted while it is written.
 
-class Ticks(StoppingCriteria):
+
+class TokenTimestamps(StoppingCriteria):
     """Asked by `generate` behind every token whether to stop, which it never wants. `generate` itself waits for the
     device there, so that waiting here costs nothing."""
 
@@ -49,6 +50,7 @@ class Ticks(StoppingCriteria):
 
 # A checkpoint that is asked: loaded once, its reductions put on and taken off again.
 
+
 @dataclass
 class Asked:
     """A subject as one cell asks it."""
@@ -57,7 +59,9 @@ class Asked:
     prompts: Prompts
     attached: Attached | None
 
-    def generate(self, batch: Mapping[str, Any], most: int, least: int = 0, ticks: Ticks | None = None) -> Tensor:
+    def generate(
+        self, batch: Mapping[str, Any], most: int, least: int = 0, ticks: TokenTimestamps | None = None
+    ) -> Tensor:
         """[B, new] what the model writes, greedily. ticks: notes when each token came."""
         made = self.model.generate(
             **batch,
@@ -144,7 +148,7 @@ def key_for(cell: str, question: Question) -> Key:
 Todo = list[tuple[Cell, str, list[Question]]]  # cell, its fingerprint, what is still to be asked
 
 
-def ask(subject: Subject, todo: Todo, recipe: Recipe, journal: Journal, bar: tqdm[Any]) -> None:
+def ask(subject: Subject, todo: Todo, recipe: Recipe, journal: AnswerStore, bar: tqdm[Any]) -> None:
     size, most = recipe.compare.batch_size, recipe.compare.max_new_tokens
     for cell, mark, questions in todo:
         if not questions:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ..config import QuestionSet, Recipe
 from ..data.images import ImageStore
-from ..data.issues import BadRow
+from ..data.issues import BadRowError
 from ..data.sample import ImageRef, Sample, Turn
 from ..data.sources import Source, open_sources
 
@@ -47,7 +47,7 @@ class Question:
         """Raises ValueError, naming the question."""
         try:
             return [self.store.open(ref) for ref in self.refs]
-        except BadRow as bad:
+        except BadRowError as bad:
             raise ValueError(f"{self.set}, question {self.id}: {bad}") from bad
 
 
@@ -60,7 +60,7 @@ def open_sets(recipe: Recipe, number: int | None = None) -> list[Source]:
     )
 
 
-def questions_of(source: Source) -> Iterator[Question | BadRow]:
+def questions_of(source: Source) -> Iterator[Question | BadRowError]:
     """In the order of the rows; a row that cannot be asked comes as what is wrong with it. Ids that rows share are
     told apart by the row's number."""
     taken: set[str] = set()
@@ -70,15 +70,15 @@ def questions_of(source: Source) -> Iterator[Question | BadRow]:
                 fresh = question.id not in taken
                 taken.add(question.id)
                 yield question if fresh else replace(question, id=f"{question.id} (row {index})")
-        except BadRow as bad:
-            yield BadRow(bad.code, f"{source.row_id(index)}: {bad.message}")
+        except BadRowError as bad:
+            yield BadRowError(bad.code, f"{source.row_id(index)}: {bad.message}")
 
 
 def _of_row(source: Source, row: Any, index: int) -> Iterator[Question]:
     sample, more = source.sample(row, index), _fields(source, row)
     places = [i for i, turn in enumerate(sample.turns) if turn.role == "assistant"]
     if len(places) > 1 and "answers" in more:
-        raise BadRow("bad_type", "several answers to one question go with rows of one question")
+        raise BadRowError("bad_type", "several answers to one question go with rows of one question")
     for number, place in enumerate(places):
         kinds = more.get("kind")
         kind = kinds[number] if isinstance(kinds, list) and number < len(kinds) else kinds
@@ -109,7 +109,7 @@ def _answers(given: Any, turn: Turn) -> tuple[str, ...]:
     listed = given if isinstance(given, Sequence) and not isinstance(given, str) else [given]
     texts = [each.get("answer") if isinstance(each, Mapping) else each for each in listed]
     if not texts or not all(isinstance(text, str | int | float) and not isinstance(text, bool) for text in texts):
-        raise BadRow("bad_type", f"answers: given {str(given)[:80]!r}, expected a list of texts")
+        raise BadRowError("bad_type", f"answers: given {str(given)[:80]!r}, expected a list of texts")
     return tuple(str(text) for text in texts)
 
 

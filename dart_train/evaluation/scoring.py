@@ -9,7 +9,7 @@ from itertools import combinations
 from tqdm import tqdm
 
 from ..common.metrics import METRICS, Metric
-from ..common.statistics import Difference, Figure, difference, figure, holm
+from ..common.statistics import Estimate, PairedDifference, difference, figure, holm
 from ..config import Compare, QuestionSet
 from .answer_store import Line
 from .comparison_grid import FULL
@@ -28,9 +28,9 @@ class Entry:
     set: str
     kind: str
     metric: str
-    figure: Figure
+    figure: Estimate
     kept: float | None
-    from_full: Difference | None
+    from_full: PairedDifference | None
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Pair:
     set: str
     kind: str
     metric: str
-    difference: Difference
+    difference: PairedDifference
     p_holm: float
 
 
@@ -55,7 +55,7 @@ class Group:
     metric: Metric
     scores: Mapping[Row, Scores]
 
-    def apart(self, first: Row, second: Row, seed: int) -> Difference | None:
+    def apart(self, first: Row, second: Row, seed: int) -> PairedDifference | None:
         """On the questions that both have."""
         one, other = self.scores.get(first, {}), self.scores.get(second, {})
         shared = [key for key in one if key in other]

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models.structure import Anatomy, dissect
+from ..models.structure import ModelParts, find_parts
 from ..reduction import Reducer
 from ..reduction.budget import Keep
 from .deepstack import patch_deepstack
 from .engine import Engine, Output
-from .forward_state import Flight
-from .plan_batch import on_host
-from .teacher import Companion
+from .forward_state import ForwardState
+from .plan_batch import to_cpu_in_one_copy
+from .teacher import TeacherPass
 from .transformers_compat import version_note
 
 # Attributes set on objects for a while, and put back exactly.
@@ -48,6 +48,7 @@ class Patches:
 
 # What a forward kept, for whoever wants to look.
 
+
 @dataclass(frozen=True)
 class Kept:
     """mask [B, L] bool: kept tokens after the last stage, text included; visual [B, L] bool: visual ones of the
@@ -63,7 +64,7 @@ class Kept:
     pivots: Tensor | None = None
 
     @classmethod
-    def of(cls, flight: Flight) -> Kept:
+    def of(cls, flight: ForwardState) -> Kept:
         assert flight.batch is not None and flight.pools is not None
         masks = tuple(kept.mask() for kept in flight.kept)
         after = [0] * flight.batch.shape[0]
@@ -80,7 +81,7 @@ class Kept:
         return self.mask & self.visual
 
 
-def _pivots(flight: Flight, like: Tensor) -> Tensor | None:
+def _pivots(flight: ForwardState, like: Tensor) -> Tensor | None:
     told = flight.pivots[-1]
     if told is None or flight.pools is None:
         return None
@@ -149,7 +150,7 @@ class Attached:
     def beside(self, *keep: Keep) -> Iterator[None]:
         """Forwards within also say what they would at this other budget of each stage, without gradient: logits come
         twice along the first axis, the other budget's behind. Vision tower and layers < K run once for both."""
-        before, self._engine.companion = self._engine.companion, Companion(self._at(keep))
+        before, self._engine.companion = self._engine.companion, TeacherPass(self._at(keep))
         try:
             yield
         finally:
@@ -171,7 +172,7 @@ class Attached:
         rest of it, of which the grids of the images are read where a method needs them."""
         batch = {"ids": input_ids, "mask": attention_mask, "labels": labels}
         grids = {name: x for name, x in others.items() if name in self._engine.parts.family.reads}
-        self._engine.expected = on_host({**batch, **grids})
+        self._engine.expected = to_cpu_in_one_copy({**batch, **grids})
 
     def refresh(self) -> None:
         """Read the final norm's weight anew. Needed under ZeRO-3 only, where it is collective."""
@@ -209,7 +210,7 @@ def attach(model: Any, reducer: Reducer | Sequence[Reducer], *, output: Output =
     `compact` gives short states, and with labels the logits of supervised positions only: the cheapest.
     Both give the same loss.
     """
-    parts = dissect(model)
+    parts = find_parts(model)
     _warn_of_untested_transformers()
     if output not in ("expand", "compact"):
         raise ValueError(f"output={output!r}: expected 'expand' or 'compact'")
@@ -225,7 +226,7 @@ def _warn_of_untested_transformers() -> None:
         warnings.warn(note, stacklevel=3)
 
 
-def _stages(reducer: Reducer | Sequence[Reducer], parts: Anatomy) -> list[Reducer]:
+def _stages(reducer: Reducer | Sequence[Reducer], parts: ModelParts) -> list[Reducer]:
     stages = [reducer] if isinstance(reducer, Reducer) else list(reducer)
     if not stages or not all(isinstance(stage, Reducer) for stage in stages):
         raise ValueError(f"expected a reducer or a list of reducers, such as DART(keep=64); given {reducer!r}")

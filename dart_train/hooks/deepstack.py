@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .engine import Engine
-from .forward_state import Flight
+from .forward_state import ForwardState
 
 
 def following_deepstack(engine: Engine, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -23,7 +23,7 @@ def following_deepstack(engine: Engine, original: Callable[..., Tensor]) -> Call
                 companion.hidden = add(companion.flight, companion.hidden, visual, features)
         return add(engine.flight, hidden, visual, features)
 
-    def add(flight: Flight | None, hidden: Tensor, visual: Tensor, features: Tensor) -> Tensor:
+    def add(flight: ForwardState | None, hidden: Tensor, visual: Tensor, features: Tensor) -> Tensor:
         if flight is None or flight.decoding or not flight.kept:
             return original(hidden, visual, features)
         kept, visual = flight.kept[-1], visual.to(hidden.device)

@@ -10,15 +10,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..models.structure import Anatomy
-from ..reduction import Reducer, Seen
+from ..models.structure import ModelParts
+from ..reduction import Observed, Reducer
 from . import forward_state as memory
 from . import masks
-from .forward_state import Flight
-from .observers import CacheTap, FinalScale, RowConfig, Stopwatch, attention_row
+from .forward_state import ForwardState
+from .observers import FinalNormWeight, RecordingAttentionConfig, RecordingCache, SelectionTimer, attention_row
 from .outputs import Loss, Targets
-from .plan_batch import positions, take_off
-from .teacher import Companion, beside
+from .plan_batch import plan_batch, positions
+from .teacher import TeacherPass, beside
 from .transformers_compat import CACHE_NAMES, cache_argument, cache_in_output, cache_of, version_note
 
 Output = Literal["expand", "compact"]
@@ -29,19 +29,19 @@ KEYWORDS = {"attention_mask", "position_embeddings", "position_ids", *CACHE_NAME
 class Engine:
     """One model under reduction. `flight` is the forward that is under way, None outside of any."""
 
-    def __init__(self, parts: Anatomy, reducers: Sequence[Reducer], output: Output) -> None:
+    def __init__(self, parts: ModelParts, reducers: Sequence[Reducer], output: Output) -> None:
         self.parts, self.reducers, self.output = parts, tuple(reducers), output
         self.active = True
         self.seed = 0
-        self.flight: Flight | None = None
-        self.last: Flight | None = None
+        self.flight: ForwardState | None = None
+        self.last: ForwardState | None = None
         self.labels: Tensor | None = None
         self.expected: Mapping[str, Any] | None = None  # what `expect` was told, on the host
         self.prompt: tuple[int, int] | None = None  # (rows, length) of the prompt that `generate` was given
         self.generating: Mapping[str, Any] = {}
-        self.companion: Companion | None = None
-        self.watch = Stopwatch()
-        self.scale = FinalScale(parts.norm)
+        self.companion: TeacherPass | None = None
+        self.watch = SelectionTimer()
+        self.scale = FinalNormWeight(parts.norm)
         self.loss = Loss(parts.top.loss_function, output == "compact")
         self.signature = inspect.signature(parts.inner.forward)
 
@@ -62,7 +62,7 @@ class Engine:
         for layer in {r.layer - 1 for r in self.reducers if r.layer > 0 and r.required() - {"grid"}}:
             attention = parts.attention(layer)
             handles.append(attention.register_forward_pre_hook(self._for(self.tap, layer), with_kwargs=True))
-            handles.append(attention.register_forward_hook(eager(untap), always_call=True))
+            handles.append(attention.register_forward_hook(eager(remove_observer), always_call=True))
         for layer in range(self.reducers[0].layer, len(parts.layers)):
             hook = self._for(self.short_layer, layer)
             handles.append(parts.layers[layer].register_forward_pre_hook(hook, with_kwargs=True))
@@ -99,7 +99,7 @@ class Engine:
         inputs = {**self.signature.bind_partial(*args, **kwargs).arguments}
         inputs |= inputs.pop("kwargs", {})
         with self.watch.running(next((x.device for x in inputs.values() if isinstance(x, Tensor)), CPU)):
-            self.flight = take_off(self, inputs, labels)
+            self.flight = plan_batch(self, inputs, labels)
         if self.flight is None or not self.flight.decoding:
             self.last = None
         return args, {**kwargs, **positions(self, inputs)}
@@ -121,14 +121,14 @@ class Engine:
         if len(flight.kept) != stage:
             return None
         if "attention" in self.reducers[stage].required():
-            module.config = RowConfig(module.config, torch.compiler.disable(self._see_row))
+            module.config = RecordingAttentionConfig(module.config, torch.compiler.disable(self._see_row))
         sink = torch.compiler.disable(self._see)
-        return args, {**kwargs, cache_argument(module.forward): CacheTap(cache_of(kwargs), sink)}
+        return args, {**kwargs, cache_argument(module.forward): RecordingCache(cache_of(kwargs), sink)}
 
     def _see(self, key: Tensor, value: Tensor) -> None:
         flight = self.flight
         assert flight is not None
-        flight.seen = Seen(key.detach(), value.detach(), flight.seen.attention)
+        flight.seen = Observed(key.detach(), value.detach(), flight.seen.attention)
 
     def _see_row(self, module: nn.Module, query: Tensor, key: Tensor, scaling: Any, softcap: Any) -> None:
         flight = self.flight
@@ -138,7 +138,7 @@ class Engine:
             row = attention_row(
                 query.detach(), key.detach(), pools.row_of, pools.last, flight.real, scaling, softcap, window
             )
-        flight.seen = Seen(flight.seen.keys, flight.seen.values, row)
+        flight.seen = Observed(flight.seen.keys, flight.seen.values, row)
 
     def short_layer(self, layer: int, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         """Before a layer >= K: at K the choice is made; everything of full length follows it."""
@@ -155,7 +155,7 @@ class Engine:
             self._follow(flight, stage, kwargs)
         return (hidden, *args[1:]), kwargs
 
-    def _reduce(self, flight: Flight, stage: int, hidden: Tensor) -> Tensor:
+    def _reduce(self, flight: ForwardState, stage: int, hidden: Tensor) -> Tensor:
         reducer = self.reducers[stage]
         if reducer.layer and reducer.required() - {"grid"} and flight.seen.keys is None:
             raise RuntimeError(_keys_not_seen(reducer.layer - 1))
@@ -163,7 +163,7 @@ class Engine:
             return flight.reduce(reducer, hidden, self.scale.read(), self.seed)
 
     @staticmethod
-    def _follow(flight: Flight, stage: int, kwargs: dict[str, Any]) -> None:
+    def _follow(flight: ForwardState, stage: int, kwargs: dict[str, Any]) -> None:
         """The rotary embeddings carry the kept tokens' own positions; position ids with gaps would make flash
         attention believe in packed sequences."""
         length = flight.kept[stage].source_length
@@ -182,7 +182,7 @@ class Engine:
                 "know how to shorten"
             )
 
-    def _mask(self, flight: Flight, stage: int, layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> Any:
+    def _mask(self, flight: ForwardState, stage: int, layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> Any:
         config, given = self.parts.text_config, kwargs.get("attention_mask")
         key = (stage, masks.layer_type(config, layer), id(given))
         if key not in flight.memo:
@@ -204,11 +204,11 @@ class Engine:
         kept = flight.kept[-1] if reduced and flight is not None else None
         self.loss.expect(kept, targets, twice=companion is not None)
         cache = cache_in_output(output)
-        if kept is not None and flight is not None and cache is not None and not flight.as_if_plain:
-            memory.remember(cache, flight.to_remember(), self.reducers[0].layer == 0)
+        if kept is not None and flight is not None and cache is not None and not flight.is_noop:
+            memory.remember(cache, flight.cache_state(), self.reducers[0].layer == 0)
         return output
 
-    def _leaving(self, flight: Flight | None, states: Tensor) -> tuple[Tensor, Targets | None]:
+    def _leaving(self, flight: ForwardState | None, states: Tensor) -> tuple[Tensor, Targets | None]:
         if flight is None or flight.decoding or not flight.kept:
             return states, None
         if self.output == "expand":
@@ -229,7 +229,7 @@ def _keys_not_seen(layer: int) -> str:
     )
 
 
-def untap(module: Any, args: Any, output: Any) -> None:
+def remove_observer(module: Any, args: Any, output: Any) -> None:
     """An attention that raised before its kernel still holds the stand-in."""
-    if isinstance(getattr(module, "config", None), RowConfig):
+    if isinstance(getattr(module, "config", None), RecordingAttentionConfig):
         module.config = module.config.original

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..reduction import Reducer, Seen, View
+from ..reduction import Observed, Reducer, View
 from ..reduction.batch_layout import Batch
 from ..reduction.kept_tokens import Reduction
-from ..reduction.token_groups import Pools
+from ..reduction.token_groups import TokenGroups
 
 # What decoding must remember of the prefill; it lives on the cache object, and goes with it.
 
@@ -61,25 +61,25 @@ def _tell_full_length(cache: Any) -> None:
     cache.get_seq_length = get_seq_length
 
 
-def held_by(cache: Any, layer: int) -> int:
+def cached_length(cache: Any, layer: int) -> int:
     """Tokens in a layer's own cache."""
     return int(getattr(cache, "_dart_train_length", cache.get_seq_length)(layer))
 
 
 @dataclass
-class Flight:
+class ForwardState:
     """A prefill (or training step) when `batch` is there; a decoding step when only `memory` is."""
 
     mask: Tensor | None  # the full-length 2-D mask, cached tokens included
     memory: Memory | None = None
     past: int = 0
     batch: Batch | None = None
-    pools: Pools | None = None
+    pools: TokenGroups | None = None
     grid_shapes: Sequence[Sequence[tuple[int, int]]] | None = None
     real: Tensor | None = None  # [B, L of the present stage]
     visual: Tensor | None = None
     labels: Tensor | None = None
-    seen: Seen = field(default_factory=Seen)
+    seen: Observed = field(default_factory=Observed)
     kept: list[Reduction] = field(default_factory=list)  # per stage, from the full sequence
     kept_visual: list[tuple[int, ...]] = field(default_factory=list)
     pivots: list[tuple[Tensor, Tensor] | None] = field(default_factory=list)  # per stage: [R, P] places, which count
@@ -106,7 +106,7 @@ class Flight:
         self.visual, self.real = kept.gather(self.visual) & kept.valid, kept.valid
         self.kept.append(self.kept[-1].then(kept) if self.kept else kept)
         self.kept_visual.append(tuple(counts))
-        self.seen = Seen()
+        self.seen = Observed()
         return kept.gather(hidden)
 
     def _original(self, pivots: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor] | None:
@@ -116,11 +116,11 @@ class Flight:
         return self.kept[-1].index[self.pools.rows].gather(1, pivots[0]), pivots[1]
 
     @property
-    def as_if_plain(self) -> bool:
+    def is_noop(self) -> bool:
         """Nothing was dropped, and no padding either: the cache is what it would be without us."""
         return self.memory is None and not self.past and all(kept.whole for kept in self.kept)
 
-    def fork(self) -> Flight:
+    def fork(self) -> ForwardState:
         """The same forward, its choices yet to be made, for another budget."""
         return replace(self, kept=[], kept_visual=[], pivots=[], memo={})
 
@@ -132,7 +132,7 @@ class Flight:
         short: Tensor = self.memo[key][1]
         return short
 
-    def to_remember(self) -> Memory:
+    def cache_state(self) -> Memory:
         """The prompt alone: drafts of assisted decoding in the first forward may yet be taken back."""
         assert self.batch is not None
         length = self.batch.shape[1]
@@ -141,9 +141,9 @@ class Flight:
         return Memory(self.past + length - drafts, [v[:, : v.shape[1] - drafts] for v in valid])
 
     def _with_past(self, stage: int, kept: Reduction) -> Tensor:
-        return torch.cat([self.past_valid(stage), kept.valid], 1) if self.past else kept.valid
+        return torch.cat([self.cached_valid_mask(stage), kept.valid], 1) if self.past else kept.valid
 
-    def past_valid(self, stage: int) -> Tensor:
+    def cached_valid_mask(self, stage: int) -> Tensor:
         """[B, cached tokens of this stage] bool."""
         assert self.real is not None
         if self.memory is not None:
@@ -164,7 +164,7 @@ def merged(visual: Tensor, content: Tensor, valid: Tensor) -> Tensor:
     return (total / number[..., None]).to(visual.dtype)
 
 
-def _checked(reducer: Reducer, keep: Tensor, pools: Pools, counts: Sequence[int]) -> Tensor:
+def _checked(reducer: Reducer, keep: Tensor, pools: TokenGroups, counts: Sequence[int]) -> Tensor:
     """A method that keeps another number than it said would silently misplace tokens: refuse it. On a GPU the
     check runs beside the rest, without a synchronisation."""
     if keep.shape != pools.valid.shape or keep.dtype != torch.bool:

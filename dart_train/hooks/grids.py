@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..models.families import GENERIC, NoGrid
-from ..models.structure import Anatomy
+from ..models.families import GENERIC, UnknownGridError
+from ..models.structure import ModelParts
 from ..reduction.batch_layout import Batch, Per
 
 
 class Grids:
     """The tiles of each pool's images. Asked only by methods that look at the grid, or budget by image."""
 
-    def __init__(self, parts: Anatomy, inputs: Mapping[str, Any], rows: int | None) -> None:
+    def __init__(self, parts: ModelParts, inputs: Mapping[str, Any], rows: int | None) -> None:
         """inputs: what the family reads, on the host; rows: the samples of `generate`'s inputs; beams repeat each."""
         self.parts, self.inputs, self.rows = parts, inputs, rows
 
@@ -41,12 +41,12 @@ def deal(tiles: Sequence[list[tuple[int, int]]], totals: Sequence[int]) -> list[
             row.append(waiting.pop(0))
         found = sum(r * c for image in row for r, c in image)
         if found != total:
-            raise NoGrid(f"a sample has {total} visual tokens, but the grids of its images make {found}")
+            raise UnknownGridError(f"a sample has {total} visual tokens, but the grids of its images make {found}")
         rows.append(row)
     return rows
 
 
-def pool_shapes(grids: list[list[list[tuple[int, int]]]], batch: Batch, per: Per) -> list[list[tuple[int, int]]]:
+def group_tiles(grids: list[list[list[tuple[int, int]]]], batch: Batch, per: Per) -> list[list[tuple[int, int]]]:
     """Tiles of each pool, in the order of the pool's tokens."""
     shapes = []
     queues = [[tile for image in row for tile in image] for row in grids]
@@ -56,6 +56,6 @@ def pool_shapes(grids: list[list[list[tuple[int, int]]]], batch: Batch, per: Per
             taken.append(queues[pool.row].pop(0))
             size += taken[-1][0] * taken[-1][1]
         if size != pool.size:
-            raise NoGrid(f"a pool of {pool.size} visual tokens does not end with a tile of its image")
+            raise UnknownGridError(f"a pool of {pool.size} visual tokens does not end with a tile of its image")
         shapes.append(taken)
     return shapes

@@ -10,7 +10,7 @@ from transformers.masking_utils import create_causal_mask, create_sliding_window
 
 from ..reduction.kept_tokens import Reduction
 from . import forward_state as memory
-from .forward_state import Flight
+from .forward_state import ForwardState
 from .plan_batch import check_cache
 from .transformers_compat import cache_argument
 
@@ -35,7 +35,9 @@ def check_window(config: Any, layer: int, seen: int, by_position: bool = False) 
     )
 
 
-def layer_mask(flight: Flight, stage: int, given: Any, cache: Any, hidden: Tensor, config: Any, layer: int) -> Any:
+def layer_mask(
+    flight: ForwardState, stage: int, given: Any, cache: Any, hidden: Tensor, config: Any, layer: int
+) -> Any:
     """The mask of a layer of `stage`, whose hidden states are short, from the one that the model gave it."""
     if not flight.decoding and not flight.past:
         kept = flight.kept[stage]
@@ -45,14 +47,14 @@ def layer_mask(flight: Flight, stage: int, given: Any, cache: Any, hidden: Tenso
     check_cache(cache)
     if flight.decoding and hidden.shape[:2] == (1, 1) and layer_type(config, layer) == "full_attention":
         return None  # one row has no padding once it is short, and its newest token sees all of it
-    held, new = memory.held_by(cache, layer), hidden.shape[1]
+    held, new = memory.cached_length(cache, layer), hidden.shape[1]
     if flight.decoding:
         assert flight.memory is not None
         valid = flight.memory.short_valid(stage, flight.mask, new, held)
         check_window(config, layer, flight.memory.length + valid.shape[1] - flight.memory.valid[stage].shape[1])
     else:
         check_window(config, layer, flight.past + flight.kept[stage].source_length)
-        valid = torch.cat([flight.past_valid(stage), flight.kept[stage].valid], 1)
+        valid = torch.cat([flight.cached_valid_mask(stage), flight.kept[stage].valid], 1)
     one_row = valid.shape[0] == 1  # it has no padding once it is short
     return build(config, hidden, None if one_row else valid, cache, layer)
 

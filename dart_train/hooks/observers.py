@@ -17,10 +17,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 #
 # A hook on `k_proj` would see other numbers (no rotary embedding, no key norm) and choose other tokens.
 
-ROW_TAP = "dart_train_row_tap"
+ROW_OBSERVER = "dart_train_row_tap"
 
 
-class CacheTap:
+class RecordingCache:
     """Stands in for the cache of one attention call: shows what it is given, and passes the call on."""
 
     def __init__(self, cache: Any, sink: Callable[[Tensor, Tensor], None]) -> None:
@@ -36,12 +36,12 @@ class CacheTap:
         return getattr(self._cache, name)
 
 
-class RowConfig:
+class RecordingAttentionConfig:
     """Stands in for the config of one attention module, so that its next call comes to `_row_attention`."""
 
     def __init__(self, config: Any, sink: Callable[..., None]) -> None:
         self.original, self.sink = config, sink
-        self._attn_implementation = ROW_TAP
+        self._attn_implementation = ROW_OBSERVER
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.original, name)
@@ -59,7 +59,7 @@ def _row_attention(
     return kernel(module, query, key, value, mask, *args, **kwargs)
 
 
-ALL_ATTENTION_FUNCTIONS.register(ROW_TAP, _row_attention)
+ALL_ATTENTION_FUNCTIONS.register(ROW_OBSERVER, _row_attention)
 
 
 @torch.no_grad()
@@ -94,7 +94,8 @@ def attention_row(
 
 # The weight of the final RMSNorm: similarity is measured under it, and leaving it out chooses other tokens.
 
-class FinalScale:
+
+class FinalNormWeight:
     """Read where it lies whenever it can be. Under ZeRO-3 it is partitioned: then a copy is used, which every
     forward of the norm renews (calling the norm from another module's hook would hang as soon as one rank
     has no image), and which `refresh` gathers for a first step that must not differ from an uninterrupted run.
@@ -142,7 +143,7 @@ def _scale(norm: Any) -> Tensor:
     return scale
 
 
-class Stopwatch:
+class SelectionTimer:
     """Off until it is wanted. On a GPU events go along with the work, so that nothing waits for it before `read`;
     what the host does ahead of the device then costs nothing, and is not counted."""
 

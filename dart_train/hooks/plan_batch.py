@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ..reduction.batch_layout import Batch
-from ..reduction.token_groups import Pools, upload
-from .forward_state import Flight, Memory
-from .grids import Grids, pool_shapes
+from ..reduction.token_groups import TokenGroups, upload
+from .forward_state import ForwardState, Memory
+from .grids import Grids, group_tiles
 from .transformers_compat import cache_of
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def has_images(inputs: Mapping[str, Any]) -> bool:
     return any(inputs.get(name) is not None for name in PIXELS) or any(v is not None for v in encoded.values())
 
 
-def on_host(inputs: Mapping[str, Any]) -> dict[str, Any]:
+def to_cpu_in_one_copy(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """The same inputs, what lies on a device brought here in one transfer: the one synchronisation of a reduction."""
     away = {name: x for name, x in inputs.items() if isinstance(x, Tensor) and x.device.type != "cpu"}
     if not away:
@@ -39,7 +39,7 @@ def on_host(inputs: Mapping[str, Any]) -> dict[str, Any]:
     return {**inputs, **{name: part.view(x.shape) for (name, x), part in zip(away.items(), parts, strict=True)}}
 
 
-def two_dimensional(mask: Any) -> Tensor | None:
+def require_2d_mask(mask: Any) -> Tensor | None:
     if mask is None or (isinstance(mask, Tensor) and mask.ndim == 2):
         return mask
     shape = f" of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else ""
@@ -75,7 +75,7 @@ def check_cache(cache: Any) -> None:
         )
 
 
-def telling_positions(inputs: Mapping[str, Any]) -> Tensor | None:
+def positions_for_packing_check(inputs: Mapping[str, Any]) -> Tensor | None:
     """Position ids that may tell of packed samples: nothing else tells them apart."""
     positions: Tensor | None = inputs.get("position_ids")
     told_apart = inputs.get("attention_mask") is not None or cache_of(inputs) is not None
@@ -88,18 +88,18 @@ def check_positions(positions: Tensor | None) -> None:
         raise packed_sequences("position_ids that start again")
 
 
-def take_off(engine: Engine, inputs: Mapping[str, Any], labels: Tensor | None) -> Flight | None:
+def plan_batch(engine: Engine, inputs: Mapping[str, Any], labels: Tensor | None) -> ForwardState | None:
     """A prefill or training step where pictures come in; a decoding step where a cache remembers one; or
     None, and the forward is the plain one."""
     cache = cache_of(inputs)
     past = int(cache.get_seq_length()) if cache is not None else 0
     remembered = Memory.of(cache) if past else None
     if not has_images(inputs):
-        return None if remembered is None else Flight(two_dimensional(inputs.get("attention_mask")), remembered)
-    ids, mask = check_inputs(inputs), two_dimensional(inputs.get("attention_mask"))
+        return None if remembered is None else ForwardState(require_2d_mask(inputs.get("attention_mask")), remembered)
+    ids, mask = check_inputs(inputs), require_2d_mask(inputs.get("attention_mask"))
     if past and engine.parts.family.bidirectional_images:
         raise NotImplementedError("a picture behind a filled cache, in a model whose pictures look both ways")
-    flight = Flight(mask, remembered, past, labels=labels)
+    flight = ForwardState(mask, remembered, past, labels=labels)
     batch = {"ids": ids, "mask": None if mask is None else mask[:, past:], "labels": labels}
     _lay_out(engine, flight, _known(engine, inputs, batch), past, ids)
     return flight if flight.pools is not None else None
@@ -110,9 +110,9 @@ def _known(engine: Engine, inputs: Mapping[str, Any], batch: Mapping[str, Any]) 
     of `generate` are asked first: beams repeat those of the forward."""
     told, given = engine.expected, {**inputs, **engine.generating}
     reads = engine.parts.family.reads if _asks_for_images(engine) else ()
-    wanted = {"positions": telling_positions(inputs), **({} if told else batch)}
+    wanted = {"positions": positions_for_packing_check(inputs), **({} if told else batch)}
     wanted |= {name: given.get(name) for name in reads if name not in (told or {})}
-    return {**on_host({name: x for name, x in wanted.items() if x is not None}), **(told or {})}
+    return {**to_cpu_in_one_copy({name: x for name, x in wanted.items() if x is not None}), **(told or {})}
 
 
 def _asks_for_images(engine: Engine) -> bool:
@@ -132,7 +132,7 @@ def _batch(engine: Engine, known: Mapping[str, Any], past: int, shape: torch.Siz
     return Batch.of(known["ids"], engine.parts.visual_ids, known.get("mask"), known.get("labels"), prompt)
 
 
-def _lay_out(engine: Engine, flight: Flight, known: Mapping[str, Any], past: int, ids: Tensor) -> None:
+def _lay_out(engine: Engine, flight: ForwardState, known: Mapping[str, Any], past: int, ids: Tensor) -> None:
     device, per = ids.device, engine.reducers[0].per
     flight.batch = batch = _batch(engine, known, past, ids.shape)
     if _asks_for_images(engine):
@@ -140,8 +140,8 @@ def _lay_out(engine: Engine, flight: Flight, known: Mapping[str, Any], past: int
         sizes = grids.image_sizes(batch)
         flight.batch = batch = batch if sizes is None else batch.with_images(sizes)
         if _needs_grid(engine):
-            flight.grid_shapes = pool_shapes(grids.of(batch), batch, per)
-    pools = Pools.of(batch, per)
+            flight.grid_shapes = group_tiles(grids.of(batch), batch, per)
+    pools = TokenGroups.of(batch, per)
     if pools is not None:
         flight.pools = pools.to(device)
         flight.real, flight.visual = upload(batch.real, device), upload(batch.visual, device)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models.structure import Anatomy, dissect
+from ..models.structure import ModelParts, find_parts
 
 MASKED_KERNELS = ("sdpa", "eager")  # the others see no 4-D mask
 Stage = tuple[int, Tensor]  # layer K, and what stays from there on: [B, L] bool
@@ -21,7 +21,7 @@ Stage = tuple[int, Tensor]  # layer K, and what stays from there on: [B, L] bool
 
 def masked_logits(model: Any, inputs: Mapping[str, Any], stages: Sequence[Stage]) -> Tensor:
     """[B, L, V]: logits of the full-length forward; right at kept positions, garbage at dropped ones."""
-    parts = dissect(model)
+    parts = find_parts(model)
     with _hidden_columns(parts, stages):
         return plain_logits(model, inputs)
 
@@ -29,7 +29,7 @@ def masked_logits(model: Any, inputs: Mapping[str, Any], stages: Sequence[Stage]
 def plain_logits(model: Any, inputs: Mapping[str, Any]) -> Tensor:
     """[B, L, V]: of the model as it is, its positions counted from the mask: left padding must not move the
     rotary embeddings, which some families see to themselves."""
-    positions = {} if dissect(model).family.own_positions else _positions(inputs)
+    positions = {} if find_parts(model).family.own_positions else _positions(inputs)
     return model(**inputs, **positions, use_cache=False).logits
 
 
@@ -41,7 +41,7 @@ def _positions(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _hidden_columns(parts: Anatomy, stages: Sequence[Stage]) -> Iterator[None]:
+def _hidden_columns(parts: ModelParts, stages: Sequence[Stage]) -> Iterator[None]:
     kernel = parts.text_config._attn_implementation
     if kernel not in MASKED_KERNELS:
         raise NotImplementedError(f"attention {kernel!r} takes no mask of single tokens; use sdpa or eager")

@@ -19,14 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from ..reduction import Reducer
-from .forward_state import Flight
+from .forward_state import ForwardState
 from .transformers_compat import cache_of
 
 if TYPE_CHECKING:
     from .engine import Engine
 
 
-class Companion:
+class TeacherPass:
     """`reducers`: its own stages, at the layers of the forward's."""
 
     def __init__(self, reducers: Sequence[Reducer]) -> None:
@@ -36,7 +36,7 @@ class Companion:
 
     def begin(self) -> None:
         """Before a forward."""
-        self.flight: Flight | None = None
+        self.flight: ForwardState | None = None
         self.hidden: Tensor | None = None  # [B, its own length, D], None before layer K
 
     def run(self, engine: Engine, layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from .processors import say_that_code_runs
+from .processors import warn_remote_code
 
 # Which attention kernel a model gets; one that is asked for and missing is told before any weight is read.
 
@@ -58,7 +58,7 @@ class Source:
 def read_config(path: str, revision: str | None = None, trust_remote_code: bool = False, place: str = "model") -> Any:
     """place: where the path was written, as the user knows it."""
     if trust_remote_code:
-        say_that_code_runs(path)
+        warn_remote_code(path)
     try:
         return AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
@@ -102,10 +102,10 @@ def read_model(source: Source, dtype: torch.dtype | str, kernel: str, merge: boo
     if source.adapter is None:
         return model.eval()
 
-    return put_on(model, str(source.adapter), merge).eval()
+    return apply_adapter(model, str(source.adapter), merge).eval()
 
 
-def put_on(model: Any, adapter: str, merge: bool) -> Any:
+def apply_adapter(model: Any, adapter: str, merge: bool) -> Any:
     from peft import PeftModel
 
     with warnings.catch_warnings():

@@ -65,8 +65,8 @@ def load_processor(
     number of pixels (the Qwen family); any other refuses them with a `ValueError`.
     """
     if trust_remote_code:
-        say_that_code_runs(str(path))
-    processor = _load(_at_hand(str(path)), trust_remote_code)
+        warn_remote_code(str(path))
+    processor = _load(_resolve_offline(str(path)), trust_remote_code)
     if not isinstance(processor, ProcessorMixin):
         raise ValueError(f"{str(path)!r} holds no processor, only a {type(processor).__name__}; {_REMEDY}")
     if max_pixels is not None or min_pixels is not None:
@@ -75,7 +75,7 @@ def load_processor(
 
 
 @cache
-def say_that_code_runs(path: str) -> None:
+def warn_remote_code(path: str) -> None:
     """Once a process, and by the first rank alone."""
     if os.environ.get("RANK", "0") == "0":
         log.warning("trust_remote_code: Python code that comes with %s is run on this machine", path)
@@ -94,7 +94,7 @@ def assemble(kind: type[ProcessorMixin], parts: Iterable[Any], settings: dict[st
     return processor
 
 
-def _at_hand(path: str) -> str:
+def _resolve_offline(path: str) -> str:
     """The path itself, or where the hub does not answer, the folder that an earlier download left. Asked for a model
     without a network, transformers tries again for minutes."""
     if Path(path).is_dir() or _hub_answers():

@@ -12,7 +12,7 @@ from .families import Family, family_of
 
 
 @dataclass(frozen=True)
-class Anatomy:
+class ModelParts:
     top: Any  # ...ForConditionalGeneration
     inner: Any  # merges pictures and text
     text: Any  # the decoder
@@ -38,7 +38,7 @@ def unwrap(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def dissect(model: Any) -> Anatomy:
+def find_parts(model: Any) -> ModelParts:
     top = unwrap(model)
     inner = getattr(top, "model", None)
     text = _decoder(top)
@@ -64,7 +64,7 @@ def dissect(model: Any) -> Anatomy:
     _refuse_inline_deepstack(text)
     family = family_of(top.config.model_type)
     assert layers is not None and norm is not None
-    return Anatomy(top, inner, text, layers, norm, visual_ids, family)
+    return ModelParts(top, inner, text, layers, norm, visual_ids, family)
 
 
 def _decoder(top: Any) -> Any:

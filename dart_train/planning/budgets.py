@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from ..config import Elastic, Progressive, Recipe
 from ..reduction import Reducer
 from ..reduction.budget import Keep
-from ..reduction.schedule import dropped_range, keep_at
+from ..reduction.schedule import budget_at_step, dropped_range
 
 _MOMENTS = 5  # of a progressive run
 _DRAWS = 2000  # of an elastic one that are looked at
@@ -32,7 +32,7 @@ def budgets_of(recipe: Recipe, steps: int) -> list[Budget]:
         return []
     if isinstance(schedule, Elastic):
         looked_at = range(0, steps, -(-steps // _DRAWS))
-        drawn = Counter(keep_at(schedule, stages[0].keep, step, steps, seed) for step in looked_at)
+        drawn = Counter(budget_at_step(schedule, stages[0].keep, step, steps, seed) for step in looked_at)
         return [_one(stages[0], keep, drawn[keep] / len(looked_at)) for keep in schedule.choices]
     if isinstance(schedule, Progressive):
         return [_one(stages[0], keep, share) for keep, share in _moments(schedule, steps)]

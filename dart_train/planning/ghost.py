@@ -16,14 +16,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..models.structure import dissect
+from ..models.structure import find_parts
 from .quadratic import Quadratic
 from .setup import Setup, one_layer
 
 Call = tuple[Any, Tensor, tuple[Any, ...], dict[str, Any]]
 
 
-class Ghost:
+class FakeLayer:
     """The decoder layer of a model as it would run on a device."""
 
     def __init__(self, config: Any, setup: Setup, device: str, kernel: str | None = None) -> None:
@@ -31,7 +31,7 @@ class Ghost:
         model = setup.build(one_layer(config), "meta", kernel)
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         with self.mode:
-            self.text = dissect(model.to_empty(device=device)).text
+            self.text = find_parts(model.to_empty(device=device)).text
         self.saved = cache(self._saved)
 
     def _saved(self, rows: int, length: int, padded: bool = False) -> int:
@@ -55,7 +55,7 @@ class Ghost:
         return forward.get_total_flops(), backward.get_total_flops()
 
     def _call(self, rows: int, length: int, padded: bool) -> Call:
-        layer, hidden, args, kwargs = layer_call(self.text, rows, length, padded, self.setup.dtype, self.device)
+        layer, hidden, args, kwargs = capture_layer_call(self.text, rows, length, padded, self.setup.dtype, self.device)
         if not padded:
             kwargs = {**kwargs, "attention_mask": None}  # what the decoder decides where it can look at its mask
         return layer, hidden, args, kwargs
@@ -84,7 +84,7 @@ class Kept:
 def layer_flops(config: Any, setup: Setup) -> tuple[Quadratic, Quadratic]:
     """(forward, backward) FLOPs of a decoder layer. Counted with eager attention, which shows every product; all
     pairs of tokens count, though a causal kernel may leave out those that look ahead."""
-    ghost, lengths = Ghost(config, setup, "cpu", "eager"), (64, 128)
+    ghost, lengths = FakeLayer(config, setup, "cpu", "eager"), (64, 128)
     counts = [ghost.flops(1, length) for length in lengths]
     forward, backward = (
         Quadratic.fit([(1, length, count[way]) for length, count in zip(lengths, counts, strict=True)])
@@ -97,7 +97,7 @@ class _Seen(Exception):
     """The decoder has come as far as its first layer."""
 
 
-def layer_call(text: Any, rows: int, length: int, padded: bool, dtype: torch.dtype, device: Any) -> Call:
+def capture_layer_call(text: Any, rows: int, length: int, padded: bool, dtype: torch.dtype, device: Any) -> Call:
     """(first layer, its input, other arguments, keywords), as the decoder itself would call it."""
     seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 

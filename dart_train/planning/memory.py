@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from .ghost import Ghost
+from .ghost import FakeLayer
 from .setup import Setup
 from .work import Work
 
@@ -42,7 +42,7 @@ def _state(weight: Any, setup: Setup) -> int:
     return int(weight.numel()) * _FLOAT * (2 + copy) + _FLOAT
 
 
-def passing(work: Work, ghost: Ghost, vocabulary: int, tower: float) -> dict[str, int]:
+def passing(work: Work, ghost: FakeLayer, vocabulary: int, tower: float) -> dict[str, int]:
     """Activations of the decoder, of what is before it (`tower` bytes of a visual token), and logits, in the
     micro-batch with the most tokens.
 

@@ -12,7 +12,7 @@ from ..benchmarks.facts import facts_of
 from ..config import Recipe
 from ..training.trainable import counts
 from .case import Case, Load
-from .ghost import Ghost
+from .ghost import FakeLayer
 from .memory import passing, standing
 from .rates import Rates
 from .result import Cost, Plan
@@ -59,7 +59,7 @@ class Costs:
 
     def __init__(self, case: Case, timed: Rates | None) -> None:
         self.case, self.timed, self.counted = case, timed, case.flops()
-        self.ghost = Ghost(case.config, case.setup, case.device.type)
+        self.ghost = FakeLayer(case.config, case.setup, case.device.type)
         self.standing = standing(case.model, case.setup)
 
     def of(self, load: Load) -> Cost:

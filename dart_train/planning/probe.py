@@ -13,12 +13,12 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 from ..benchmarks.scene import Scene, lay_out
-from ..models.structure import dissect
+from ..models.structure import find_parts
 from ..profiling.timing import Job
 from ..reduction import Reducer
 from ..reduction.kept_tokens import Reduction
 from ..training.trainable import part_of
-from .ghost import Kept, first, layer_call
+from .ghost import Kept, capture_layer_call, first
 from .setup import Setup, one_layer
 
 _TEXT = 40  # tokens behind the picture in the scene of a choice
@@ -31,7 +31,7 @@ class Probe:
     def __init__(self, config: Any, setup: Setup, device: torch.device) -> None:
         self.setup, self.device = setup, device
         self.model = setup.build(one_layer(config), device)
-        self.anatomy = dissect(self.model)
+        self.anatomy = find_parts(self.model)
 
     def layer(self, rows: int, length: int, padded: bool, again: bool = False) -> Job:
         """Forward and backward; again: with checkpointing, which computes the forward twice."""
@@ -155,7 +155,7 @@ class Probe:
 
     def _layer_call(self, rows: int, length: int, padded: bool) -> Any:
         with self._computing():
-            return layer_call(self.anatomy.text, rows, length, padded, self.setup.dtype, self.device)
+            return capture_layer_call(self.anatomy.text, rows, length, padded, self.setup.dtype, self.device)
 
     def _computing(self) -> Any:
         return self.setup.computing(self.device.type)

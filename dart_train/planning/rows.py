@@ -13,13 +13,13 @@ from datasets import Dataset
 from ..config import Recipe
 from ..data.encoder import Encoder
 from ..data.images import ImageStore, fitted_size
-from ..data.issues import BadRow
+from ..data.issues import BadRowError
 from ..data.sample import Sample
-from ..data.sampler import RowOrder
+from ..data.sampler import DeterministicOrder
 from ..data.sources import Source, open_sources
 from ..data.truncation import make_tokens
 from ..models.resize import reached
-from ..reduction import FewerPixels, Reducer, kept_by_stages
+from ..reduction import FewerPixels, Reducer, count_kept_by_stage
 
 Size = tuple[int, int]  # width, height
 
@@ -83,16 +83,16 @@ class Rows:
         if isinstance(stages[0], FewerPixels):
             made = [reached(self.encoder.processor, stages[0].keep, height, width) for width, height in row.sizes]
             return [sum(size.tokens for size in made)] * len(stages)
-        return kept_by_stages(stages, row.visual, row.turns, row.behind)
+        return count_kept_by_stage(stages, row.visual, row.turns, row.behind)
 
-    def order(self, recipe: Recipe, sizes: Sequence[int], group: int = 1) -> RowOrder:
+    def order(self, recipe: Recipe, sizes: Sequence[int], group: int = 1) -> DeterministicOrder:
         """Of so many rows of each source; grouped by length where the recipe does so and these rows are meant."""
         weights = [source.weight for source in recipe.data.train]
         lengths = None
         if recipe.data.group_by_length and tuple(sizes) == self.counts:
             reducers = recipe.reduction.reducers()
             lengths = self.text + (self.kept(*reducers)[-1] if reducers else self.visual)
-        return RowOrder(sizes, weights, recipe.data.seed, lengths, group)
+        return DeterministicOrder(sizes, weights, recipe.data.seed, lengths, group)
 
 
 def read_rows(recipe: Recipe, encoder: Encoder, limit: int = 0) -> Rows:
@@ -131,7 +131,7 @@ def _look(encoder: Encoder, place: Place, row: Any) -> Row:
         text = length.used - sum(length.visual)
         learnt = min(text, learnt_tokens(encoder, sample))
         return Row(place, text, length.visual, length.turns, length.behind, learnt, sizes)
-    except BadRow:
+    except BadRowError:
         return Row(place)
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from transformers import AutoModelForImageTextToText
 
-from ..common.distributed import Ranks
+from ..common.distributed import RankInfo
 from ..config import Recipe
-from ..training.trainable import attention, choose_parameters, keep_masters, skeleton
+from ..training.trainable import attention, choose_parameters, skeleton, upcast_trainable_to_fp32
 
 _HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -30,7 +30,7 @@ class Setup:
     @classmethod
     def of(cls, recipe: Recipe, ranks: int | None = None) -> Setup:
         """Where `ranks` is not given, those of the launcher that started this process; several mean DeepSpeed."""
-        here = Ranks.read()
+        here = RankInfo.read()
         several = ranks is not None and ranks > 1
         return cls(recipe, ranks or here.world, several or here.uses_deepspeed(recipe.train))
 
@@ -60,7 +60,7 @@ class Setup:
     def _ready(self, model: Any) -> Any:
         if self.deepspeed:
             return model.to(self.dtype).train()
-        keep_masters(model)
+        upcast_trainable_to_fp32(model)
         return model.train()
 
     def computing(self, device: str) -> AbstractContextManager[Any]:

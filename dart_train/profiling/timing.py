@@ -28,7 +28,7 @@ clock = Clock()
 
 
 @dataclass(frozen=True)
-class Staged:
+class WithContext:
     """A job with what must be there while it runs, whose coming and going is not timed."""
 
     around: Callable[[], AbstractContextManager[object]]
@@ -93,7 +93,7 @@ def ratio(above: Sequence[float], below: Sequence[float]) -> Timing:
 
 
 def once(job: Job, device: torch.device) -> float:
-    if isinstance(job, Staged):
+    if isinstance(job, WithContext):
         with job.around():
             return once(job.job, device)
     synchronize(device)

@@ -1,13 +1,13 @@
 """The methods: each file holds one idea, and is its own configuration."""
 
 from .base import Reducer, ScoreReducer
-from .context import Seen, View
+from .context import Observed, View
 from .methods.baselines import Balance, FewerPixels, KeepAll, Random
 from .methods.dart import DART
 from .methods.fastv import FastV, ReverseFastV, WindowFastV
 from .methods.grid import Pooling, UniformGrid
 from .registry import REDUCERS, from_config, reducer_class
-from .token_counts import kept_by_stages
+from .token_counts import count_kept_by_stage
 
 __all__ = [
     "DART",
@@ -16,16 +16,16 @@ __all__ = [
     "FastV",
     "FewerPixels",
     "KeepAll",
+    "Observed",
     "Pooling",
     "Random",
     "Reducer",
     "ReverseFastV",
     "ScoreReducer",
-    "Seen",
     "UniformGrid",
     "View",
     "WindowFastV",
+    "count_kept_by_stage",
     "from_config",
-    "kept_by_stages",
     "reducer_class",
 ]

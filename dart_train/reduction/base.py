@@ -12,7 +12,7 @@ from torch import Tensor
 from .batch_layout import Per
 from .budget import Keep, check_keep, share, tokens_to_keep
 from .context import View
-from .token_counts import Sizes, kept_by_stages
+from .token_counts import Sizes, count_kept_by_stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class Reducer:
 
     def content(self, view: View, keep: Tensor) -> Tensor | None:
         """[R, N] long: the kept token that takes in each token's content; None: dropped tokens are lost."""
-        return nearest_kept(view, keep, max(self.counts(view.pools))) if self.merge == "nearest" else None
+        return nearest_kept_index(view, keep, max(self.counts(view.pools))) if self.merge == "nearest" else None
 
     def budgets(self, pools: Sizes) -> list[int]:
         """The budget of each pool. A ratio is one of the original tokens; a number is shared by the pools of a
@@ -85,8 +85,8 @@ class Reducer:
         self, pictures: Sequence[int], turns: Sequence[int] | None = None, behind: Sequence[int] | None = None
     ) -> int:
         """Tokens kept of a sample whose pictures have so many tokens each: for plans and checks, without a model
-        (see `kept_by_stages`)."""
-        return kept_by_stages([self], pictures, turns, behind)[-1]
+        (see `count_kept_by_stage`)."""
+        return count_kept_by_stage([self], pictures, turns, behind)[-1]
 
     def to_dict(self) -> dict[str, Any]:
         """What `from_config` makes this very reducer of. A class of another package is named by its place, even
@@ -110,12 +110,12 @@ class ScoreReducer(Reducer):
 
 def highest(score: Tensor, valid: Tensor, budget: Tensor) -> Tensor:
     """The `budget` [R] highest of score [R, N] among valid ones, as a mask; ties go to the earlier token."""
-    order = highest_places(score, valid, score.shape[1])
+    order = topk_indices_stable(score, valid, score.shape[1])
     rank = torch.empty_like(order).scatter_(1, order, _places(order))
     return (rank < budget[:, None]) & valid
 
 
-def highest_places(score: Tensor, among: Tensor, number: int) -> Tensor:
+def topk_indices_stable(score: Tensor, among: Tensor, number: int) -> Tensor:
     """[R, number] places of the highest scores, the earlier of equal ones first; past the last of `among`
     come others, never to be used. (`topk` breaks ties by the width of the batch.)"""
     order = torch.argsort(score.masked_fill(~among, -torch.inf), dim=1, descending=True, stable=True)
@@ -126,7 +126,7 @@ def _places(order: Tensor) -> Tensor:
     return torch.arange(order.shape[1], device=order.device).expand_as(order)
 
 
-def nearest_kept(view: View, keep: Tensor, most: int) -> Tensor:
+def nearest_kept_index(view: View, keep: Tensor, most: int) -> Tensor:
     """[R, N] long: for each token the kept one of highest cosine similarity (a kept token: itself), where no
     pool keeps more than `most`."""
     kept = torch.argsort(keep.logical_not().to(torch.uint8), dim=1, stable=True)[:, : max(1, most)]

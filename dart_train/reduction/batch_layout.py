@@ -22,7 +22,7 @@ IGNORED = -100  # labels of what is not supervised
 
 
 @dataclass(frozen=True)
-class Pool:
+class TokenGroup:
     """Some visual tokens of row `row`: `spans` of (start, stop), and `end`, where its prompt ends."""
 
     row: int
@@ -99,17 +99,17 @@ class Batch:
     def left_padded(self) -> bool:
         return not bool(self.real[:, 0].all())
 
-    def pools(self, per: Per) -> list[Pool]:
+    def pools(self, per: Per) -> list[TokenGroup]:
         return [pool for row, images in enumerate(self.images) for pool in self._row_pools(row, images, per)]
 
-    def _row_pools(self, row: int, images: Sequence[Image], per: Per) -> list[Pool]:
+    def _row_pools(self, row: int, images: Sequence[Image], per: Per) -> list[TokenGroup]:
         """One pool per image, or one per turn: images after an answer do not choose for those before it."""
         by_end: dict[int, list[Image]] = {}
         for image in images:
             by_end.setdefault(self._prompt_end(row, image[-1][1]), []).append(image)
         if per == "image":
-            return [Pool(row, image, end) for end, group in by_end.items() for image in group]
-        return [Pool(row, _joined(group), end) for end, group in by_end.items()]
+            return [TokenGroup(row, image, end) for end, group in by_end.items() for image in group]
+        return [TokenGroup(row, _joined(group), end) for end, group in by_end.items()]
 
     def _prompt_end(self, row: int, after: int) -> int:
         """Where the first answer behind position `after` begins, or where the given prompt ends."""
@@ -117,7 +117,7 @@ class Batch:
         answers = self.supervised[row, after:].nonzero()
         return min(length, after + int(answers[0])) if len(answers) else max(length, after)
 
-    def prompt_of(self, pool: Pool) -> Tensor:
+    def prompt_of(self, pool: TokenGroup) -> Tensor:
         """[L] bool: the text that may serve this pool's choice (after the image, real, before the answer)."""
         text = self.real[pool.row] & ~self.visual[pool.row] & ~self.supervised[pool.row]
         text[pool.end :] = False
@@ -126,7 +126,7 @@ class Batch:
         behind_first[: pool.spans[0][1]] = False
         return next((t for t in (behind_last, behind_first) if bool(t.any())), text)
 
-    def last_of(self, pool: Pool) -> int:
+    def last_of(self, pool: TokenGroup) -> int:
         """The last prompt token of a pool: the row of attention that attention-based methods look at."""
         seen = self.real[pool.row, : pool.end].nonzero()
         return int(seen[-1])

@@ -14,13 +14,13 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from .batch_layout import Image
-from .token_groups import Pools, upload
+from .token_groups import TokenGroups, upload
 
 Score = Literal["key", "value", "attention", "random"]
 
 
 @dataclass(frozen=True)
-class Seen:
+class Observed:
     """What the attention of layer K-1 was seen to compute; at K = 0 there is none and all is None."""
 
     keys: Tensor | None = None  # [B, H, L, d], after the rotary embedding and any key norm
@@ -32,10 +32,10 @@ class Seen:
 class View:
     """R pools, at most N visual tokens each, in B sequences of length L and width D."""
 
-    pools: Pools
+    pools: TokenGroups
     states: Tensor  # [B, L, D]: the input of layer K
     scale: Tensor | None  # [D]: what the final RMSNorm multiplies by; None: 1
-    seen: Seen
+    seen: Observed
     budgets: Sequence[int]  # per pool, on the host
     grid_shapes: Sequence[Sequence[tuple[int, int]]] | None = None  # per pool: (rows, columns) of each tile
     seed: int = 0
@@ -50,7 +50,7 @@ class View:
     @cached_property
     def budget(self) -> Tensor:
         """[R] long, on the device."""
-        return per_pool(self.budgets, self.valid)
+        return per_group_tensor(self.budgets, self.valid)
 
     @cached_property
     def hidden(self) -> Tensor:
@@ -179,6 +179,6 @@ def _hash(place: Tensor, seed: Tensor, extra: int) -> Tensor:
     return x.double() / 0x80000000
 
 
-def per_pool(numbers: Sequence[int] | Sequence[Sequence[int]], like: Tensor) -> Tensor:
+def per_group_tensor(numbers: Sequence[int] | Sequence[Sequence[int]], like: Tensor) -> Tensor:
     """Host numbers [R] or [R, P] on the device of `like`, without waiting for it."""
     return upload(torch.tensor(numbers, dtype=torch.long), like.device)

@@ -12,7 +12,7 @@ FULL: Keep = 1.0
 _LEAST = 1e-6  # a ratio above zero: at least one token stays
 
 
-def keep_at(schedule: Schedule, served: Keep, step: int, steps: int, seed: int) -> Keep:
+def budget_at_step(schedule: Schedule, served: Keep, step: int, steps: int, seed: int) -> Keep:
     """The budget of optimizer step `step`, counted from 0, of `steps`. served: that of the recipe's stage."""
     if isinstance(schedule, Elastic):
         return schedule.choices[int(_random(seed, step).randint(len(schedule.choices)))]

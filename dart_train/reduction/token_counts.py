@@ -11,7 +11,7 @@ from .batch_layout import Per
 
 
 class Sizes(Protocol):
-    """All that budgets depend on, one entry a pool; `Pools` has it, and `Forecast` has nothing else."""
+    """All that budgets depend on, one entry a pool; `TokenGroups` has it, and `Forecast` has nothing else."""
 
     @property
     def row_of(self) -> tuple[int, ...]: ...
@@ -39,10 +39,10 @@ class Forecast:
     prompt_sizes: tuple[int, ...]
 
 
-PLENTY = 64  # tokens of text behind a picture, where nobody counted
+ASSUMED_PROMPT_TOKENS = 64  # tokens of text behind a picture, where nobody counted
 
 
-def kept_by_stages(
+def count_kept_by_stage(
     stages: Sequence[Counts],
     pictures: Sequence[int],
     turns: Sequence[int] | None = None,
@@ -55,7 +55,9 @@ def kept_by_stages(
     """
     if not stages or not pictures:
         return [0] * len(stages)
-    pools = _pools(pictures, turns or [0] * len(pictures), behind or [PLENTY] * len(pictures), stages[0].per)
+    pools = _pools(
+        pictures, turns or [0] * len(pictures), behind or [ASSUMED_PROMPT_TOKENS] * len(pictures), stages[0].per
+    )
     kept = []
     for stage in stages:
         pools = replace(pools, sizes=tuple(stage.counts(pools)))
@@ -69,5 +71,5 @@ def _pools(pictures: Sequence[int], turns: Sequence[int], behind: Sequence[int],
     if per == "sample":
         groups = [list(group) for _, group in groupby(range(len(pictures)), key=lambda i: turns[i])]
     sizes = tuple(sum(pictures[i] for i in group) for group in groups)
-    prompts = tuple(behind[group[-1]] or behind[group[0]] or PLENTY for group in groups)
+    prompts = tuple(behind[group[-1]] or behind[group[0]] or ASSUMED_PROMPT_TOKENS for group in groups)
     return Forecast((0,) * len(groups), sizes, sizes, prompts)

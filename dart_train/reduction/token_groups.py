@@ -14,7 +14,7 @@ from .kept_tokens import Reduction
 
 
 @dataclass(frozen=True)
-class Pools:
+class TokenGroups:
     """R pools of at most N visual tokens in a sequence of length L; sizes are known on the host."""
 
     rows: Tensor  # [R] long: the sample of each pool
@@ -32,7 +32,7 @@ class Pools:
     spans: tuple[Image, ...] | None = None  # where each pool lies; None behind an earlier stage
 
     @classmethod
-    def of(cls, batch: Batch, per: Per) -> Pools | None:
+    def of(cls, batch: Batch, per: Per) -> TokenGroups | None:
         """On the host; None when there is no visual token at all."""
         pools = batch.pools(per)
         if not pools:
@@ -63,7 +63,7 @@ class Pools:
             spans=tuple(pool.spans for pool in pools),
         )
 
-    def to(self, device: torch.device) -> Pools:
+    def to(self, device: torch.device) -> TokenGroups:
         if device == self.rows.device:
             return self
         names = ("rows", "slots", "valid", "prompt", "last", "seed")
@@ -93,7 +93,7 @@ class Pools:
             counts[row] += number
         return counts
 
-    def after(self, reduction: Reduction, keep: Tensor, kept: Sequence[int]) -> Pools:
+    def after(self, reduction: Reduction, keep: Tensor, kept: Sequence[int]) -> TokenGroups:
         """The same pools in the short sequence: for the next stage."""
         order = torch.argsort(keep.logical_not().to(torch.uint8), dim=1, stable=True)[:, : max(kept)]
         padding = (~reduction.valid).sum(1, keepdim=True)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..config import Recipe
-    from .run import Outcome
+    from .run import TrainResult
 
 
-def train(recipe: Recipe | str | Path, overrides: Iterable[str] = (), force: bool = False) -> Outcome:
+def train(recipe: Recipe | str | Path, overrides: Iterable[str] = (), force: bool = False) -> TrainResult:
     """Fine-tunes as the recipe (or the file of one) says; resumes by itself where its run folder holds a whole
     checkpoint. overrides: such as `train.max_steps=10`. force: goes on though recipe, base model or versions are others
     than when that one was written. SIGTERM and SIGUSR1 end it behind the step, with a checkpoint, and come back as the

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 # What all ranks must agree on behind each step: that it was a bad one, and that the run is to stop here.
 
-class StepEnds(TrainerCallback):
+
+class AgreeAtStepEnd(TrainerCallback):
     def __init__(self, trainer: DartTrainer) -> None:
         self.trainer = trainer
 
@@ -41,8 +42,6 @@ class StepEnds(TrainerCallback):
 
 
 # What a person sees of a run: a line on the screen, metrics.jsonl, and trackers on top.
-
-
 
 
 # `metrics.jsonl`: one object a line, always written.

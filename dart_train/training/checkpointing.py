@@ -20,9 +20,9 @@ import yaml
 from safetensors import SafetensorError
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
-from ..checkpoints import MARK, Damaged, newest_whole, problems, seal, steps_of, sweep, write_reducers
+from ..checkpoints import MARK, IncompleteCheckpoint, latest_complete, problems, seal, steps_of, sweep, write_reducers
 from ..checkpoints.atomic import unfinished
-from ..common.distributed import Ranks
+from ..common.distributed import RankInfo
 from ..config import Recipe
 from .deepspeed_config import deepspeed_config, stage_of
 
@@ -31,14 +31,14 @@ from .deepspeed_config import deepspeed_config, stage_of
 log = logging.getLogger(__name__)
 
 
-class NotSaved(OSError):
+class CheckpointWriteError(OSError):
     """A checkpoint could not be written, and the recipe says to stop then."""
 
     def __str__(self) -> str:
         return str(self.args[1])
 
 
-class Saver:
+class CheckpointWriter:
     """`writing` is the folder under another name while a checkpoint is being written, else None."""
 
     def __init__(self, recipe: Recipe, run: Path) -> None:
@@ -125,7 +125,7 @@ class Saver:
     def _tell(self, error: str, step: int) -> None:
         what = f"the checkpoint of step {step} could not be written: {error}; earlier ones are untouched"
         if self.recipe.train.on_save_error == "stop":
-            raise NotSaved(errno.EIO, f"{what} (train.on_save_error: continue would go on without it)")
+            raise CheckpointWriteError(errno.EIO, f"{what} (train.on_save_error: continue would go on without it)")
         log.warning("%s; going on, as train.on_save_error says", what)
 
     def restore(self, model: Any, folder: Path) -> bool:
@@ -159,13 +159,13 @@ def _agree(error: str | None) -> str | None:
 log = logging.getLogger(__name__)
 
 
-def start_from(recipe: Recipe, ranks: Ranks, force: bool = False) -> tuple[Path | None, list[Damaged]]:
+def start_from(recipe: Recipe, ranks: RankInfo, force: bool = False) -> tuple[Path | None, list[IncompleteCheckpoint]]:
     """The checkpoint to go on from, None for a fresh start, and those that were passed over. `force`: what is
     otherwise than it was when the checkpoint was written is told and accepted."""
     found, passed = _choose(recipe)
     if found is not None:
         if ranks.rank == 0:
-            check_harmless(found)
+            scan_pickles(found)
         _check_spread(found, recipe, ranks)
         for changed in check_unchanged(found, recipe, force):
             if ranks.rank == 0:
@@ -173,12 +173,12 @@ def start_from(recipe: Recipe, ranks: Ranks, force: bool = False) -> tuple[Path 
     return found, passed
 
 
-def _choose(recipe: Recipe) -> tuple[Path | None, list[Damaged]]:
+def _choose(recipe: Recipe) -> tuple[Path | None, list[IncompleteCheckpoint]]:
     run, resume = Path(recipe.train.output_dir), recipe.train.resume
     if resume == "auto":
-        return newest_whole(run)
+        return latest_complete(run)
     if resume == "never":
-        found, _ = newest_whole(run)
+        found, _ = latest_complete(run)
         if found is not None:
             raise ValueError(
                 f"train.resume: never, but {run} holds {found.name}, which would be overwritten; "
@@ -193,7 +193,7 @@ def _choose(recipe: Recipe) -> tuple[Path | None, list[Damaged]]:
     return folder, []
 
 
-def _check_spread(folder: Path, recipe: Recipe, ranks: Ranks) -> None:
+def _check_spread(folder: Path, recipe: Recipe, ranks: RankInfo) -> None:
     """The optimizer's state lies in pieces that fit one number of ranks and one stage."""
     mark = json.loads((folder / MARK).read_text(encoding="utf-8"))
     here = spread(recipe, ranks)
@@ -207,7 +207,7 @@ def _check_spread(folder: Path, recipe: Recipe, ranks: Ranks) -> None:
         )
 
 
-def spread(recipe: Recipe, ranks: Ranks) -> dict[str, int | None]:
+def spread(recipe: Recipe, ranks: RankInfo) -> dict[str, int | None]:
     """How the state of a run is spread; stage None: without DeepSpeed, where it is whole."""
     deepspeed = ranks.uses_deepspeed(recipe.train)
     return {"ranks": ranks.world, "stage": stage_of(deepspeed_config(recipe.train)) if deepspeed else None}
@@ -325,7 +325,7 @@ _KNOWN = {
 }
 
 
-def check_harmless(checkpoint: Path) -> None:
+def scan_pickles(checkpoint: Path) -> None:
     """Raises ValueError, and has run nothing of it."""
     for file in sorted(each for each in checkpoint.rglob("*") if each.suffix in _PICKLED and each.is_file()):
         try:

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ..common.distributed import Ranks
+from ..common.distributed import RankInfo
 from ..config import Data, Recipe
 from ..data.check import row_lengths
 from ..data.collator import Collator
 from ..data.dataset import Reader, RowDataset, RowStream
 from ..data.encoder import Encoder
 from ..data.images import ImageStore
-from ..data.issues import BadRow
-from ..data.sampler import RankBatches, RowOrder, steps_for
+from ..data.issues import BadRowError
+from ..data.sampler import DeterministicOrder, RankBatchSampler, steps_for
 from ..data.sources import Source, open_sources
 from ..reduction.budget import Keep
 from .objective import accuracy, tell
@@ -27,18 +27,19 @@ if TYPE_CHECKING:
 
 # From the recipe's data section to the batches of one rank.
 
+
 @dataclass
-class Feed:
+class TrainFeed:
     """The rows of a run, opened, and in which order they come. `order` is None where rows are streamed."""
 
     recipe: Recipe
-    ranks: Ranks
+    ranks: RankInfo
     reader: Reader
     collator: Collator
-    order: RowOrder | None
+    order: DeterministicOrder | None
 
     @classmethod
-    def open(cls, recipe: Recipe, ranks: Ranks, processor: Any) -> Feed:
+    def open(cls, recipe: Recipe, ranks: RankInfo, processor: Any) -> TrainFeed:
         data = recipe.data
         sources = open_sources(data.train, image_store(data))
         encoder = Encoder(processor, data.max_length, data.on_too_long)
@@ -65,7 +66,7 @@ class Feed:
         """Passes over the data that `step` steps have made."""
         return None if self.order is None else step * self.rows_per_step / len(self.order)
 
-    def named_rows(self, step: int, micro: int) -> list[str]:
+    def row_ids(self, step: int, micro: int) -> list[str]:
         """The rows of this rank in forward `micro` of optimizer step `step` (0 is the first)."""
         train = self.recipe.train
         batch = (step * train.gradient_accumulation_steps + micro) * self.ranks.world + self.ranks.rank
@@ -81,7 +82,7 @@ class Feed:
         if self.order is None:
             return _loader(self._stream(start_step), self, batch_size=train.per_device_batch_size)
         shape = train.per_device_batch_size, self.steps, self.ranks.rank, self.ranks.world
-        batches = RankBatches(self.order, *shape, train.gradient_accumulation_steps, start_step)
+        batches = RankBatchSampler(self.order, *shape, train.gradient_accumulation_steps, start_step)
         return _loader(RowDataset(self.reader), self, batch_sampler=batches)
 
     def _stream(self, start_step: int) -> RowStream:
@@ -107,11 +108,11 @@ def _name(source: Source, index: int) -> str:
     place = source.row_id(index)
     try:
         return str(source.sample(source.rows[index], index).named(place))
-    except BadRow:
+    except BadRowError:
         return place
 
 
-def _order(recipe: Recipe, ranks: Ranks, sources: Sequence[Source], encoder: Encoder) -> RowOrder | None:
+def _order(recipe: Recipe, ranks: RankInfo, sources: Sequence[Source], encoder: Encoder) -> DeterministicOrder | None:
     data, train = recipe.data, recipe.train
     if any(source.streaming for source in data.train):
         return None
@@ -120,10 +121,10 @@ def _order(recipe: Recipe, ranks: Ranks, sources: Sequence[Source], encoder: Enc
     if data.group_by_length:
         lengths = row_lengths(sources, encoder, recipe.reduction.reducers())
     sizes, weights = [len(source.rows) for source in sources], [source.weight for source in data.train]
-    return RowOrder(sizes, weights, data.seed, lengths, group)
+    return DeterministicOrder(sizes, weights, data.seed, lengths, group)
 
 
-def _loader(dataset: Dataset[Any], feed: Feed, **how: Any) -> DataLoader[Any]:
+def _loader(dataset: Dataset[Any], feed: TrainFeed, **how: Any) -> DataLoader[Any]:
     workers = feed.recipe.data.workers
     return DataLoader(
         dataset,
@@ -145,7 +146,7 @@ class Validation:
     batches: DataLoader[Any]
 
     @classmethod
-    def open(cls, recipe: Recipe, ranks: Ranks, processor: Any) -> Validation | None:
+    def open(cls, recipe: Recipe, ranks: RankInfo, processor: Any) -> Validation | None:
         data = recipe.data
         if not data.validation:
             return None
@@ -182,7 +183,7 @@ class Validation:
         return loss / max(targets, 1), right / max(targets, 1)
 
 
-def _divided(rows: int, size: int, ranks: Ranks) -> list[list[int]]:
+def _divided(rows: int, size: int, ranks: RankInfo) -> list[list[int]]:
     batches = [list(range(start, min(start + size, rows))) for start in range(0, rows, size)]
     batches += [[]] * (-len(batches) % ranks.world)
     return batches[ranks.rank :: ranks.world]

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..common.distributed import Ranks
+from ..common.distributed import RankInfo
 from ..config import Elastic, Recipe
 from ..data.dataset import RowDataset
-from ..models.structure import dissect
-from ..reduction.schedule import keep_at
+from ..models.structure import find_parts
+from ..reduction.schedule import budget_at_step
 from .run import Prepared, prepare
 from .trainable import counts
 
@@ -29,7 +29,7 @@ class Tokens:
 
 
 def describe(recipe: Recipe) -> str:
-    prepared = prepare(recipe, Ranks.read())
+    prepared = prepare(recipe, RankInfo.read())
     tokens = sample_tokens(prepared)
     sections = [recipe.to_yaml().rstrip(), _parameters(prepared.skeleton), _steps(prepared)]
     sections += [_tokens(tokens), _cost(prepared, tokens)] if tokens else []
@@ -42,7 +42,7 @@ def sample_tokens(prepared: Prepared) -> Tokens | None:
         return None
     rows = RowDataset(prepared.feed.reader)
     numbers = random.Random(0).sample(range(len(rows)), min(_SAMPLED, len(rows)))
-    ids = set(dissect(prepared.skeleton).visual_ids)
+    ids = set(find_parts(prepared.skeleton).visual_ids)
     found = [_count(rows[number], ids) for number in numbers]
     read = [each for each in found if each is not None]
     if not read:
@@ -96,12 +96,12 @@ def _budgets(prepared: Prepared) -> Sequence[Any]:
     if isinstance(schedule, Elastic):
         return schedule.choices
     at = [step * steps // 20 for step in range(20)]
-    return [keep_at(schedule, served, step, steps, recipe.train.seed) for step in at]
+    return [budget_at_step(schedule, served, step, steps, recipe.train.seed) for step in at]
 
 
 def _share(prepared: Prepared, tokens: Tokens, keep: Any) -> float:
     """Layers before the reduction see all tokens, those behind it what is kept."""
-    parts, full = dissect(prepared.skeleton), tokens.text + tokens.visual
+    parts, full = find_parts(prepared.skeleton), tokens.text + tokens.visual
     reducers = prepared.recipe.reduction.reducers()
     width, total, length = parts.text_config.hidden_size, 0.0, full
     stages = [*reducers[:-1], replace(reducers[-1], keep=keep)] if reducers else []

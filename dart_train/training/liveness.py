@@ -93,17 +93,17 @@ _SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 _LOOK_SECONDS = 1.0
 
 
-class Stopping:
+class StopRequest:
     """Made before anything takes long; a context round the training. `why` says who asked, or is None."""
 
     def __init__(self, launched: bool) -> None:
-        self.why: str | None = "the launcher is gone" if launched and _orphaned() else None
+        self.why: str | None = "the launcher is gone" if launched and _launcher_is_gone() else None
         self.done = False  # every rank has agreed to it
         self.parents = _launchers() if launched else {}
         self._before: dict[int, Any] = {}
         self._over = threading.Event()
 
-    def __enter__(self) -> Stopping:
+    def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handler
             self._before = {number: signal.signal(number, self._asked) for number in _SIGNALS}
         if self.parents:
@@ -126,7 +126,7 @@ class Stopping:
                 return
 
 
-def _orphaned() -> bool:
+def _launcher_is_gone() -> bool:
     """DeepSpeed's launcher gives its ranks this argument: one with another parent has been left and adopted."""
     given = any(each.startswith("--local_rank=") for each in sys.argv) and "TORCHELASTIC_RUN_ID" not in os.environ
     return given and b"deepspeed" not in _command(os.getppid())
@@ -174,7 +174,7 @@ _SIGNS = ("Connection closed by peer", "Connection reset", "Timed out", "timed o
           "Connection refused", "Socket")  # fmt: skip
 
 
-class LostRank(RuntimeError):
+class LostRankError(RuntimeError):
     """Another rank is gone, or silent for too long. `speaks`: this rank tells it for all."""
 
     speaks = True
@@ -199,7 +199,7 @@ class Peer:
         return f"rank {self.rank} (process {self.pid} on {self.host}) is stopped" if state(self.pid) == "T" else None
 
 
-class Peers:
+class RankMonitor:
     """Made on every rank once they have met. A context: inside it the watch is kept."""
 
     def __init__(self, timeout: float) -> None:
@@ -215,7 +215,7 @@ class Peers:
         dist.all_gather_object(found, me)
         return found
 
-    def __enter__(self) -> Peers:
+    def __enter__(self) -> RankMonitor:
         self.beat()
         if self.all:
             threading.Thread(target=self._watch, name="silence-watch", daemon=True).start()
@@ -237,7 +237,7 @@ class Peers:
                 print(f"train (rank {dist.get_rank()}): {told}; {self.missing()}", file=sys.stderr, flush=True)
                 os._exit(LOST)  # the main thread waits inside a collective, out of reach
 
-    def explain(self, error: RuntimeError) -> LostRank | None:
+    def explain(self, error: RuntimeError) -> LostRankError | None:
         """What an error of a collective means; None where it is of another kind."""
         if not self.all or not any(sign in str(error) for sign in _SIGNS):
             return None
@@ -245,7 +245,7 @@ class Peers:
         while not self._faults() and time.monotonic() < until:
             time.sleep(0.2)
         first = str(error).strip().splitlines()[0]
-        lost = LostRank(f"{self.missing()} ({first})")
+        lost = LostRankError(f"{self.missing()} ({first})")
         lost.speaks = self._lowest()
         return lost
 

@@ -15,21 +15,21 @@ from torch import Tensor
 
 from ..config import Recipe
 from .callbacks import add_lines, replace_text
-from .data_feed import Feed
+from .data_feed import TrainFeed
 
 NAME = "bad_steps.jsonl"
 log = logging.getLogger(__name__)
 _IN_A_ROW = 20  # skipped one after the other: then it is not the rows, and no step will ever be taken again
 
 
-class BadStep(ValueError):
+class NonFiniteStepError(ValueError):
     """The recipe says to stop, or nothing but bad steps come."""
 
 
-class Guard:
+class NonFiniteGuard:
     """`count`: bad steps of the run so far, those before a resume among them."""
 
-    def __init__(self, recipe: Recipe, feed: Feed, run: Path, start_step: int = 0) -> None:
+    def __init__(self, recipe: Recipe, feed: TrainFeed, run: Path, start_step: int = 0) -> None:
         self.on_nan, self.feed, self.file = recipe.train.on_nan, feed, run / NAME
         # In fp16 a gradient that is too large for the present scale is a daily thing: the scaler skips and lowers it.
         self.scaled = recipe.train.precision == "fp16"
@@ -65,7 +65,7 @@ class Guard:
         if self.feed.ranks.rank == 0:
             self._write(lines)
         if self.on_nan == "stop" or self.in_a_row >= _IN_A_ROW:
-            raise BadStep(self._said(step, lines))
+            raise NonFiniteStepError(self._said(step, lines))
 
     def _write(self, lines: list[Any]) -> None:
         try:
@@ -77,7 +77,7 @@ class Guard:
         return torch.stack(self.losses).float().tolist() if self.losses else []
 
     def _line(self, step: int, losses: list[float]) -> dict[str, Any]:
-        rows = [name for micro in range(len(losses)) for name in self.feed.named_rows(step - 1, micro)]
+        rows = [name for micro in range(len(losses)) for name in self.feed.row_ids(step - 1, micro)]
         told = [loss if math.isfinite(loss) else str(loss) for loss in losses]  # JSON has no nan
         return {"step": step, "rank": self.feed.ranks.rank, "taken": self.stepped, "losses": told, "rows": rows}
 

@@ -15,7 +15,7 @@ from ..config import Recipe
 from ..hooks import Attached
 from ..hooks.plan_batch import has_images
 from ..reduction.budget import Keep
-from ..reduction.schedule import keep_at, teacher_keep
+from ..reduction.schedule import budget_at_step, teacher_keep
 
 # The loss per supervised token of one forward, and what a gentler reduction of the same weights would have said.
 
@@ -47,7 +47,7 @@ def tell(model: Any, attached: Attached | None, batch: Mapping[str, Any], host: 
     return Told(_logits(model, attached, batch, host)[0], targets_of(host, batch["input_ids"].device))
 
 
-def tell_both(
+def forward_with_teacher(
     model: Any, attached: Attached, batch: Mapping[str, Any], host: Mapping[str, Any], keep: Sequence[Keep]
 ) -> tuple[Told, Tensor]:
     """One forward at two budgets: what is told at that of the model, and, without gradient, the logits [M, V] of a
@@ -58,10 +58,10 @@ def tell_both(
     return Told(student, targets_of(host, student.device)), teacher.detach()
 
 
-def tell_twice(
+def forward_teacher_separately(
     model: Any, attached: Attached, batch: Mapping[str, Any], host: Mapping[str, Any], keep: Sequence[Keep]
 ) -> tuple[Told, Tensor]:
-    """The same in two forwards, which share nothing: what `tell_both` is held against."""
+    """The same in two forwards, which share nothing: what `forward_with_teacher` is held against."""
     before = [reducer.keep for reducer in attached.reducers]
     attached.set_keep(*keep)
     model.eval()
@@ -140,7 +140,7 @@ class Budgets:
         if self.attached is None:
             return
         schedule, seed = self.recipe.reduction.schedule, self.recipe.train.seed
-        self.drawn = [keep_at(schedule, served, step, self.steps, seed) for served in self.served]
+        self.drawn = [budget_at_step(schedule, served, step, self.steps, seed) for served in self.served]
         self.attached.set_keep(*self.drawn)
         self.attached.seed = seed + step
         self.attached.refresh()

@@ -11,8 +11,8 @@ from typing import Any
 
 from transformers import TrainerCallback, set_seed
 
-from ..checkpoints import newest_whole, steps_of, sweep
-from ..common.distributed import Ranks, part
+from ..checkpoints import latest_complete, steps_of, sweep
+from ..common.distributed import RankInfo, part
 from ..common.trackers import trackers
 from ..config import Recipe
 from ..data.collator import dummy_inputs
@@ -21,16 +21,16 @@ from ..hooks.dummy_image import attach_dummy_image
 from ..models.processors import load_processor
 from .callbacks import MetricsFile, ProgressLine
 from .checkpointing import start_from, write_record
-from .data_feed import Feed, Validation
+from .data_feed import TrainFeed, Validation
 from .deepspeed_config import deepspeed_config
-from .liveness import Lock, Peers, Stopping
+from .liveness import Lock, RankMonitor, StopRequest
 from .overlays import Overlays, Scene, scenes
-from .trainable import choose_parameters, keep_masters, load_model, skeleton
-from .trainer import DartTrainer, forget_last_run, training_arguments
+from .trainable import choose_parameters, load_model, skeleton, upcast_trainable_to_fp32
+from .trainer import DartTrainer, reset_deepspeed_state, training_arguments
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrainResult:
     """What a finished run leaves."""
 
     run: Path
@@ -44,9 +44,9 @@ class Prepared:
     """All that is known of a run before a weight is read."""
 
     recipe: Recipe
-    ranks: Ranks
+    ranks: RankInfo
     processor: Any
-    feed: Feed
+    feed: TrainFeed
     validation: Validation | None
     skeleton: Any
     resume: Path | None
@@ -57,16 +57,16 @@ class Prepared:
         return steps_of(self.resume) if self.resume else 0
 
 
-def prepare(recipe: Recipe, ranks: Ranks, force: bool = False) -> Prepared:
+def prepare(recipe: Recipe, ranks: RankInfo, force: bool = False) -> Prepared:
     """Everything that can be wrong and is cheap to find out; raises ValueError."""
     wrong = [*ranks.problems(recipe.train), *_unavailable(recipe)]
     if wrong:
         raise ValueError("\n".join(wrong))
     deepspeed_config(recipe.train)
-    forget_last_run()
+    reset_deepspeed_state()
     bones = skeleton(recipe)
     processor = load_processor(recipe.model.path, trust_remote_code=recipe.model.trust_remote_code)
-    feed, validation = Feed.open(recipe, ranks, processor), Validation.open(recipe, ranks, processor)
+    feed, validation = TrainFeed.open(recipe, ranks, processor), Validation.open(recipe, ranks, processor)
     resume, passed = start_from(recipe, ranks, force)
     for damaged in passed:
         if ranks.rank == 0:
@@ -83,9 +83,9 @@ def _unavailable(recipe: Recipe) -> list[str]:
     return wrong
 
 
-def run(recipe: Recipe, force: bool = False) -> Outcome:
-    ranks, lock = Ranks.read(), Lock(Path(recipe.train.output_dir))
-    stopping = Stopping(ranks.launched)
+def run(recipe: Recipe, force: bool = False) -> TrainResult:
+    ranks, lock = RankInfo.read(), Lock(Path(recipe.train.output_dir))
+    stopping = StopRequest(ranks.launched)
     try:
         if ranks.rank == 0 and Path(recipe.train.output_dir).is_dir():
             lock.take()
@@ -102,8 +102,8 @@ def run(recipe: Recipe, force: bool = False) -> Outcome:
         lock.release()
 
 
-def _go(prepared: Prepared, stopping: Stopping) -> Outcome:
-    peers = Peers(prepared.recipe.train.timeout_seconds)
+def _go(prepared: Prepared, stopping: StopRequest) -> TrainResult:
+    peers = RankMonitor(prepared.recipe.train.timeout_seconds)
     try:
         return _train(build(prepared), prepared, stopping, peers)
     except RuntimeError as error:
@@ -113,14 +113,14 @@ def _go(prepared: Prepared, stopping: Stopping) -> Outcome:
         raise lost from error
 
 
-def _train(trainer: DartTrainer, prepared: Prepared, stopping: Stopping, peers: Peers) -> Outcome:
+def _train(trainer: DartTrainer, prepared: Prepared, stopping: StopRequest, peers: RankMonitor) -> TrainResult:
     if prepared.ranks.rank == 0:
         trainer.guard.rewind()
     with stopping, peers:
         trainer.stopping, trainer.beat = stopping, peers.beat
         trainer.train(resume_from_checkpoint=None if prepared.resume is None else str(prepared.resume))
     why = (stopping.why or "another rank was asked to") if stopping.done else None
-    return Outcome(trainer.saver.run, newest_whole(trainer.saver.run)[0], trainer.state.global_step, why)
+    return TrainResult(trainer.saver.run, latest_complete(trainer.saver.run)[0], trainer.state.global_step, why)
 
 
 def build(prepared: Prepared) -> DartTrainer:
@@ -135,7 +135,7 @@ def build(prepared: Prepared) -> DartTrainer:
     set_seed(recipe.train.seed)  # new adapters are the same on every rank, in whatever way the weights were loaded
     model = choose_parameters(model, recipe.parts)
     if not ranks.uses_deepspeed(recipe.train):
-        keep_masters(model)
+        upcast_trainable_to_fp32(model)
     reducers = recipe.reduction.reducers()
     attached = attach(model, reducers, output="compact") if reducers else None
     attach_dummy_image(model, dummy_inputs(prepared.processor))

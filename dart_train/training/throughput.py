@@ -18,7 +18,7 @@ _SUMMED = (
 )  # fmt: skip
 
 
-class Meter:
+class ThroughputMeter:
     """`read` is collective, and starts anew."""
 
     def __init__(self, attached: Attached | None = None) -> None:

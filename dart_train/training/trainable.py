@@ -11,7 +11,7 @@ from torch import nn
 
 from ..config import Model, Parts, Recipe
 from ..models.loading import Source, attention_kernel, bones, read_config, read_model
-from ..models.structure import dissect, unwrap
+from ..models.structure import find_parts, unwrap
 
 # Which parameter belongs to which part of the model, and what of it trains.
 
@@ -53,11 +53,11 @@ def choose_parameters(model: Any, parts: Parts) -> Any:
         lora_dropout=lora.dropout,
         bias=lora.bias,
         target_modules=lora_targets(model, parts),
-        modules_to_save=saved_whole(model, parts) or None,
+        modules_to_save=modules_to_save(model, parts) or None,
         task_type="CAUSAL_LM",
     )
     # As the weights are: ZeRO-3 spreads parameters of one dtype only, and masters in float32 are kept by DeepSpeed
-    # or, without it, by `keep_masters`.
+    # or, without it, by `upcast_trainable_to_fp32`.
     return get_peft_model(model, config, autocast_adapter_dtype=False)
 
 
@@ -93,7 +93,7 @@ def _named(linear: list[str], targets: tuple[str, ...], wanted: list[str]) -> li
     return [name for name in linear if any(name in names for names in found.values())]
 
 
-def saved_whole(model: Any, parts: Parts) -> list[str]:
+def modules_to_save(model: Any, parts: Parts) -> list[str]:
     """Modules of parts in mode full that PEFT must train and save beside the adapter."""
     full = {name for name, part in parts.named().items() if part.mode == "full"}
     if "language" in full:
@@ -133,6 +133,7 @@ def counts(model: Any) -> dict[str, tuple[int, int]]:
 
 # Optimizer groups: a learning rate for each part, weight decay for matrices only.
 
+
 def parameter_groups(model: Any, recipe: Recipe, decayed: Collection[str]) -> list[dict[str, Any]]:
     """decayed: names of the parameters that weight decay is for. No group is empty: DeepSpeed takes none."""
     belongs, groups = part_of(model), dict[tuple[str, bool], dict[str, Any]]()
@@ -164,7 +165,7 @@ def skeleton(recipe: Recipe) -> Any:
     attention(recipe.model)
     given = recipe.model
     model = bones(read_config(given.path, given.revision, given.trust_remote_code, "model.path"))
-    depth = len(dissect(model).layers)
+    depth = len(find_parts(model).layers)
     for reducer in recipe.reduction.reducers():
         if reducer.layer >= depth:
             raise ValueError(f"reduction.layer: {reducer.layer} given, the model has {depth} layers: 0 to {depth - 1}")
@@ -182,7 +183,7 @@ def attention(model: Model) -> str:
     return attention_kernel(model.attn_implementation, "model.attn_implementation")
 
 
-def keep_masters(model: Any) -> None:
+def upcast_trainable_to_fp32(model: Any) -> None:
     """Without DeepSpeed nobody keeps float32 copies of half-precision weights: those that train are the copies."""
     for parameter in model.parameters():
         if parameter.requires_grad:

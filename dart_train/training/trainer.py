@@ -15,23 +15,24 @@ from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from ..common.distributed import Ranks
+from ..common.distributed import RankInfo
 from ..config import Recipe
 from ..hooks import Attached
-from ..models.structure import dissect
-from .callbacks import StepEnds
-from .checkpointing import Saver
-from .data_feed import Feed, Validation
+from ..models.structure import find_parts
+from .callbacks import AgreeAtStepEnd
+from .checkpointing import CheckpointWriter
+from .data_feed import TrainFeed, Validation
 from .deepspeed_config import deepspeed_config, guard_stage_zero
-from .liveness import Stopping
-from .nonfinite import Guard
-from .objective import Budgets, Told, number, tell, tell_both
-from .throughput import Meter
+from .liveness import StopRequest
+from .nonfinite import NonFiniteGuard
+from .objective import Budgets, Told, forward_with_teacher, number, tell
+from .throughput import ThroughputMeter
 from .trainable import learning_rates, parameter_groups
 
 # What the recipe says, in the words of Hugging Face `TrainingArguments`.
 
-def training_arguments(recipe: Recipe, ranks: Ranks, steps: int) -> TrainingArguments:
+
+def training_arguments(recipe: Recipe, ranks: RankInfo, steps: int) -> TrainingArguments:
     """Make it after the ranks have met and before the model is loaded: under ZeRO-3 it decides how weights load."""
     train, deepspeed = recipe.train, ranks.uses_deepspeed(recipe.train)
     return TrainingArguments(
@@ -72,7 +73,7 @@ def training_arguments(recipe: Recipe, ranks: Ranks, steps: int) -> TrainingArgu
     )
 
 
-def forget_last_run() -> None:
+def reset_deepspeed_state() -> None:
     """What an earlier run of this process left behind: models would still be made for its ZeRO stage."""
     os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
     unset_hf_deepspeed_config()
@@ -111,7 +112,7 @@ class DartTrainer(Trainer):
         model: Any,
         args: TrainingArguments,
         recipe: Recipe,
-        feed: Feed,
+        feed: TrainFeed,
         attached: Attached | None,
         processor: Any,
         validation: Validation | None = None,
@@ -119,16 +120,16 @@ class DartTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         self.recipe, self.feed, self.attached, self.validation = recipe, feed, attached, validation
-        self.start_step, self.meter = start_step, Meter(attached)
-        self.budgets = Budgets(recipe, attached, feed.steps, dissect(model).visual_ids)
-        self.saver = Saver(recipe, Path(recipe.train.output_dir))
-        self.guard = Guard(recipe, feed, self.saver.run, start_step)
-        self.stopping = Stopping(launched=False)
+        self.start_step, self.meter = start_step, ThroughputMeter(attached)
+        self.budgets = Budgets(recipe, attached, feed.steps, find_parts(model).visual_ids)
+        self.saver = CheckpointWriter(recipe, Path(recipe.train.output_dir))
+        self.guard = NonFiniteGuard(recipe, feed, self.saver.run, start_step)
+        self.stopping = StopRequest(launched=False)
         self.beat: Callable[[], None] = lambda: None  # told whenever something was done
         self.host: Batch = {}
         self.rates: dict[str, float] = {}
         judged = None if validation is None else validation.batches.dataset
-        callbacks = [StepBegins(self), StepEnds(self), *(callbacks or [])]
+        callbacks = [ApplyStepBudget(self), AgreeAtStepEnd(self), *(callbacks or [])]
         super().__init__(model, args, processing_class=processor, eval_dataset=judged, callbacks=callbacks)
         self.remove_callback(PrinterCallback)  # ours tells more
         self.model_accepts_loss_kwargs = True  # so that the Trainer counts the targets of the global batch
@@ -179,7 +180,7 @@ class DartTrainer(Trainer):
         if not self.recipe.distill.enabled or self.attached is None:
             return tell(model, self.attached, inputs, self.host), None
         gentler = self.budgets.teaching(self.state.global_step, self.host)
-        return tell_both(model, self.attached, inputs, self.host, gentler)
+        return forward_with_teacher(model, self.attached, inputs, self.host, gentler)
 
     # optimizer ------------------------------------------------------------------------------------------------
 
@@ -254,7 +255,7 @@ class DartTrainer(Trainer):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 
 
-class StepBegins(TrainerCallback):
+class ApplyStepBudget(TrainerCallback):
     """Before the forwards of an optimizer step: its budget, the same on every rank."""
 
     def __init__(self, trainer: DartTrainer) -> None:

@@ -17,7 +17,7 @@ from ..cli.show import METHODS
 from ..config.told import Told
 from ..data.chat_template import ChatTemplate
 from ..hooks import attach
-from ..models.geometry import Picture, geometry, takes_film
+from ..models.geometry import Picture, geometry, supports_video
 from ..models.loading import bones, read_config
 from ..models.processors import NoVideo
 from ..reduction import Reducer, from_config
@@ -26,6 +26,7 @@ from .draw import side_by_side
 from .overlay import Choice, chosen, everything, overlay
 
 # `show(model, processor, images, question, reducers)`: one forward for each method, one page for all.
+
 
 def show(
     model: Any,
@@ -151,7 +152,7 @@ def _check_fit(found: Found, reducers: Sequence[Reducer], film: bool, told: Told
 
 def _check_film(model: Any, processor: Any) -> None:
     kind = model.config.model_type
-    if not takes_film(kind):
+    if not supports_video(kind):
         raise ValueError(f"{kind} is not shown with videos, Qwen-VL is; give each frame as an --image")
     if type(getattr(processor, "video_processor", None)) is NoVideo:
         raise ValueError(

@@ -43,9 +43,7 @@ Y #...# #...# .#.#. ..#.. ..#.. ..#.. ..#..
 Z ##### ....# ...#. ..#.. .#... #.... #####
 """
 
-GLYPHS: dict[str, tuple[str, ...]] = {
-    line[0]: tuple(line[2:].split()) for line in _GLYPHS.strip().splitlines()
-}
+GLYPHS: dict[str, tuple[str, ...]] = {line[0]: tuple(line[2:].split()) for line in _GLYPHS.strip().splitlines()}
 DIGITS = "0123456789"
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 

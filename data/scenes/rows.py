@@ -21,8 +21,7 @@ def rows_of(name: str, image: Any, asked: list[Question], group: bool) -> list[R
         kinds = [question.kind for question in asked]
         return [{"id": name, "image": image, "conversations": _turns(asked), "kind": kinds}] if asked else []
     return [
-        {"id": f"{name}-{one.kind}", "image": image, "conversations": _turns([one]), "kind": one.kind}
-        for one in asked
+        {"id": f"{name}-{one.kind}", "image": image, "conversations": _turns([one]), "kind": one.kind} for one in asked
     ]
 
 

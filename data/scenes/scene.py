@@ -80,8 +80,7 @@ def _items(level: Level, dice: Dice) -> tuple[tuple[Item, ...], str]:
     looks += [(dice.pick(level.colour_names), "plate", text) for text in _texts(level, dice)]
     cells = dice.some(range(level.grid**2), len(looks))
     placed = [
-        _place(level, dice, cell, colour, what, text)
-        for cell, (colour, what, text) in zip(cells, looks, strict=True)
+        _place(level, dice, cell, colour, what, text) for cell, (colour, what, text) in zip(cells, looks, strict=True)
     ]
     return tuple(sorted(placed, key=lambda item: (item.row, item.column))), focus
 

@@ -117,9 +117,7 @@ def _write_split(settings: Settings, folder: Path, split: str, each: Each, owner
         (folder / "images" / split).mkdir(parents=True)
     if size:
         made = each(partial(_make, settings, folder, split), range(size))
-        rows = (
-            row for one in tqdm(made, total=size, desc=split, unit=" pictures") for row in tally.take(one)
-        )
+        rows = (row for one in tqdm(made, total=size, desc=split, unit=" pictures") for row in tally.take(one))
         if settings.format == "llava":
             write_json(folder / f"{split}.json", rows)
         else:

@@ -24,19 +24,19 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 ROOT = Path(__file__).parents[2]
-LAWS = ("tests/laws", "tests/test_transformers_compat.py")
-ONE_RUN = ("tests/test_imports.py", "tests/train/test_train.py")
+LAWS = ("tests/laws", "tests/hooks/test_transformers_compat.py")
+ONE_RUN = ("tests/test_imports.py", "tests/training/test_train.py")
 # The folders and files of tests that a release has to pass.
 TESTS = {
     "transformers": (*LAWS, *ONE_RUN),
     "accelerate": ONE_RUN,
     "datasets": ONE_RUN,
-    "deepspeed": (*ONE_RUN, "tests/train/test_few_steps_on_ranks.py"),
+    "deepspeed": (*ONE_RUN, "tests/training/test_few_steps_on_ranks.py"),
     "peft": ONE_RUN,
-    "trl": (*ONE_RUN, "tests/train/test_clients.py"),
+    "trl": (*ONE_RUN, "tests/training/test_clients.py"),
 }
 # Fails by design on a transformers outside the range of pyproject.toml.
-ONLY_INSIDE_THE_RANGE = "tests/test_transformers_compat.py::test_installed_version_is_in_the_tested_range"
+ONLY_INSIDE_THE_RANGE = "tests/hooks/test_transformers_compat.py::test_installed_version_is_in_the_tested_range"
 QUICK = "not slow and not drill and not gpu"
 NOTHING_RAN = 5  # pytest's exit status
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,13 @@ import torch
 from dart_train import DART, REDUCERS
 from dart_train.__main__ import main
 from dart_train.benchmarks.scene import TEXT, Scene, tiles
-from dart_train.benchmarks.select import FULL, GATHER, KEPT, LAYER, LAYOUT, LOOPS, READ, USUAL, jobs_of
+from dart_train.benchmarks.select import GATHER, KEPT, LAYER, LAYOUT, LOOPS, READ, USUAL, jobs_of
 from dart_train.benchmarks.set_and_loop import plain_loops, set_and_loop
 from dart_train.benchmarks.table import NOT_MEASURED, Report, Table, milliseconds, percent, times
 from dart_train.profiling import timing
 from dart_train.profiling.timing import Timing, host_syncs, interleaved
 
 CPU = torch.device("cpu")
-COMMITTED = Path(__file__).parent / "results"
 
 
 def scene(tokens: int = 96, batch: int = 2, width: int = 256, dtype: torch.dtype = torch.float32) -> Scene:
@@ -173,15 +171,3 @@ def test_nonsense_is_refused_before_anything_is_timed(
 ) -> None:
     assert main(["bench", "select", "--quick", *options]) == 2
     assert message in capsys.readouterr().err
-
-
-def test_the_committed_table_is_whole() -> None:
-    content = json.loads((COMMITTED / "select_cpu.json").read_text())
-    rows = content["tables"]["Selection"]["rows"]
-    cells = {(row["tokens"], row["batch"], row["width"]) for row in rows}
-    assert cells == {(t, b, w) for t in FULL["tokens"] for b in FULL["batch"] for w in FULL["width"]}
-    assert len(rows) == len(cells) * (len(REDUCERS) + 6)
-    assert content["command"].startswith("python -m dart_train bench select")
-    assert content["facts"]["device"] and content["facts"]["threads"] == 1
-    table = (COMMITTED / "select_cpu.md").read_text()
-    assert len(re.findall(r"^\| \d", table, re.MULTILINE)) == len(rows)

@@ -23,12 +23,12 @@ from dart_train.benchmarks.shapes import SHAPES
 from dart_train.benchmarks.sidebyside import tokens_seen
 from dart_train.benchmarks.subject import Subject, subject_of
 from dart_train.benchmarks.table import Table
-from dart_train.benchmarks.training import Trainee
+from dart_train.benchmarks.training import TrainStep
 from dart_train.benchmarks.ways import LAYER, Way, ways_of
-from dart_train.models.structure import dissect
+from dart_train.models.structure import find_parts
 from dart_train.profiling.flops import Peak, Work, counted
 from dart_train.profiling.memory import peak_of
-from dart_train.profiling.timing import Clock, Staged, Timing, once, ratio, rounds
+from dart_train.profiling.timing import Clock, Timing, WithContext, once, ratio, rounds
 from dart_train.training.objective import tell
 
 CPU = torch.device("cpu")
@@ -122,7 +122,7 @@ def test_the_usual_choice_is_ours_made_slowly() -> None:
 
 def test_eager_scores_switch_the_kernel_and_put_it_back() -> None:
     found = subject()
-    config = dissect(found.model).text_config
+    config = find_parts(found.model).text_config
     with way(EAGER, found).ready():
         assert config._attn_implementation == "eager"
     assert config._attn_implementation == "sdpa"
@@ -165,7 +165,7 @@ def test_the_bound_counts_short_layers_where_they_are_short(mode: Any) -> None:
     long, short = (layer_work(found, n, PEAK, training) for n in (found.length, found.short))
     assert saved.flops == pytest.approx((short.flops - long.flops) * (found.depth - 2)) and saved.flops < 0
     passes = {"lora": 2, "full": 3, None: 1}[mode]
-    text = dissect(found.model).text_config
+    text = find_parts(found.model).text_config
     per_token = 2 * (4 * text.hidden_size**2 + 3 * text.hidden_size * text.intermediate_size)
     attention = 2 * found.length * text.hidden_size * (3.5 if training else 1)
     expected = found.length * (per_token * passes + attention)
@@ -211,7 +211,7 @@ def test_what_surrounds_a_job_is_not_timed() -> None:
         def __exit__(self, *error: object) -> None:
             happened.append("out")
 
-    job = Staged(Around, lambda: happened.append("job"))
+    job = WithContext(Around, lambda: happened.append("job"))
     assert once(job, CPU) >= 0 and happened == ["in", "job", "out"]
     first, times = rounds({"a": job}, CPU, 2, 10.0)
     assert set(first) == {"a"} and len(times["a"]) == 2
@@ -235,7 +235,7 @@ def test_goals_are_judged_by_what_was_measured_and_no_other() -> None:
 
 def test_a_step_moves_what_trains_and_nothing_else() -> None:
     found = subject_of(SHAPES["llava"], TINY, 1, CPU, torch.float32, "lora", answer=8)
-    trainee = Trainee(found)
+    trainee = TrainStep(found)
     trainee.optimizer.param_groups[0]["lr"] = 1.0
     before = {name: weight.detach().clone() for name, weight in found.model.named_parameters()}
     how = way(OURS, found)

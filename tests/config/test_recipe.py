@@ -65,9 +65,7 @@ def test_all_mistakes_are_told_at_once_each_with_its_path() -> None:
         "train.max_grad_norm",
         "log.modes",
     }
-    assert found["model.dtype"] == (
-        "model.dtype: given 'bf16', expected one of auto, float32, bfloat16, float16"
-    )
+    assert found["model.dtype"] == ("model.dtype: given 'bf16', expected one of auto, float32, bfloat16, float16")
     assert found["train.learning_rat"].endswith("did you mean train.learning_rate?")
     assert "did you mean dart?" in found["reduction"]
 
@@ -179,9 +177,7 @@ def test_overrides_reach_every_depth_and_win() -> None:
         "data.train.1.path=more.json",
         "data.seed=4",
     ]
-    recipe = read_recipe(
-        SMALL + "train: {learning_rate: 5}\n", [*given, "reduction.keep=64", "reduction.method=fastv"]
-    )
+    recipe = read_recipe(SMALL + "train: {learning_rate: 5}\n", [*given, "reduction.keep=64", "reduction.method=fastv"])
     assert recipe.train.learning_rate == 1e-3
     assert [(source.path, source.limit) for source in recipe.data.train] == [
         ("rows.json", 100),
@@ -192,9 +188,7 @@ def test_overrides_reach_every_depth_and_win() -> None:
 
 
 def test_overrides_that_lead_nowhere_are_all_told() -> None:
-    found = problems(
-        SMALL, "nonsense", "data.train.5.limit=1", "model.path.x=1", "train.seed=[", "train.sed=1"
-    )
+    found = problems(SMALL, "nonsense", "data.train.5.limit=1", "model.path.x=1", "train.seed=[", "train.sed=1")
     assert found.keys() == {"", "data.train.5", "model.path.x", "train.seed", "train.sed"}
 
 
@@ -241,10 +235,7 @@ def test_nothing_but_a_recipe_error_ever_comes_of_a_recipe(place: str, value: An
         assert read_recipe(recipe.to_yaml()) == recipe
 
 
-@given(
-    st.dictionaries(st.sampled_from(["method", "keep", "layer", "schedule", "stages", "per", "x"]), PLAIN)
-    | PLAIN
-)
+@given(st.dictionaries(st.sampled_from(["method", "keep", "layer", "schedule", "stages", "per", "x"]), PLAIN) | PLAIN)
 @settings(max_examples=200, deadline=None, derandomize=True)
 def test_nor_of_a_reduction(reduction: Any) -> None:
     try:

@@ -134,9 +134,7 @@ IMPOSSIBLE = [
 
 
 @pytest.mark.parametrize(("path", "broken", "remedy"), IMPOSSIBLE)
-def test_an_impossible_combination_is_told_and_its_remedy_helps(
-    path: str, broken: list[str], remedy: str
-) -> None:
+def test_an_impossible_combination_is_told_and_its_remedy_helps(path: str, broken: list[str], remedy: str) -> None:
     base = SMALL + "reduction: {method: dart, keep: 64}\n"
     assert told(base, *broken) == [path]
     if path == "reduction.schedule.choices":

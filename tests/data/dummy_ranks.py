@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForImageTextToText, Trainer, TrainingArguments
 
-from dart_train.common.distributed import Ranks
+from dart_train.common.distributed import RankInfo
 from dart_train.config import Train
 from dart_train.data.collator import dummy_inputs
 from dart_train.hooks.dummy_image import attach_dummy_image
@@ -46,7 +46,7 @@ ADAM = {"type": "Adam", "params": {"lr": 1e-3, "torch_adam": True}}
 
 if __name__ == "__main__":
     # Where ranks share a busy core, one may wait for another's start much longer than for a hang to show.
-    Ranks.read().meet(Train(timeout_seconds=600))
+    RankInfo.read().meet(Train(timeout_seconds=600))
     for job in json.loads(Path(sys.argv[-1]).read_text()):
         work(**job)
         gc.collect()  # transformers goes by the DeepSpeed settings that are still alive

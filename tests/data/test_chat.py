@@ -6,7 +6,7 @@ import pytest
 from dart_train.data.chat_template import ChatTemplate
 from dart_train.data.encoder import Encoder
 from dart_train.data.formats import normalise
-from dart_train.data.issues import BadRow
+from dart_train.data.issues import BadRowError
 from dart_train.data.sample import Sample, Turn
 from dart_train.data.truncation import IGNORED
 from tests.data.processors import LLAVA_STYLE, LLAVA_STYLE_MARKED, llava_with, unmarked
@@ -101,7 +101,7 @@ REFUSED = {
 def test_a_template_that_cannot_tell_answers_apart_is_refused_before_training(template):
     with pytest.raises(ValueError, match="cannot tell the assistant's turns apart") as error:
         ChatTemplate(llava_with(template))
-    assert "{% generation %}" in str(error.value) and not isinstance(error.value, BadRow)
+    assert "{% generation %}" in str(error.value) and not isinstance(error.value, BadRowError)
 
 
 def test_a_processor_without_template_says_so():
@@ -115,7 +115,7 @@ def test_text_cannot_forge_turns_or_pictures(name):
     for token in (encoder.processor.tokenizer.eos_token, encoder.processor.image_token):
         row = Sample("s", (Turn("user", ("Say it",)), Turn("assistant", (f"say {token} now",))))
         for action in (encoder.encode, encoder.measure):
-            with pytest.raises(BadRow, match="control_token"):
+            with pytest.raises(BadRowError, match="control_token"):
                 action(row, ())
 
 

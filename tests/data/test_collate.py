@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dart_train.data.collator import Collator
-from dart_train.data.dataset import Skipped
+from dart_train.data.dataset import SkippedRow
 from dart_train.data.encoder import Encoder
 from dart_train.data.formats import normalise
 from dart_train.data.truncation import IGNORED
@@ -72,7 +72,7 @@ def test_lengths_are_padded_to_a_multiple(name):
 def test_skipped_rows_leave_no_trace(name):
     encoder = Encoder(FAMILIES[name].processor())
     collate, good = Collator(encoder.processor), [encoder.encode(*row) for row in rows_of((1, 2))]
-    bad = Skipped("row-7", "missing_image")
+    bad = SkippedRow("row-7", "missing_image")
     plain, with_gaps = collate(good), collate([bad, good[0], bad, good[1]])
     assert plain.keys() == with_gaps.keys()
     assert all(torch.equal(plain[key], with_gaps[key]) for key in plain)
@@ -80,7 +80,7 @@ def test_skipped_rows_leave_no_trace(name):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_batch_of_bad_rows_still_goes_through_the_model_and_teaches_nothing(name):
-    batch = Collator(FAMILIES[name].processor())([Skipped("row-7", "missing_image")])
+    batch = Collator(FAMILIES[name].processor())([SkippedRow("row-7", "missing_image")])
     assert (batch["labels"] == IGNORED).all() and len(batch["input_ids"]) == 1
     labels = batch.pop("labels")
     logits = FAMILIES[name].model()(**batch).logits

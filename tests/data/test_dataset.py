@@ -9,9 +9,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from dart_train.data.collator import Collator
-from dart_train.data.dataset import Reader, RowDataset, RowStream, Skipped
+from dart_train.data.dataset import Reader, RowDataset, RowStream, SkippedRow
 from dart_train.data.encoder import Encoded, Encoder
-from dart_train.data.sampler import RankBatches, RowOrder
+from dart_train.data.sampler import DeterministicOrder, RankBatchSampler
 from dart_train.data.sources import SourceSpec, open_sources
 from tests.data.conftest import llava_row
 from tests.zoo import FAMILIES
@@ -49,8 +49,8 @@ def test_bad_rows_are_skipped_logged_by_id_and_counted(broken_file, image_folder
     data = RowDataset(reader_of(broken_file, images=image_folder))
     with caplog.at_level(logging.WARNING):
         rows = [data[n] for n in range(len(data))]
-    assert [n for n, row in enumerate(rows) if isinstance(row, Skipped)] == [2, 5, 7]
-    assert [row.code for row in rows if isinstance(row, Skipped)] == ["missing_image", "mark_mismatch", "role_order"]
+    assert [n for n, row in enumerate(rows) if isinstance(row, SkippedRow)] == [2, 5, 7]
+    assert [row.code for row in rows if isinstance(row, SkippedRow)] == ["missing_image", "mark_mismatch", "role_order"]
     assert data.reader.counts == {"rows": 9, "bad": 3, "too_long": 0, "shortened": 0}
     for words in ("broken.jsonl:2 (id row-2) skipped: missing_image", "broken.jsonl:5 skipped: mark_mismatch"):
         assert words in caplog.text
@@ -78,7 +78,7 @@ def test_a_bad_row_moves_no_other_row(broken_file, image_folder, tmp_path):
     seen = []
     for file in (broken_file, whole):
         data = RowDataset(reader_of(file, images=image_folder, max_bad_fraction=1.0))
-        batches = RankBatches(RowOrder(data.sizes, seed=1), 2, 6)
+        batches = RankBatchSampler(DeterministicOrder(data.sizes, seed=1), 2, 6)
         loader = DataLoader(data, batch_sampler=batches, collate_fn=Collator(PROCESSOR))
         seen.append([answers(batch) for batch in loader])
     with_gaps, without = seen
@@ -90,7 +90,7 @@ def test_loader_processes_give_the_same_batches_and_count_together(broken_file, 
     def batches(workers):
         data = RowDataset(reader_of(broken_file, images=image_folder, max_bad_fraction=1.0))
         loader = DataLoader(
-            data, batch_sampler=RankBatches(RowOrder(data.sizes), 3, 6), collate_fn=Collator(PROCESSOR),
+            data, batch_sampler=RankBatchSampler(DeterministicOrder(data.sizes), 3, 6), collate_fn=Collator(PROCESSOR),
             num_workers=workers, multiprocessing_context=context if workers else None,
         )  # fmt: skip
         return list(loader), data.reader.counts
@@ -116,7 +116,7 @@ def test_rows_that_were_shortened_are_counted(llava_file, image_folder):
 
 def test_rows_dropped_for_their_length_are_counted_and_are_not_bad_rows(llava_file, image_folder):
     data = RowDataset(reader_of(llava_file, images=image_folder, max_length=60, on_bad_row="error"))
-    assert [isinstance(data[n], Skipped) for n in range(6)] == [True, False] * 3
+    assert [isinstance(data[n], SkippedRow) for n in range(6)] == [True, False] * 3
     assert data.reader.counts == {"rows": 6, "bad": 0, "too_long": 3, "shortened": 0}
 
 

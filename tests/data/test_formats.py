@@ -1,4 +1,4 @@
-"""Every format that people have becomes the same `Sample`; whatever else comes is one `BadRow`."""
+"""Every format that people have becomes the same `Sample`; whatever else comes is one `BadRowError`."""
 
 import base64
 import json
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dart_train.data.formats import detect, normalise
-from dart_train.data.issues import CODES, BadRow
+from dart_train.data.issues import CODES, BadRowError
 from dart_train.data.sample import ImageRef, Sample, Turn
 
 CAT = ImageRef(path="cat.png")
@@ -109,7 +109,7 @@ def test_columns_map_our_names_to_theirs():
     row = {"picture": "cat.png", "query": "What is it?", "label": "A cat.", "key": "k1"}
     columns = {"image": "picture", "question": "query", "answer": "label", "id": "key"}
     assert normalise(row, columns) == Sample("k1", ASKED)
-    with pytest.raises(BadRow, match="columns names nope"):
+    with pytest.raises(BadRowError, match="columns names nope"):
         normalise(row, {"image": "nope"})
 
 
@@ -151,7 +151,7 @@ def talk(*turns):
     ],
 )
 def test_each_fault_has_its_name(code, row):
-    with pytest.raises(BadRow) as error:
+    with pytest.raises(BadRowError) as error:
         normalise(row)
     assert error.value.code == code and len(str(error.value)) < 400
 
@@ -159,7 +159,7 @@ def test_each_fault_has_its_name(code, row):
 def test_a_format_that_is_not_known_is_the_users_mistake_not_the_rows():
     with pytest.raises(ValueError, match="expected auto or one of llava, messages, openai, qa") as error:
         normalise(LLAVA, format="csv")
-    assert not isinstance(error.value, BadRow)
+    assert not isinstance(error.value, BadRowError)
 
 
 SCALARS = st.one_of(
@@ -180,7 +180,7 @@ JUNK = st.recursive(
 def test_junk_is_a_sample_or_a_bad_row_and_never_a_crash(row):
     try:
         sample = normalise(row, row_id="x")
-    except BadRow as bad:
+    except BadRowError as bad:
         assert bad.code in CODES
     else:
         assert sample.turns[-1].role == "assistant" and sample.id
@@ -193,5 +193,5 @@ def test_junk_is_a_sample_or_a_bad_row_and_never_a_crash(row):
 def test_junk_inside_a_known_frame_never_crashes(turns, image):
     try:
         normalise({"conversations": turns, "image": image})
-    except BadRow as bad:
+    except BadRowError as bad:
         assert bad.code in CODES

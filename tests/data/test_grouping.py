@@ -8,7 +8,7 @@ import pytest
 from dart_train.data.check import row_lengths
 from dart_train.data.encoder import Encoder
 from dart_train.data.images import ImageStore
-from dart_train.data.sampler import RowOrder
+from dart_train.data.sampler import DeterministicOrder
 from dart_train.data.sources import SourceSpec, open_sources
 from dart_train.reduction import DART
 from tests.data.conftest import llava_row
@@ -54,7 +54,7 @@ def test_measuring_again_reads_the_cache_and_other_limits_do_not(sources, monkey
 
 def test_grouping_by_reduced_length_puts_like_costs_together(sources):
     lengths = row_lengths(sources, ENCODER, [DART(keep=8)])
-    order = RowOrder([24], lengths=lengths, group=4)
+    order = DeterministicOrder([24], lengths=lengths, group=4)
     spreads = [np.ptp(lengths[order.rows(start, 4)]) for start in range(0, 24, 4)]
     assert max(spreads) < np.ptp(lengths) / 2
 

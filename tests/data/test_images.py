@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from dart_train.data.images import ImageStore, fitted_size
-from dart_train.data.issues import BadRow
+from dart_train.data.issues import BadRowError
 from dart_train.data.sample import ImageRef
 from tests.data.pictures import encoded, noise
 
@@ -29,7 +29,7 @@ def folder(tmp_path):
 
 def refused(store, ref, code):
     for action in (store.open, store.probe, store.size):
-        with pytest.raises(BadRow) as error:
+        with pytest.raises(BadRowError) as error:
             action(ref)
         assert error.value.code == code
 
@@ -75,7 +75,7 @@ def test_a_truncated_file_is_found_though_its_header_is_whole(kind):
     for part in (0.97, 0.5):
         cut = ImageRef(data=data[: int(len(data) * part)])
         for action in (store.open, store.probe):
-            with pytest.raises(BadRow) as error:
+            with pytest.raises(BadRowError) as error:
                 action(cut)
             assert error.value.code in ("truncated_image", "unreadable_image")
 
@@ -169,7 +169,7 @@ def test_damaged_bytes_are_a_picture_or_a_bad_row(data):
         whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
     store, ref = bytes_of(bytes(whole), limit=1_000_000)
     for action in (store.open, store.probe, store.size):
-        with contextlib.suppress(BadRow):
+        with contextlib.suppress(BadRowError):
             action(ref)
 
 

@@ -12,7 +12,7 @@ from dart_train import DART, FastV, Pooling, Random, Reducer, attach
 from dart_train.data.collator import Collator
 from dart_train.data.encoder import Encoder
 from dart_train.data.formats import normalise
-from dart_train.reduction import kept_by_stages
+from dart_train.reduction import count_kept_by_stage
 from tests.laws.cases import NAMES, model_of
 from tests.zoo import FAMILIES, picture
 
@@ -58,7 +58,7 @@ def test_the_count_is_what_the_model_keeps(name: str) -> None:
             model(**batch, use_cache=False)
         kept = attached.last
         assert kept is not None
-        told = [kept_by_stages(stages, x.visual, x.turns, x.behind) for x in lengths]
+        told = [count_kept_by_stage(stages, x.visual, x.turns, x.behind) for x in lengths]
         assert kept.visual_before == tuple(sum(x.visual) for x in lengths)
         assert kept.visual_after == tuple(counts[-1] for counts in told), stages
         for stage, mask in enumerate(kept.stages):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from dart_train.data.encoder import Encoder
 from dart_train.data.formats import normalise
-from dart_train.data.issues import BadRow
+from dart_train.data.issues import BadRowError
 from dart_train.data.truncation import IGNORED, TooLongError
 from tests.zoo import FAMILIES, picture, sentence
 
@@ -45,7 +45,7 @@ def test_no_image_token_is_ever_cut_and_the_limit_is_kept(exchanges, limit, name
     encoder, whole = encode(name, row)
     try:
         _, short = encode(name, row, limit)
-    except BadRow as bad:
+    except BadRowError as bad:
         assert bad.code == "too_long" and whole.length > limit
         assert visual(encoder, whole) > 0 or limit < 60  # text alone can always be shortened, markup cannot
         return
@@ -95,15 +95,15 @@ def test_a_long_answer_loses_its_tail_and_does_not_teach_to_stop_there():
 
 def test_drop_and_error_name_the_row_its_length_and_the_limit():
     row = talk((1, 4, 4))
-    with pytest.raises(BadRow, match=r"too_long: the-row: \d+ tokens, max_length is 50"):
+    with pytest.raises(BadRowError, match=r"too_long: the-row: \d+ tokens, max_length is 50"):
         encode("llava", row, 50, "drop")
     with pytest.raises(TooLongError, match="raise max_length, or set on_too_long") as error:
         encode("llava", row, 50, "error")
-    assert not isinstance(error.value, BadRow)  # it ends the run, and is not skipped as a bad row
+    assert not isinstance(error.value, BadRowError)  # it ends the run, and is not skipped as a bad row
 
 
 def test_pictures_larger_than_the_limit_drop_the_row_whatever_the_policy():
-    with pytest.raises(BadRow, match="its images and markup alone leave no room"):
+    with pytest.raises(BadRowError, match="its images and markup alone leave no room"):
         encode("llava", talk((2, 4, 4)), 100)
 
 

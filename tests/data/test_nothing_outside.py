@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dart_train.data.images import ImageStore
-from dart_train.data.issues import BadRow
+from dart_train.data.issues import BadRowError
 from dart_train.data.sample import ImageRef
 from tests.data.pictures import noise
 
@@ -38,7 +38,7 @@ def test_a_picture_outside_is_refused_and_not_opened(tmp_path, way):
         store.open(ImageRef(path="a.png"))
         assert any(Path(name).name == "a.png" for name in OPENED)  # the listener hears
         for action in (store.open, store.probe, store.size):
-            with pytest.raises(BadRow):
+            with pytest.raises(BadRowError):
                 action(ImageRef(path=path))
         resolved = {Path(name).resolve() for name in OPENED}
     finally:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dart_train.data.sampler import RankBatches, RowOrder, steps_for
+from dart_train.data.sampler import DeterministicOrder, RankBatchSampler, steps_for
 
 SIZES = st.lists(st.integers(1, 40), min_size=1, max_size=4)
 
@@ -21,7 +21,7 @@ SIZES = st.lists(st.integers(1, 40), min_size=1, max_size=4)
 def test_every_epoch_shows_every_row_once(sizes, seed, group, grouped):
     total = sum(sizes)
     lengths = np.arange(total) * 7919 % 101 if grouped else None
-    order = RowOrder(sizes, seed=seed, lengths=lengths, group=group)
+    order = DeterministicOrder(sizes, seed=seed, lengths=lengths, group=group)
     for epoch in range(3):
         assert sorted(order.rows(epoch * total, total)) == list(range(total))
 
@@ -29,20 +29,20 @@ def test_every_epoch_shows_every_row_once(sizes, seed, group, grouped):
 @given(st.integers(3, 60), st.integers(0, 3), st.integers(1, 7), st.integers(0, 20))
 def test_an_order_depends_on_seed_and_epoch_and_on_nothing_else(size, seed, group, epoch):
     lengths = np.arange(size) % 5
-    first, again = (RowOrder([size], seed=seed, lengths=lengths, group=group) for _ in range(2))
+    first, again = (DeterministicOrder([size], seed=seed, lengths=lengths, group=group) for _ in range(2))
     again.epoch(epoch + 3)
     assert first.epoch(epoch).tolist() == again.epoch(epoch).tolist()
 
 
 def test_other_seeds_and_epochs_give_other_orders():
-    orders = {tuple(RowOrder([50], seed=seed).epoch(epoch)) for seed in range(3) for epoch in range(3)}
+    orders = {tuple(DeterministicOrder([50], seed=seed).epoch(epoch)) for seed in range(3) for epoch in range(3)}
     assert len(orders) == 9
-    assert RowOrder([50], shuffle=False).rows(48, 4) == [48, 49, 0, 1]
+    assert DeterministicOrder([50], shuffle=False).rows(48, 4) == [48, 49, 0, 1]
 
 
 @given(st.integers(1, 50), st.sampled_from([0.25, 0.5, 1.5, 2.0, 3.0]))
 def test_weights_say_how_often_an_epoch_shows_a_source(size, weight):
-    order = RowOrder([size, 10], [weight, 1.0])
+    order = DeterministicOrder([size, 10], [weight, 1.0])
     shown = round(size * weight)
     counts = Counter(order.epoch(4).tolist())
     assert len(order) == shown + 10 and sum(counts[row] for row in range(size)) == shown
@@ -53,22 +53,22 @@ def test_weights_say_how_often_an_epoch_shows_a_source(size, weight):
 
 
 def test_the_order_of_a_seed_is_the_same_on_every_machine():
-    assert RowOrder([10], seed=1).rows(0, 12) == [5, 9, 2, 1, 4, 8, 0, 3, 6, 7, 3, 1]
+    assert DeterministicOrder([10], seed=1).rows(0, 12) == [5, 9, 2, 1, 4, 8, 0, 3, 6, 7, 3, 1]
 
 
 def test_groups_are_of_like_length_and_stay_aligned_over_epochs():
     lengths = np.random.RandomState(0).randint(1, 1000, 103)
-    order = RowOrder([103], lengths=lengths, group=8)
-    plain = RowOrder([103])
+    order = DeterministicOrder([103], lengths=lengths, group=8)
+    plain = DeterministicOrder([103])
     spreads = {id(o): [np.ptp(lengths[o.rows(p, 8)]) for p in range(0, 800, 8)] for o in (order, plain)}
     assert np.median(spreads[id(order)]) * 4 < np.median(spreads[id(plain)])
 
 
 @given(st.integers(1, 60), st.integers(1, 4), st.integers(1, 4), st.integers(1, 3), st.integers(0, 4))
 def test_ranks_together_show_the_line_of_positions(size, batch, world, accumulation, start):
-    order = RowOrder([size], seed=3)
+    order = DeterministicOrder([size], seed=3)
     steps = start + 4
-    ranks = [RankBatches(order, batch, steps, rank, world, accumulation, start) for rank in range(world)]
+    ranks = [RankBatchSampler(order, batch, steps, rank, world, accumulation, start) for rank in range(world)]
     batches = zip(*ranks, strict=True)
     seen = [row for together in batches for rows in together for row in rows]
     step = batch * world * accumulation
@@ -76,16 +76,16 @@ def test_ranks_together_show_the_line_of_positions(size, batch, world, accumulat
 
 
 def test_the_steps_of_an_epoch_cover_it():
-    assert steps_for(RowOrder([100]), 1, 8, 2) == 7 and steps_for(RowOrder([100]), 3, 5, 2, 2) == 15
+    assert steps_for(DeterministicOrder([100]), 1, 8, 2) == 7 and steps_for(DeterministicOrder([100]), 3, 5, 2, 2) == 15
 
 
 @pytest.mark.parametrize("worlds", [(2, 2), (2, 1), (1, 4), (4, 2)])
 def test_a_run_that_goes_on_with_other_ranks_repeats_nothing_and_leaves_nothing_out(worlds):
-    order, seen = RowOrder([101], seed=5), []
+    order, seen = DeterministicOrder([101], seed=5), []
     for world in worlds:
         start = len(seen) // (3 * world)
         assert start * 3 * world == len(seen)
-        ranks = [RankBatches(order, 3, start + 24 // world, rank, world, 1, start) for rank in range(world)]
+        ranks = [RankBatchSampler(order, 3, start + 24 // world, rank, world, 1, start) for rank in range(world)]
         seen += [row for step in zip(*ranks, strict=True) for batch in step for row in batch]
     assert len(seen) == 144 and sorted(seen[:101]) == list(range(101)) and len(set(seen[101:])) == 43
 
@@ -93,7 +93,7 @@ def test_a_run_that_goes_on_with_other_ranks_repeats_nothing_and_leaves_nothing_
 RUN = """
 import json, sys, time
 from torch.utils.data import DataLoader, Dataset
-from dart_train.data.sampler import RankBatches, RowOrder
+from dart_train.data.sampler import RankBatchSampler, DeterministicOrder
 
 class Rows(Dataset):
     def __getitem__(self, row):
@@ -101,8 +101,8 @@ class Rows(Dataset):
 
 journal, rank, steps = sys.argv[1], int(sys.argv[2]), 40
 done = [json.loads(line) for line in open(journal)]
-order = RowOrder([83], seed=7, lengths=[row % 13 for row in range(83)], group=8)
-batches = RankBatches(order, 4, steps, rank, 2, start_step=len(done))
+order = DeterministicOrder([83], seed=7, lengths=[row % 13 for row in range(83)], group=8)
+batches = RankBatchSampler(order, 4, steps, rank, 2, start_step=len(done))
 with open(journal, "a", buffering=1) as file:
     for rows in DataLoader(Rows(), batch_sampler=batches, num_workers=1, collate_fn=list):
         file.write(json.dumps(rows) + "\\n")
@@ -151,4 +151,4 @@ def test_rows_are_counted_over_a_real_kill(tmp_path):
 )
 def test_impossible_orders_are_refused(arguments, words):
     with pytest.raises(ValueError, match=words):
-        RowOrder(**arguments)
+        DeterministicOrder(**arguments)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dart_train.data.sources as jsonrows
-from dart_train.data.issues import BadRow
+from dart_train.data.issues import BadRowError
 from dart_train.data.sample import ImageRef
 from dart_train.data.sources import SourceSpec, open_source, open_sources
 from tests.data.conftest import llava_row
@@ -84,7 +84,7 @@ def test_paths_inside_columnar_files_are_never_opened_by_the_loader(tmp_path, st
     pq.write_table(table, tmp_path / "rows.parquet")
     (sample,) = samples(tmp_path / "rows.parquet", streaming=streaming)
     assert sample.images == [ImageRef(data=b"junk"), ImageRef(path="/etc/passwd")]
-    with pytest.raises(BadRow, match="outside_folder"):
+    with pytest.raises(BadRowError, match="outside_folder"):
         open_source(SourceSpec(str(tmp_path / "rows.parquet"))).store.open(sample.images[1])
 
 
@@ -115,7 +115,7 @@ def test_one_broken_line_is_one_bad_row(tmp_path):
     for index, row in enumerate(source.rows):
         try:
             outcome.append(source.sample(row, index).id)
-        except BadRow as bad:
+        except BadRowError as bad:
             outcome.append(bad.code)
     assert outcome == ["row-1", "bad_json", "bad_type", "unknown_format", "row-1"]
 
@@ -125,7 +125,7 @@ def test_a_list_that_is_cut_off_tells(tmp_path, llava_rows):
     path.write_text(json.dumps(llava_rows)[:-40])
     source = open_source(SourceSpec(str(path)))
     assert len(source.rows) == 6 and source.sample(source.rows[4], 4).id == "row-4"
-    with pytest.raises(BadRow, match="bad_json"):
+    with pytest.raises(BadRowError, match="bad_json"):
         source.sample(source.rows[5], 5)
 
 

@@ -16,7 +16,7 @@ from dart_train.evaluation import comparison as verb
 from dart_train.evaluation.comparison import compare
 from dart_train.evaluation.comparison_grid import prepare
 from dart_train.evaluation.cost import Arithmetic, Shape, kv_bytes, typical
-from dart_train.evaluation.generate import Subject, Ticks
+from dart_train.evaluation.generate import Subject, TokenTimestamps
 from dart_train.evaluation.tables import COSTS, read_costs, write_costs
 from dart_train.profiling.timing import clock
 from tests.zoo import FAMILIES, make_batch
@@ -86,7 +86,7 @@ def test_ticks_are_counted_behind_every_token(monkeypatch: pytest.MonkeyPatch) -
     read = iter([10.0, 11.0, 13.0, 16.0])
     monkeypatch.setattr(clock, "read", lambda: next(read))
     model, batch = FAMILIES["llava"].model("eager"), make_batch("llava", images=(1, 1), question_words=(4, 4))
-    ticks = Ticks()
+    ticks = TokenTimestamps()
     with_ticks = model.generate(**batch, max_new_tokens=4, min_new_tokens=4, do_sample=False, stopping_criteria=[ticks])
     assert ticks.times == [10.0, 11.0, 13.0, 16.0] and ticks.apart() == 2.0
     assert torch.equal(with_ticks, model.generate(**batch, max_new_tokens=4, min_new_tokens=4, do_sample=False))

@@ -62,9 +62,9 @@ def test_what_is_asked_again_is_made_once_as_far_as_there_is_room(
 
 def test_a_question_with_a_control_token_is_refused(tmp_path: Path) -> None:
     turn = Turn("user", ("What does <image> mean?",))
-    forged = Question("set", "7", "", (turn,), ("yes",), "key", ImageStore(tmp_path))
+    find_control_token = Question("set", "7", "", (turn,), ("yes",), "key", ImageStore(tmp_path))
     with pytest.raises(ValueError, match="set, question 7: the control token '<image>'"):
-        Prompts(FAMILIES["llava"].processor()).features(forged)
+        Prompts(FAMILIES["llava"].processor()).features(find_control_token)
 
 
 def test_a_processor_without_a_template_is_refused(tmp_path: Path) -> None:

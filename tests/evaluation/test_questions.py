@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dart_train.config import Recipe, read_recipe
-from dart_train.data.issues import BadRow
+from dart_train.data.issues import BadRowError
 from dart_train.evaluation.questions import Question, open_sets, questions_of
 from tests.zoo import picture
 
@@ -18,7 +18,7 @@ from tests.zoo import picture
 def asked(tmp_path: Path):
     picture(1).save(tmp_path / "a.png")
 
-    def read(*rows: Any, **columns: str) -> list[Question | BadRow]:
+    def read(*rows: Any, **columns: str) -> list[Question | BadRowError]:
         (tmp_path / "rows.json").write_text(json.dumps(list(rows)))
         recipe: Recipe = read_recipe(
             f"model: {{path: x}}\ncompare: {{sets: [{{path: {tmp_path}/rows.json, columns: {json.dumps(columns)}}}]}}"
@@ -62,7 +62,7 @@ def test_kind_and_answers_may_have_other_names(asked) -> None:
 def test_a_row_that_cannot_be_asked_is_named(asked) -> None:
     good = {"image": "a.png", "question": "Which?", "answer": "red"}
     found = asked(good, {"image": "a.png"}, {**good, "answers": [None]})
-    assert [type(each) for each in found] == [Question, BadRow, BadRow]
+    assert [type(each) for each in found] == [Question, BadRowError, BadRowError]
     assert "rows.json:1" in str(found[1]) and "answers" in str(found[2])
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 from tqdm import tqdm
 
-from dart_train.checkpoints import newest_whole, steps_of
+from dart_train.checkpoints import latest_complete, steps_of
 from tests.faults.launched import SMALL, Launched, step_of, wait, writing
 from tests.fixtures.run_scene import losses, make_recipe
 
@@ -75,7 +75,7 @@ def _strike(began: Launched, run: Path, victim: str, moment: str, chance: random
 
 def _kept(run: Path) -> int:
     """The step that the next start goes on from."""
-    found = newest_whole(run)[0]
+    found = latest_complete(run)[0]
     return steps_of(found) if found else 0
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dart_train.checkpoints import newest_whole
+from dart_train.checkpoints import latest_complete
 from tests.faults.hosts import ADDRESSES, Hosts, two_hosts
 from tests.faults.launched import Launched, step_of, wait_for_step
 from tests.faults.results import record
@@ -57,7 +57,7 @@ def test_the_other_host_ends_and_the_run_goes_on(hosts: Hosts, tmp_path: Path, h
     assert all(ended)
     reached = step_of(run)
     hosts.mend()
-    found = newest_whole(run)[0]
+    found = latest_complete(run)[0]
     assert found is not None
     goal = int(found.name.split("-")[1]) + 4
     again = begin(hosts, recipe, tmp_path, f"train.max_steps={goal}", f"train.output_dir={run}")

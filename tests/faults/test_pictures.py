@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from dart_train.common.distributed import Ranks
+from dart_train.common.distributed import RankInfo
 from dart_train.config import load_recipe
-from dart_train.training.data_feed import Feed
+from dart_train.training.data_feed import TrainFeed
 from tests.faults.results import record
 from tests.fixtures.run_scene import ROOT, launch, losses, make_recipe
 from tests.zoo import FAMILIES
@@ -26,8 +26,8 @@ def pictures(recipe: Path) -> list[tuple[int, ...]]:
     """Of each step: how many pictures each of the two ranks sees."""
     told, processor = load_recipe(recipe, SHARED), FAMILIES["llava"].processor()
     rows = json.loads((recipe.parent / "rows.json").read_text())
-    feeds = [Feed.open(told, Ranks(rank, 2, 2, False), processor) for rank in (0, 1)]
-    names = [[feed.named_rows(step, 0)[0] for feed in feeds] for step in range(STEPS)]
+    feeds = [TrainFeed.open(told, RankInfo(rank, 2, 2, False), processor) for rank in (0, 1)]
+    names = [[feed.row_ids(step, 0)[0] for feed in feeds] for step in range(STEPS)]
     numbers = [[int(name.removeprefix("rows.json:").split()[0]) for name in each] for each in names]
     return [tuple(len(rows[number].get("image", ())) for number in each) for each in numbers]
 

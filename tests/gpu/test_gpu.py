@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from dart_train import DART, REDUCERS, KeepAll, Reducer, attach
-from dart_train.hooks.forward_state import Flight
+from dart_train.hooks.forward_state import ForwardState
 from tests.fixtures.reference_forward import masked_logits
 from tests.laws.cases import NAMES, batch_of, reducer_of
 from tests.zoo import FAMILIES
@@ -91,7 +91,7 @@ def test_training_reaches_every_parameter_that_the_plain_model_reaches(name: str
 def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Inside a selection every synchronisation is an error."""
     calls: list[int] = []
-    reduce = Flight.reduce
+    reduce = ForwardState.reduce
 
     def strict(*args: Any) -> torch.Tensor:
         torch.cuda.set_sync_debug_mode("error")
@@ -101,7 +101,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
             torch.cuda.set_sync_debug_mode("default")
             calls.append(1)
 
-    monkeypatch.setattr(Flight, "reduce", strict)
+    monkeypatch.setattr(ForwardState, "reduce", strict)
     yield calls
 
 
@@ -129,7 +129,7 @@ def test_lengths_told_ahead_leave_no_synchronisation_at_all() -> None:
         torch.cuda.set_sync_debug_mode("error")
         try:
             inputs = {"input_ids": batch["input_ids"], "pixel_values": batch["pixel_values"]}
-            flight = takeoff.take_off(attached._engine, inputs, None)
+            flight = takeoff.plan_batch(attached._engine, inputs, None)
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert isinstance(attached._engine, engine.Engine) and flight is not None

@@ -27,7 +27,7 @@ from dart_train.conformance import (
 from dart_train.hooks import engine, masks
 from dart_train.hooks import forward_state as flight
 from dart_train.hooks import reference as oracle
-from dart_train.models.structure import dissect
+from dart_train.models.structure import find_parts
 from tests.zoo import FAMILIES, save_folder
 
 
@@ -76,7 +76,7 @@ def test_renumbered_positions_are_found(monkeypatch: pytest.MonkeyPatch) -> None
     def first_ones(self: Any, x: Tensor, stage: int) -> Tensor:
         return x[..., : self.kept[stage].length, :]
 
-    monkeypatch.setattr(flight.Flight, "follow", first_ones)
+    monkeypatch.setattr(flight.ForwardState, "follow", first_ones)
     report = checked("qwen2_vl", Random(keep=8))
     assert "reduced = dropped tokens masked" in failing(report) and not report.ok
 
@@ -171,7 +171,7 @@ def test_processors_that_cannot_serve_are_refused() -> None:
 def test_shallow_models_are_cut_in_the_middle() -> None:
     model = FAMILIES["llava"].model()
     for depth, layer in ((5, 2), (3, 1), (2, 1), (1, 0)):
-        del dissect(model).layers[depth:]
+        del find_parts(model).layers[depth:]
         assert {reducer.layer for reducer in default_reducers(model)} == {layer}
 
 
@@ -215,7 +215,7 @@ def test_command_checks_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_command_fails_when_a_law_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(flight.Flight, "follow", lambda self, x, stage: x[..., : self.kept[stage].length, :])
+    monkeypatch.setattr(flight.ForwardState, "follow", lambda self, x, stage: x[..., : self.kept[stage].length, :])
     folder = str(save_folder("llava", tmp_path))
     assert main(["check", folder, "--method", "random", "--device", "cpu"]) == 1
     assert "does not hold" in capsys.readouterr().out

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dart_train import DART, REDUCERS, Reducer, attach
-from dart_train.models.structure import dissect
+from dart_train.models.structure import find_parts
 from tests.fixtures.reference_forward import first_difference, masked_logits
 from tests.laws.cases import NAMES, ROUNDING, batch_of, model_of, new_tokens, reducer_of
 from tests.zoo import FAMILIES, FAMILIES_WITH_VIDEO, conversation, encode, make_video_batch
@@ -39,7 +39,7 @@ def owners(name: str, n_images: tuple[int, ...]) -> tuple[dict[str, Tensor], Ten
         for number, picture in enumerate(told["text_replacement_offsets"][0]):
             start, stop = picture["new_span"]
             for place, (begin, end) in enumerate(told["offset_mapping"][0]):
-                if begin < stop and end > start and told["input_ids"][0][place] in dissect(model).visual_ids:
+                if begin < stop and end > start and told["input_ids"][0][place] in find_parts(model).visual_ids:
                     owner[at, offset + place] = number
     return batch, owner
 
@@ -135,9 +135,9 @@ def test_grids_may_be_told_ahead() -> None:
         engine = attached._engine
         told = engine.expected
         assert told is not None and torch.equal(told["image_grid_thw"], batch["image_grid_thw"])
-        from dart_train.hooks.plan_batch import take_off
+        from dart_train.hooks.plan_batch import plan_batch
 
-        flight = take_off(engine, blind, None)
+        flight = plan_batch(engine, blind, None)
     assert flight is not None and flight.pools is not None
     assert flight.pools.sizes == tuple(sum(r * c for r, c in shapes) for shapes in flight.grid_shapes or ())
     assert len(flight.pools.sizes) == 3 and first.visual_after == (7, 14)

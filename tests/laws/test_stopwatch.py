@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dart_train import DART, attach
-from dart_train.hooks.observers import Stopwatch
+from dart_train.hooks.observers import SelectionTimer
 from tests.laws.cases import batch_of, model_of
 
 
@@ -31,7 +31,7 @@ def test_choices_are_timed_when_asked_for_and_never_longer_than_the_forward() ->
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="events of a GPU, and there is none")
 def test_on_a_gpu_the_device_is_timed_and_nothing_waits() -> None:
-    watch, gpu = Stopwatch(), torch.device("cuda")
+    watch, gpu = SelectionTimer(), torch.device("cuda")
     watch.on = True
     matrix = torch.randn(4096, 4096, device=gpu)
     torch.cuda.set_sync_debug_mode("error")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dart_train import DART, FastV, Random, attach
 from dart_train.hooks import Attached
-from dart_train.training.objective import Told, tell, tell_both, tell_twice
+from dart_train.training.objective import Told, forward_teacher_separately, forward_with_teacher, tell
 from tests.laws.cases import batch_of, model_of
 from tests.zoo import FAMILIES
 
@@ -46,7 +46,7 @@ def learnt(model: Any, told: Told, teacher: Tensor) -> dict[str, Tensor]:
 
 def assert_equal(model: Any, attached: Attached, batch: dict[str, Tensor], keep: float) -> None:
     results = []
-    for way in (tell_twice, tell_both):
+    for way in (forward_teacher_separately, forward_with_teacher):
         told, teacher = way(model, attached, batch, batch, [keep] * len(attached.reducers))
         assert attached.last is not None
         results.append((told, teacher, attached.last.mask, learnt(model, told, teacher)))
@@ -111,7 +111,7 @@ def test_full_fine_tuning_is_taught_so_too(name: str) -> None:
 def test_a_batch_without_pictures_is_taught_by_itself(name: str) -> None:
     model, batch = adapted(name), batch_of(name, (0, 0), labels=True)
     with attach(model, STUDENT, output="compact") as attached:
-        told, teacher = tell_both(model, attached, batch, batch, [FULL])
+        told, teacher = forward_with_teacher(model, attached, batch, batch, [FULL])
         alone = tell(model, attached, batch, batch)
     torch.testing.assert_close(told.logits, alone.logits)
     torch.testing.assert_close(teacher, alone.logits)
@@ -131,7 +131,7 @@ def test_tower_and_first_layers_run_once_and_the_others_twice() -> None:
     hooks = [inner.vision_tower.register_forward_hook(count("tower"))]
     hooks += [layer.mlp.register_forward_hook(count(i)) for i, layer in enumerate(inner.language_model.layers)]
     with attach(model, STUDENT, output="compact") as attached:
-        tell_both(model, attached, batch, batch, [GAP])
+        forward_with_teacher(model, attached, batch, batch, [GAP])
     for hook in hooks:
         hook.remove()
     assert runs == {"tower": 1, 0: 1, 1: 1, 2: 2, 3: 2, 4: 2}
@@ -142,10 +142,10 @@ def test_dropout_is_the_students_before_the_reduction_and_nobodys_teacher_after_
     layers = model.get_base_model().model.language_model.layers
     with attach(model, STUDENT, output="compact") as attached:
         _drop(layers[2:])
-        draws = [tell_both(model, attached, batch, batch, [GAP]) for _ in range(2)]
+        draws = [forward_with_teacher(model, attached, batch, batch, [GAP]) for _ in range(2)]
         assert torch.equal(draws[0][1], draws[1][1]) and not torch.equal(draws[0][0].logits, draws[1][0].logits)
         _drop(layers[:1])
-        draws = [tell_both(model, attached, batch, batch, [GAP]) for _ in range(2)]
+        draws = [forward_with_teacher(model, attached, batch, batch, [GAP]) for _ in range(2)]
         assert not torch.equal(draws[0][1], draws[1][1])
     assert all(module.training for module in model.modules())
 
@@ -198,8 +198,8 @@ def test_weights_that_autocast_casts_for_the_teacher_still_learn() -> None:
     """Where autocast keeps what it cast without gradient for the teacher, the student's weights would get none."""
     model, batch = adapted("llava"), batch_of("llava", labels=True)
     with attach(model, STUDENT, output="compact") as attached:
-        exact = learnt(model, *tell_both(model, attached, batch, batch, [GAP]))
+        exact = learnt(model, *forward_with_teacher(model, attached, batch, batch, [GAP]))
         with torch.autocast("cpu", torch.bfloat16):
-            rounded = learnt(model, *tell_both(model, attached, batch, batch, [GAP]))
+            rounded = learnt(model, *forward_with_teacher(model, attached, batch, batch, [GAP]))
     assert rounded.keys() == exact.keys()
     assert all(bool(gradient.any()) for gradient in rounded.values())

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dart_train import attach
 from dart_train.hooks import plan_batch as takeoff
-from dart_train.reduction.token_groups import Pools
+from dart_train.reduction.token_groups import TokenGroups
 from tests.laws.cases import NAMES, batch_of, model_of, reducer_of
 
 WAITS = ("tolist", "item", "numpy", "nonzero", "unique", "__bool__", "__int__", "__float__", "__index__")
@@ -41,7 +41,7 @@ class Away(Tensor):
 @pytest.fixture
 def nothing_goes_back(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(takeoff, "upload", lambda x, device: x)
-    monkeypatch.setattr(Pools, "to", lambda self, device: self)
+    monkeypatch.setattr(TokenGroups, "to", lambda self, device: self)
     Away.transfers = 0
     yield
 
@@ -68,11 +68,11 @@ def test_one_transfer_tells_everything_and_none_is_needed_when_told(name: str, m
     batch = batch_of(name, labels=True)
     inputs = away({key: x for key, x in batch.items() if key != "labels"})
     with attach(model_of(name), reducer_of(method, 7, per=per)) as attached:
-        plain = takeoff.take_off(attached._engine, {k: x for k, x in batch.items() if k != "labels"}, batch["labels"])
-        flight = takeoff.take_off(attached._engine, inputs, batch["labels"].as_subclass(Away))
+        plain = takeoff.plan_batch(attached._engine, {k: x for k, x in batch.items() if k != "labels"}, batch["labels"])
+        flight = takeoff.plan_batch(attached._engine, inputs, batch["labels"].as_subclass(Away))
         assert Away.transfers == 1
         attached.expect(**batch)
-        told = takeoff.take_off(attached._engine, inputs, batch["labels"].as_subclass(Away))
+        told = takeoff.plan_batch(attached._engine, inputs, batch["labels"].as_subclass(Away))
         assert Away.transfers == 1
     assert plain is not None and flight is not None and told is not None
     assert plain.pools is not None and flight.pools is not None and told.pools is not None
@@ -87,7 +87,7 @@ def test_positions_that_may_tell_of_packing_come_along() -> None:
     inputs = {key: x for key, x in batch.items() if key != "attention_mask"}
     positions = torch.arange(batch["input_ids"].shape[1])[None]
     with attach(model_of("llava"), reducer_of("dart")) as attached:
-        takeoff.take_off(attached._engine, away({**inputs, "position_ids": positions}), None)
+        takeoff.plan_batch(attached._engine, away({**inputs, "position_ids": positions}), None)
         assert Away.transfers == 1
         with pytest.raises(NotImplementedError, match="packed sequences"):
-            takeoff.take_off(attached._engine, away({**inputs, "position_ids": positions % 20}), None)
+            takeoff.plan_batch(attached._engine, away({**inputs, "position_ids": positions % 20}), None)

@@ -93,9 +93,7 @@ def test_what_is_seen_is_the_same_picture_only_smaller(name: str) -> None:
     dark = Image.new("RGB", (64, 64))
     framed = ImageOps.expand(Image.new("RGB", (32, 32)), 16, "white")
     shrunk = fewer_pixels(FAMILIES[name].processor(), 16)
-    values = [
-        shrunk.image_processor([image], return_tensors="pt")["pixel_values"] for image in (dark, framed)
-    ]
+    values = [shrunk.image_processor([image], return_tensors="pt")["pixel_values"] for image in (dark, framed)]
     assert values[1].mean() - values[0].mean() > 0.8
 
 

@@ -11,7 +11,7 @@ from transformers import LlavaConfig
 
 from dart_train import KeepAll, attach
 from dart_train.planning.batch import encoded
-from dart_train.planning.ghost import Ghost, Kept, layer_flops
+from dart_train.planning.ghost import FakeLayer, Kept, layer_flops
 from dart_train.planning.memory import passing, standing
 from dart_train.planning.probe import Probe
 from dart_train.planning.setup import Setup
@@ -64,7 +64,7 @@ def test_each_stage_of_zero_shares_one_more_thing(text: str) -> None:
 @pytest.mark.parametrize("mode", ["lora", "full"])
 def test_counted_activations_are_what_autograd_saves(text: str, models: Path, name: str, mode: str) -> None:
     case = case_of(text, f"model.path={models}/{name}", *MODES[mode], "parts.lora.dropout=0.1", rows=4)
-    ghost, probe = Ghost(case.config, case.setup, "cpu"), Probe(case.config, case.setup, CPU)
+    ghost, probe = FakeLayer(case.config, case.setup, "cpu"), Probe(case.config, case.setup, CPU)
     for rows, length, padded in ((2, 40, True), (3, 33, False)):
         layer, hidden, args, kwargs = probe._layer_call(rows, length, padded)
         kwargs = kwargs if padded else {**kwargs, "attention_mask": None}
@@ -79,7 +79,7 @@ def test_counted_activations_are_what_autograd_saves(text: str, models: Path, na
 def test_passing_memory_is_nearly_all_that_a_whole_forward_keeps(text: str, mode: str) -> None:
     """What is left out is of one layer's size or less: the final norm, masks, the choice itself."""
     case = case_of(text, *MODES[mode], FIXED, "train.gradient_checkpointing=false", rows=8)
-    ghost, probe = Ghost(case.config, case.setup, "cpu"), Probe(case.config, case.setup, CPU)
+    ghost, probe = FakeLayer(case.config, case.setup, "cpu"), Probe(case.config, case.setup, CPU)
     for load in (case.full, *case.loads):
         work, at = load.work, load.work.longest
         batch = encoded(case.rows, case.workload.batches[at].tolist(), case.setup, CPU)
@@ -93,7 +93,7 @@ def test_passing_memory_is_nearly_all_that_a_whole_forward_keeps(text: str, mode
 
 def test_a_large_model_is_counted_without_its_memory(text: str) -> None:
     setup = Setup.of(recipe_of(text, "parts.language.mode=full"))
-    ghost, config = Ghost(LlavaConfig(), setup, "cpu"), LlavaConfig().text_config
+    ghost, config = FakeLayer(LlavaConfig(), setup, "cpu"), LlavaConfig().text_config
     assert ghost.saved(16, 640) == 16 * ghost.saved(1, 640) > 2**30
     forward, backward = layer_flops(LlavaConfig(), setup)
     weights = 4 * config.hidden_size**2 + 3 * config.hidden_size * config.intermediate_size

@@ -11,15 +11,15 @@ import pytest
 import torch
 
 from dart_train import DART, FewerPixels, attach
-from dart_train.common.distributed import Ranks
+from dart_train.common.distributed import RankInfo
 from dart_train.data.collator import Collator
 from dart_train.models.resize import fewer_pixels
 from dart_train.planning.batch import encoded
 from dart_train.planning.budgets import budgets_of
 from dart_train.planning.work import Workload
 from dart_train.reduction.budget import Keep
-from dart_train.reduction.schedule import keep_at
-from dart_train.training.data_feed import Feed
+from dart_train.reduction.schedule import budget_at_step
+from dart_train.training.data_feed import TrainFeed
 from tests.planning.cases import CPU, case_of, recipe_of
 from tests.zoo import FAMILIES
 
@@ -74,8 +74,8 @@ def test_fewer_pixels_are_counted_before_the_tower(text: str, models: Path) -> N
 def test_batches_and_steps_are_those_of_the_run(text: str) -> None:
     for overrides in ([], ["data.group_by_length=true"], ["train.max_steps=7"]):
         case = case_of(text, *overrides, *SIXTY, ranks=2, rows=0)
-        ranks = [Ranks(rank, 2, 2, False) for rank in range(2)]
-        feeds = [Feed.open(case.recipe, each, case.rows.encoder.processor) for each in ranks]
+        ranks = [RankInfo(rank, 2, 2, False) for rank in range(2)]
+        feeds = [TrainFeed.open(case.recipe, each, case.rows.encoder.processor) for each in ranks]
         assert case.steps == feeds[0].steps
         for rank, feed in enumerate(feeds):
             mine = list(feed.loader(0).batch_sampler)[:5]
@@ -95,7 +95,7 @@ def test_budgets_are_those_that_training_draws(text: str) -> None:
     recipe = recipe_of(text)
     elastic = budgets_of(recipe, 50)
     assert sum(b.share for b in elastic) == pytest.approx(1) and elastic[0].label == "keep 1"
-    drawn = Counter(keep_at(recipe.reduction.schedule, 0.222, step, 50, recipe.train.seed) for step in range(50))
+    drawn = Counter(budget_at_step(recipe.reduction.schedule, 0.222, step, 50, recipe.train.seed) for step in range(50))
     assert {b.reducers[0].keep: round(50 * b.share) for b in elastic} == drawn and len(set(drawn.values())) > 1
     moving = budgets_of(recipe_of(text, "reduction.schedule={kind: progressive}"), 1000)
     assert sum(b.share for b in moving) == pytest.approx(1)

@@ -11,9 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dart_train.reduction import Reducer, Seen, View
+from dart_train.reduction import Observed, Reducer, View
 from dart_train.reduction.batch_layout import Batch
-from dart_train.reduction.token_groups import Pools
+from dart_train.reduction.token_groups import TokenGroups
 
 IMAGE, PADDING, WIDTH, HEADS = 1, 0, 24, 3
 LOUD = 1e3  # what stands at padding: whoever looks there shows it
@@ -86,15 +86,15 @@ class Scene:
         """[B, H, L, d]: keys (stream 3) or values (stream 4)."""
         return self._stacked(HEADS, 4, stream=stream).transpose(1, 2)
 
-    def attention(self, pools: Pools) -> Tensor:
+    def attention(self, pools: TokenGroups) -> Tensor:
         return self._stacked(stream=5).float().abs()[pools.rows]
 
     def view(self, reducer: Reducer) -> View:
         """Shows just what the reducer says it needs."""
-        pools = Pools.of(self.batch(), reducer.per)
+        pools = TokenGroups.of(self.batch(), reducer.per)
         assert pools is not None
         needs = reducer.required()
-        seen = Seen(
+        seen = Observed(
             self.heads(3) if "keys" in needs else None,
             self.heads(4) if "values" in needs else None,
             self.attention(pools) if "attention" in needs else None,

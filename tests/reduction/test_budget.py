@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dart_train.reduction import DART, Balance, Pooling, Random, Reducer, WindowFastV
 from dart_train.reduction.budget import share, tokens_to_keep
-from dart_train.reduction.token_groups import Pools
+from dart_train.reduction.token_groups import TokenGroups
 from tests.reduction.scenes import Scene
 
 sizes = st.lists(st.integers(0, 60), min_size=1, max_size=6)
@@ -59,14 +59,14 @@ def test_turns_of_a_sample_share_its_number_and_images_have_one_each(
     keep: int | float, per: str, budgets: list[int]
 ) -> None:
     reducer = DART(keep=keep, per=per)
-    pools = Pools.of(Scene((ROW,)).batch(), reducer.per)
+    pools = TokenGroups.of(Scene((ROW,)).batch(), reducer.per)
     assert pools is not None
     assert reducer.counts(pools) == budgets
 
 
 def test_a_later_stage_meets_its_number_although_shares_were_rounded() -> None:
     """11 of three turns are 5 + 5 + 1, and 10 of the original ones would be 4 + 4 + 2."""
-    pools = Pools.of(Scene(("vvvvvvta" * 2 + "vvt",)).batch(), "sample")
+    pools = TokenGroups.of(Scene(("vvvvvvta" * 2 + "vvt",)).batch(), "sample")
     assert pools is not None
     assert DART(keep=11).counts(pools) == [5, 5, 1] and DART(keep=10).counts(pools) == [4, 4, 2]
     later = replace(pools, sizes=(5, 5, 1))

@@ -13,7 +13,7 @@ from torch.nn.functional import avg_pool2d
 
 from dart_train.hooks.forward_state import merged
 from dart_train.reduction import Pooling, Reducer, UniformGrid, View, WindowFastV
-from dart_train.reduction.methods.grid import cells_of, cut_grid
+from dart_train.reduction.methods.grid import cells_of, grid_cells
 from tests.reduction.scenes import Scene
 
 
@@ -28,7 +28,7 @@ def tiled(reducer: Reducer, *tiles: tuple[int, int], dtype: torch.dtype = torch.
 @given(rows=st.integers(1, 14), columns=st.integers(1, 14), part=st.floats(0.001, 1))
 def test_a_grid_is_cut_into_exactly_so_many_connected_cells(rows: int, columns: int, part: float) -> None:
     wanted = max(1, round(rows * columns * part))
-    cells = cut_grid(rows, columns, wanted).view(rows, columns)
+    cells = grid_cells(rows, columns, wanted).view(rows, columns)
     assert cells.unique().tolist() == list(range(wanted))
     sizes = torch.bincount(cells.flatten())
     assert sizes.max() <= 4 * sizes.min()  # at most twice as wide, and twice as high
@@ -41,7 +41,7 @@ def test_a_grid_is_cut_into_exactly_so_many_connected_cells(rows: int, columns: 
 @pytest.mark.parametrize(("side", "cells"), [(24, 144), (24, 64), (24, 36), (24, 576), (8, 16), (6, 1)])
 def test_square_numbers_give_square_cells(side: int, cells: int) -> None:
     block = side // round(cells**0.5)
-    cut = cut_grid(side, side, cells).view(side, side)
+    cut = grid_cells(side, side, cells).view(side, side)
     assert torch.equal(cut, cut[::block, ::block].repeat_interleave(block, 0).repeat_interleave(block, 1))
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import LlavaNextConfig
 
-from dart_train.models.families import NoGrid, Tile, family_of
-from dart_train.models.structure import dissect
+from dart_train.models.families import Tile, UnknownGridError, family_of
+from dart_train.models.structure import find_parts
 from dart_train.reduction.batch_layout import Batch, Row
 from tests.zoo import FAMILIES, FAMILIES_WITH_VIDEO, encode, make_video_batch, picture
 
@@ -28,7 +28,7 @@ def encoded(name: str, *rows: list[tuple[int, int]]) -> dict[str, torch.Tensor]:
 
 def tiles_of(name: str, inputs: dict[str, torch.Tensor]) -> tuple[list[list[Tile]], Batch]:
     """Found from what the record says that it reads; and the batch, its images told apart."""
-    parts = dissect(FAMILIES[name].model())
+    parts = find_parts(FAMILIES[name].model())
     batch = Batch.of(inputs["input_ids"], parts.visual_ids, inputs["attention_mask"])
     read = {key: value for key, value in inputs.items() if key in parts.family.reads}
     tiles = parts.family.tiles(parts.top.config, read, batch.rows())
@@ -96,7 +96,7 @@ def test_onevision_does_not_tile_several_images() -> None:
 )
 def test_an_unknown_grid_is_refused(model_type: str, inputs: Any, text: str, said: str) -> None:
     config = LlavaNextConfig() if model_type == "llava_next" else config_of(model_type)
-    with pytest.raises(NoGrid, match=said):
+    with pytest.raises(UnknownGridError, match=said):
         family_of(model_type).tiles(config, inputs, [row(text)])
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dart_train.reduction.batch_layout import Batch
-from dart_train.reduction.token_groups import Pools
+from dart_train.reduction.token_groups import TokenGroups
 from tests.reduction.scenes import IMAGE, PADDING, Scene
 
 
@@ -55,7 +55,7 @@ def test_each_image_has_the_text_behind_it() -> None:
 def test_rows_without_pictures_have_no_pool() -> None:
     batch = Scene(("ttt", "vt", "tat")).batch()
     assert [pool.row for pool in batch.pools("sample")] == [1]
-    assert Pools.of(Scene(("ttt", "t")).batch(), "sample") is None
+    assert TokenGroups.of(Scene(("ttt", "t")).batch(), "sample") is None
 
 
 prompts = st.lists(st.sampled_from("vvtt"), min_size=1, max_size=8).map("".join)

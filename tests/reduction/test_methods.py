@@ -8,9 +8,9 @@ from typing import Literal
 import pytest
 import torch
 
-from dart_train.reduction import REDUCERS, KeepAll, Reducer, Seen
+from dart_train.reduction import REDUCERS, KeepAll, Observed, Reducer
 from dart_train.reduction.kept_tokens import Reduction
-from dart_train.reduction.token_groups import Pools
+from dart_train.reduction.token_groups import TokenGroups
 from tests.reduction.scenes import Scene
 
 ONE, TWO = "tt" + "v" * 16 + "ttttt", "t" + "v" * 8 + "t" + "v" * 12 + "tttt"
@@ -51,7 +51,7 @@ def test_counts_are_known_before_the_choice(method: str, per: str) -> None:
     keep = reducer.select(view)
     assert keep.dtype == torch.bool and not (keep & ~view.valid).any()
     assert keep.sum(1).tolist() == reducer.counts(view.pools)
-    assert reducer.kept_tokens(IMAGES[1]) == sum(reducer.counts(Pools.of(Scene((TWO,)).batch(), per)))
+    assert reducer.kept_tokens(IMAGES[1]) == sum(reducer.counts(TokenGroups.of(Scene((TWO,)).batch(), per)))
 
 
 @every_method
@@ -92,7 +92,7 @@ def test_nothing_is_used_that_was_not_asked_for(method: str) -> None:
     reducer, scene = REDUCERS[method](keep=5), Scene(ROWS)
     view, needs = scene.view(reducer), reducer.required()
     assert needs <= {"keys", "values", "attention", "grid"}
-    seen = Seen(
+    seen = Observed(
         view.seen.keys if "keys" in needs else torch.full((6, 1, scene.length, 1), torch.nan),
         view.seen.values if "values" in needs else torch.full((6, 1, scene.length, 1), torch.nan),
         view.seen.attention if "attention" in needs else torch.full((6, scene.length), torch.nan),
@@ -112,7 +112,7 @@ def test_nothing_is_read_back_from_the_device(method: str, merge: Literal["none"
         pools=view.pools.to(meta),
         states=view.states.to(meta),
         scale=Scene(ROWS).scale.to(meta),
-        seen=Seen(*(None if x is None else x.to(meta) for x in seen)),
+        seen=Observed(*(None if x is None else x.to(meta) for x in seen)),
     )
     keep, counts = reducer.select(view), reducer.counts(view.pools)
     reducer.content(view, keep)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dart_train.reduction import DART, Seen, View
+from dart_train.reduction import DART, Observed, View
 from dart_train.reduction.methods.dart import PIVOTS
 from tests.fixtures.reference_selection import dart, l1_norms
 from tests.reduction.scenes import WIDTH, Scene, prompt, visual
@@ -56,14 +56,14 @@ def test_pivots_of_all_heads_together_not_of_the_loudest() -> None:
     keys = torch.zeros(1, 2, 7, 4)
     keys[0, 0, 0] = 3.0
     keys[0, :, 5] = torch.tensor([[-2.0], [2.0]])
-    view = View(view.pools, view.states, None, Seen(keys=keys), view.budgets)
+    view = View(view.pools, view.states, None, Observed(keys=keys), view.budgets)
     assert reducer.select(view).tolist() == [[False] * 5 + [True]]
 
 
 def test_before_the_language_model_embeddings_serve_as_keys() -> None:
     scene, reducer = Scene(ROWS), DART(keep=9, layer=0)
     view = scene.view(reducer)
-    view = View(view.pools, view.states, view.scale, Seen(), view.budgets)
+    view = View(view.pools, view.states, view.scale, Observed(), view.budgets)
     keep = reducer.select(view)
     for row, text in enumerate(ROWS):
         states = scene.alone(row).states[0]
@@ -84,7 +84,7 @@ def test_norms_are_summed_in_float32() -> None:
     heads = (1 + 0.05 * torch.randn(1, 8, 577, 64, generator=torch.Generator().manual_seed(0))).bfloat16()
     scene = Scene(("v" * 576 + "t",))
     view = scene.view(DART(keep=64))
-    view = View(view.pools, view.states, None, Seen(keys=heads), view.budgets)
+    view = View(view.pools, view.states, None, Observed(keys=heads), view.budgets)
     exact = heads.double().abs().sum((1, 3))
     found = view.score("key")
     assert torch.allclose(found.double(), exact, rtol=1e-6)
@@ -99,7 +99,7 @@ def test_answers_are_no_pivots(behind: str) -> None:
     view = scene.view(reducer)
     heads = scene.heads(3).clone()
     heads[:, :, 21:] *= 100
-    loud = View(view.pools, view.states, view.scale, Seen(keys=heads), view.budgets)
+    loud = View(view.pools, view.states, view.scale, Observed(keys=heads), view.budgets)
     wanted = dart(view.states[0], l1_norms(heads[0]), range(20), [20], 10, weight=view.scale, image_pivots=0)
     assert set(reducer.select(loud)[0].nonzero().flatten().tolist()) == wanted
 
@@ -113,5 +113,5 @@ def test_a_tie_goes_to_the_earlier_token_in_any_batch() -> None:
         view = both.view(reducer)
         flat = torch.ones(2, both.length, WIDTH)
         keys = torch.ones(2, 1, both.length, 4)
-        keep = reducer.select(View(view.pools, flat, None, Seen(keys=keys), view.budgets))
+        keep = reducer.select(View(view.pools, flat, None, Observed(keys=keys), view.budgets))
         assert keep[0].nonzero().flatten().tolist() == list(range(16))

@@ -5,17 +5,17 @@ from __future__ import annotations
 import torch
 
 from dart_train.reduction import DART
-from dart_train.reduction.base import nearest_kept
+from dart_train.reduction.base import nearest_kept_index
 from dart_train.reduction.kept_tokens import Reduction
-from dart_train.reduction.token_groups import Pools
+from dart_train.reduction.token_groups import TokenGroups
 from tests.reduction.scenes import Scene
 
 ROWS = ("ttvvvttt", "vvtvtt" + "a" + "tvvtt", "tt", "vvvvvt")
 SCENE = Scene(ROWS)
 
 
-def pools_of(per: str = "sample") -> Pools:
-    pools = Pools.of(SCENE.batch(), per)
+def pools_of(per: str = "sample") -> TokenGroups:
+    pools = TokenGroups.of(SCENE.batch(), per)
     assert pools is not None
     return pools
 
@@ -87,7 +87,7 @@ def test_nearest_is_nearest_by_cosine_under_the_norm() -> None:
     reducer = DART(keep=2, merge="nearest")
     view = SCENE.view(reducer)
     keep = reducer.select(view)
-    found = nearest_kept(view, keep, 2)
+    found = nearest_kept_index(view, keep, 2)
     states = SCENE.states * SCENE.scale
     for pool, size in enumerate(view.pools.sizes):
         mine = states[view.pools.row_of[pool], view.pools.slots[pool]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dart_train.reduction import REDUCERS, Seen, View
+from dart_train.reduction import REDUCERS, Observed, View
 from dart_train.reduction.kept_tokens import Reduction
 from tests.reduction.scenes import Scene
 from tests.reduction.test_methods import ROWS, both_budgets, every_method
@@ -24,7 +24,7 @@ def test_a_second_stage_keeps_some_of_the_first(method: str, second: str, per: s
     kept = Reduction.of(goes_on, view.pools.row_counts(counts))
     pools = view.pools.after(kept, keep, counts)
     attention = torch.rand(len(pools.sizes), kept.length)
-    seen = Seen(kept.gather(scene.heads(3), 2), attention=attention)
+    seen = Observed(kept.gather(scene.heads(3), 2), attention=attention)
     shapes = [[(1, size)] for size in pools.original]
     short = View(pools, kept.gather(scene.states), scene.scale, seen, later.budgets(pools), shapes)
     chosen = later.select(short)

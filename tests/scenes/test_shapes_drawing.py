@@ -108,9 +108,7 @@ def test_labels_of_aligned_patches_spell_every_plate_and_find_every_shape() -> N
         labels = shapes.patch_labels(scene, 8)  # [12, 12, 3]
         assert labels.shape == (12, 12, 3)
         for item in scene.items:
-            cell = labels[item.row * 4 : item.row * 4 + 4, item.column * 4 : item.column * 4 + 4].reshape(
-                -1, 3
-            )
+            cell = labels[item.row * 4 : item.row * 4 + 4, item.column * 4 : item.column * 4 + 4].reshape(-1, 3)
             what, colour, character = (set(cell[:, axis].tolist()) for axis in range(3))
             assert what == {0, LABELS["what"].index(item.what)}
             assert colour == {0, LABELS["colour"].index(item.colour)}
@@ -126,9 +124,7 @@ def test_a_patch_is_labelled_with_what_covers_most_of_it() -> None:
     assert ((labels[:, :, 1] == LABELS["colour"].index("red")) == (red * 4 >= 64)).all()
 
 
-@given(
-    st.lists(st.one_of(st.binary(max_size=40), st.integers(1, 1200).map(bytes)), max_size=12).map(b"".join)
-)
+@given(st.lists(st.one_of(st.binary(max_size=40), st.integers(1, 1200).map(bytes)), max_size=12).map(b"".join))
 @settings(max_examples=150, deadline=None)
 def test_our_compressor_is_undone_by_any_other(content: bytes) -> None:
     assert zlib.decompress(deflate(content)) == content

@@ -12,7 +12,7 @@ from transformers import LlavaForConditionalGeneration
 from dart_train.__main__ import main
 from dart_train.base.blindness import masked
 from dart_train.base.lessons import NO_LABEL, lesson, pack
-from dart_train.base.model import Workshop
+from dart_train.base.model import TrainingBundle
 from dart_train.base.processor import UNKNOWN, processor, tokenizer
 from dart_train.base.recipe import Base, Stage, load_base
 from dart_train.base.stages import Stages
@@ -58,7 +58,7 @@ def test_the_verb_leaves_a_model_that_transformers_loads_and_a_card(tmp_path: Pa
 @pytest.mark.parametrize("name", ["vision", "language", "projector", "joint"])
 def test_each_stage_moves_its_own_weights_alone(tmp_path: Path, name: str) -> None:
     recipe = recipe_in(tmp_path)
-    workshop = Workshop(recipe)
+    workshop = TrainingBundle(recipe)
     stages = Stages(recipe, workshop, processor(96, 16).image_processor)
     stage = recipe.stages.named()[name]
     learning = {id(weight) for weight in stages.learning(name)}
@@ -112,7 +112,7 @@ def draw_one() -> object:
 
 def test_questions_packed_behind_a_picture_are_answered_as_if_asked_alone(tmp_path: Path) -> None:
     recipe = recipe_in(tmp_path)
-    workshop = Workshop(recipe).eval()
+    workshop = TrainingBundle(recipe).eval()
     made = processor(96, 16)
     stages = Stages(recipe, workshop, made.image_processor)
     together = lesson(recipe, recipe.stages.joint, 0)
@@ -133,7 +133,7 @@ def test_questions_packed_behind_a_picture_are_answered_as_if_asked_alone(tmp_pa
 
 def test_a_conversation_is_packed_as_the_chat_template_writes_it(tmp_path: Path) -> None:
     recipe = recipe_in(tmp_path)
-    workshop, made = Workshop(recipe).eval(), processor(96, 16)
+    workshop, made = TrainingBundle(recipe).eval(), processor(96, 16)
     loss_of = Stages(recipe, workshop, made.image_processor).loss("joint", recipe.stages.joint)
     whole = lesson(recipe, Stage(steps=1, batch_size=1, learning_rate=1.0, conversations=1.0), 0)
     turns: list[dict[str, object]] = []
@@ -157,7 +157,7 @@ def test_a_packed_question_has_the_tokens_of_the_chat_template() -> None:
 
 def test_in_blind_layers_no_question_sees_the_picture(tmp_path: Path) -> None:
     recipe = recipe_in(tmp_path)
-    workshop = Workshop(recipe).eval()
+    workshop = TrainingBundle(recipe).eval()
     packed = lesson(recipe, recipe.stages.language, 0).packed
     image, language = workshop.model.config.image_token_id, workshop.model.model.language_model
     open_, covered = packed.mask(image)

@@ -15,7 +15,7 @@ from dart_train import train
 from dart_train.cli.train import BAD_STEP, main
 from dart_train.config import load_recipe
 from dart_train.training import nonfinite as guard
-from dart_train.training.nonfinite import BadStep
+from dart_train.training.nonfinite import NonFiniteStepError
 from dart_train.training.trainer import DartTrainer
 from tests.fixtures.faults import poison
 from tests.fixtures.run_scene import losses, make_recipe
@@ -68,24 +68,24 @@ def test_a_bad_step_is_skipped_and_the_run_goes_on(recipe: Path, tmp_path: Path,
 
 
 def test_the_rows_written_down_are_those_of_the_step(recipe: Path) -> None:
-    from dart_train.common.distributed import Ranks
+    from dart_train.common.distributed import RankInfo
     from dart_train.data.dataset import RowDataset
-    from dart_train.training.data_feed import Feed
+    from dart_train.training.data_feed import TrainFeed
     from tests.zoo import FAMILIES
 
     read = load_recipe(recipe, ["train.per_device_batch_size=2", "train.gradient_accumulation_steps=2"])
     for rank in (0, 1):
-        feed = Feed.open(read, Ranks(rank, 2, 2, False), FAMILIES["llava"].processor())
+        feed = TrainFeed.open(read, RankInfo(rank, 2, 2, False), FAMILIES["llava"].processor())
         rows, batches = RowDataset(feed.reader), iter(feed.loader(0).batch_sampler or ())
         for step, micro in ((0, 0), (0, 1), (1, 0)):
-            named = feed.named_rows(step, micro)
+            named = feed.row_ids(step, micro)
             places = [rows.locate(number) for number in next(batches)]
             assert [name.split(" ")[0] for name in named] == [source.row_id(index) for source, index in places]
 
 
 def test_a_bad_step_ends_the_run_where_the_recipe_says_so(recipe: Path, tmp_path: Path, harmed: Any) -> None:
     harmed(3, "nan")
-    with pytest.raises(BadStep, match=r"the loss is nan at step 3 on rank 0, rows rows.json:\d+"):
+    with pytest.raises(NonFiniteStepError, match=r"the loss is nan at step 3 on rank 0, rows rows.json:\d+"):
         train(recipe, [*BASE, f"train.output_dir={tmp_path}"])
     assert not (tmp_path / "checkpoint-3").exists() and (tmp_path / "checkpoint-2").exists()
 

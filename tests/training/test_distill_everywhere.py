@@ -12,7 +12,7 @@ from dart_train import train
 from dart_train.config import load_recipe
 from dart_train.training import trainer
 from dart_train.training.deepspeed_config import deepspeed_config
-from dart_train.training.objective import tell_twice
+from dart_train.training.objective import forward_teacher_separately
 from tests.fixtures.run_scene import ROOT, launch, losses, make_recipe
 
 pytestmark = [pytest.mark.deepspeed, pytest.mark.slow]
@@ -45,7 +45,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
     train(recipe, [f"train.output_dir={folder / 'shared'}", *TEACHING])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "tell_both", tell_twice)
+        patch.setattr(trainer, "tell_both", forward_teacher_separately)
         train(recipe, [f"train.output_dir={folder / 'twice'}", *TEACHING])
     return folder, done.stdout + done.stderr
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dart_train.cli.train import main
-from dart_train.training.checkpointing import check_harmless
+from dart_train.training.checkpointing import scan_pickles
 from tests.fixtures.run_scene import make_recipe
 
 
@@ -45,7 +45,7 @@ def test_a_bare_pickle_is_not_opened(tmp_path: Path) -> None:
     fuse = tmp_path / "went off"
     (tmp_path / "state.pt").write_bytes(pickle.dumps(Bomb(fuse)))
     with pytest.raises(ValueError, match="is not opened"):
-        check_harmless(tmp_path)
+        scan_pickles(tmp_path)
     assert not fuse.exists()
 
 
@@ -71,4 +71,4 @@ def test_that_code_may_run_is_said_aloud(tmp_path: Path, caplog: pytest.LogCaptu
 def test_tensors_and_plain_things_are_harmless(tmp_path: Path) -> None:
     from deepspeed.runtime.fp16.loss_scaler import LossScaler
 
-    check_harmless(checkpoint(tmp_path, {"step": torch.ones(2), "groups": [{"lr": 0.1}], "scale": LossScaler(1.0)}))
+    scan_pickles(checkpoint(tmp_path, {"step": torch.ones(2), "groups": [{"lr": 0.1}], "scale": LossScaler(1.0)}))

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from dart_train import train
-from dart_train.common.distributed import Ranks
+from dart_train.common.distributed import RankInfo
 from dart_train.common.trackers import wandb_mode
 from dart_train.config import load_recipe
 from dart_train.training.callbacks import MetricsFile, line, read_metrics
@@ -128,7 +128,7 @@ def test_only_the_first_rank_touches_the_files(tmp_path: Path) -> None:
     (run / "metrics.jsonl").write_text('{"step": 1}\n')
     before = {file.name: (file.stat().st_ino, file.stat().st_mtime_ns) for file in run.iterdir()}
     read = load_recipe(recipe, ["train.zero_stage=0", "log.report_to=[wandb, tensorboard]"])
-    build(prepare(read, Ranks(1, 2, 2, torchrun=True)))
+    build(prepare(read, RankInfo(1, 2, 2, torchrun=True)))
     assert {file.name: (file.stat().st_ino, file.stat().st_mtime_ns) for file in run.iterdir()} == before
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from dart_train import train
-from dart_train.checkpoints import is_whole
+from dart_train.checkpoints import is_complete
 from dart_train.common.trackers import wandb_mode
 from dart_train.training.callbacks import MetricsFile
 from tests.fixtures.faults import fill
@@ -108,4 +108,4 @@ def test_a_full_disk_ends_the_telling_and_not_the_run(
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
     assert [row["step"] for row in losses(tmp_path / "run")] == [1, 2, 3, 4]
-    assert is_whole(tmp_path / "run" / "checkpoint-4")
+    assert is_complete(tmp_path / "run" / "checkpoint-4")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dart_train.cli.train import main
-from dart_train.common.distributed import Ranks
+from dart_train.common.distributed import RankInfo
 from dart_train.config import load_recipe
 from dart_train.models import loading as weights
 from dart_train.training.run import prepare
@@ -86,7 +86,7 @@ def test_fewer_gpus_than_asked_is_told(monkeypatch: pytest.MonkeyPatch, recipe: 
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     read = load_recipe(recipe)
     with pytest.raises(ValueError, match="8 processes were started on this machine, which has 2 GPUs"):
-        prepare(read, Ranks(0, 8, 8, False))
+        prepare(read, RankInfo(0, 8, 8, False))
 
 
 def test_a_run_that_would_overwrite_another_is_told(

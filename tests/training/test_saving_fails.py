@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from dart_train import train
-from dart_train.checkpoints import is_whole, newest_whole
+from dart_train.checkpoints import is_complete, latest_complete
 from dart_train.checkpoints.atomic import unfinished
 from dart_train.cli.train import NOT_SAVED, main
 from dart_train.training.callbacks import add_lines
-from dart_train.training.checkpointing import Saver
+from dart_train.training.checkpointing import CheckpointWriter
 from tests.fixtures.faults import fill
 from tests.fixtures.run_scene import losses, make_recipe
 
@@ -53,7 +53,7 @@ def test_a_full_disk_ends_the_run_and_harms_nothing(
     assert main([str(recipe), f"train.output_dir={run}", *STEPS]) == NOT_SAVED
     told = capsys.readouterr().err
     assert "the checkpoint of step 4 could not be written" in told and "earlier ones are untouched" in told
-    assert contents(run / "checkpoint-2") == good and newest_whole(run)[0] == run / "checkpoint-2"
+    assert contents(run / "checkpoint-2") == good and latest_complete(run)[0] == run / "checkpoint-2"
     assert not (run / "checkpoint-4").exists() and not list(run.glob(".checkpoint-*"))
 
 
@@ -65,16 +65,16 @@ def test_on_a_full_disk_it_goes_on_where_the_recipe_says_so(
     ballast = fill(small_disk)
     freed = [*STEPS, "train.max_steps=6", "train.on_save_error=continue", f"train.output_dir={run}"]
     with pytest.MonkeyPatch.context() as patch:
-        tell = Saver._tell
+        tell = CheckpointWriter._tell
 
-        def room_again(self: Saver, error: str, step: int) -> None:
+        def room_again(self: CheckpointWriter, error: str, step: int) -> None:
             tell(self, error, step)
             ballast.unlink()
 
-        patch.setattr(Saver, "_tell", room_again)
+        patch.setattr(CheckpointWriter, "_tell", room_again)
         train(recipe, freed)
     assert "the checkpoint of step 4 could not be written" in caplog.text and "going on" in caplog.text
-    assert not (run / "checkpoint-4").exists() and is_whole(run / "checkpoint-6")
+    assert not (run / "checkpoint-4").exists() and is_complete(run / "checkpoint-6")
     assert losses(run)[-1]["step"] == 6
 
 
@@ -87,7 +87,7 @@ def test_pictures_that_cannot_be_written_end_nothing(
     shown = [f"data.validation=[{{path: {rows}, images: {recipe.parent / 'images'}, limit: 3}}]"]
     train(recipe, [f"train.output_dir={run}", *STEPS, "train.overlay_steps=2", *shown])
     assert "the pictures could not be written" in caplog.text
-    assert is_whole(run / "checkpoint-4")
+    assert is_complete(run / "checkpoint-4")
 
 
 def test_half_a_line_does_not_spoil_the_next(small_disk: Path) -> None:
@@ -108,14 +108,14 @@ def test_a_folder_that_cannot_be_written_ends_the_run_and_harms_nothing(
     """Modes of files would not keep root out: made unchangeable, or under a read-only mount, when it is to be saved."""
     run = tmp_path / "run"
     assert main([str(recipe), f"train.output_dir={run}", *STEPS, "train.max_steps=2"]) == 0
-    good, begin = contents(run / "checkpoint-2"), Saver._begin
+    good, begin = contents(run / "checkpoint-2"), CheckpointWriter._begin
     place = run if way == "closed" else unfinished(run, 4)
     close, reopen, said = {
         "closed": (["chattr", "+i"], ["chattr", "-i"], "Operation not permitted"),
         "read-only": (["mount", "-t", "tmpfs", "-o", "ro", "tmpfs"], ["umount", "-l"], "Read-only file system"),
     }[way]
 
-    def closed(self: Saver, *given: Any) -> None:
+    def closed(self: CheckpointWriter, *given: Any) -> None:
         place.mkdir(exist_ok=True)
         if subprocess.run([*close, str(place)], capture_output=True).returncode:
             pytest.skip("only root can close a folder to itself, on some file systems")
@@ -123,10 +123,10 @@ def test_a_folder_that_cannot_be_written_ends_the_run_and_harms_nothing(
 
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Saver, "_begin", closed)
+            patch.setattr(CheckpointWriter, "_begin", closed)
             assert main([str(recipe), f"train.output_dir={run}", *STEPS]) == NOT_SAVED
     finally:
         subprocess.run([*reopen, str(place)], check=False)
     told = capsys.readouterr().err
     assert said in told or "busy" in told
-    assert contents(run / "checkpoint-2") == good and newest_whole(run)[0] == run / "checkpoint-2"
+    assert contents(run / "checkpoint-2") == good and latest_complete(run)[0] == run / "checkpoint-2"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dart_train.checkpoints import newest_whole
+from dart_train.checkpoints import latest_complete
 from tests.fixtures.faults import digests
 from tests.fixtures.run_scene import ROOT, launch, losses, make_recipe
 
@@ -86,7 +86,7 @@ def test_the_last_good_checkpoint_is_as_it_was(disk: Path, name: str) -> None:
     assert any(file.endswith("complete.json") for file in before)
     assert any("optim_states" in file for file in before)
     assert digests(disk / name) == before
-    assert newest_whole(disk / name) == (disk / name / "checkpoint-2", [])
+    assert latest_complete(disk / name) == (disk / name / "checkpoint-2", [])
 
 
 @pytest.mark.parametrize("name", STOPS)

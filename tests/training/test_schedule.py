@@ -5,33 +5,33 @@ from __future__ import annotations
 import pytest
 
 from dart_train.config import Distill, Elastic, Fixed, Progressive
-from dart_train.reduction.schedule import dropped_range, keep_at, teacher_keep
+from dart_train.reduction.schedule import budget_at_step, dropped_range, teacher_keep
 
 STEPS = 1000
 
 
 def test_fixed_is_what_is_served() -> None:
-    assert {keep_at(Fixed(), 64, step, STEPS, seed=0) for step in range(50)} == {64}
+    assert {budget_at_step(Fixed(), 64, step, STEPS, seed=0) for step in range(50)} == {64}
 
 
 def test_elastic_draws_every_choice_about_equally_often() -> None:
     choices = (1.0, 0.5, 64)
-    drawn = [keep_at(Elastic(choices=choices), 0.2, step, STEPS, seed=3) for step in range(STEPS)]
+    drawn = [budget_at_step(Elastic(choices=choices), 0.2, step, STEPS, seed=3) for step in range(STEPS)]
     for choice in choices:
         assert drawn.count(choice) == pytest.approx(STEPS / len(choices), rel=0.15)
 
 
 def test_elastic_keeps_numbers_numbers_and_ratios_ratios() -> None:
-    drawn = {keep_at(Elastic(choices=(1, 1.0)), 0.2, step, STEPS, seed=0).__class__ for step in range(50)}
+    drawn = {budget_at_step(Elastic(choices=(1, 1.0)), 0.2, step, STEPS, seed=0).__class__ for step in range(50)}
     assert drawn == {int, float}
 
 
 @pytest.mark.parametrize("schedule", [Elastic(), Progressive()])
 def test_a_step_draws_the_same_whatever_came_before(schedule: Elastic | Progressive) -> None:
-    forward = [keep_at(schedule, 0.2, step, STEPS, seed=5) for step in range(100)]
-    backward = [keep_at(schedule, 0.2, step, STEPS, seed=5) for step in reversed(range(100))]
+    forward = [budget_at_step(schedule, 0.2, step, STEPS, seed=5) for step in range(100)]
+    backward = [budget_at_step(schedule, 0.2, step, STEPS, seed=5) for step in reversed(range(100))]
     assert forward == backward[::-1]
-    assert forward != [keep_at(schedule, 0.2, step, STEPS, seed=6) for step in range(100)]
+    assert forward != [budget_at_step(schedule, 0.2, step, STEPS, seed=6) for step in range(100)]
 
 
 def test_progressive_stays_in_a_range_that_grows() -> None:
@@ -40,8 +40,8 @@ def test_progressive_stays_in_a_range_that_grows() -> None:
     assert dropped_range(schedule, STEPS - 1, STEPS) == pytest.approx((0.26, 0.74))
     for step in range(0, STEPS, 7):
         low, high = dropped_range(schedule, step, STEPS)
-        assert low - 1e-9 <= 1 - keep_at(schedule, 0.2, step, STEPS, seed=0) <= high + 1e-9
-    late = [1 - keep_at(schedule, 0.2, step, STEPS, seed=0) for step in range(900, STEPS)]
+        assert low - 1e-9 <= 1 - budget_at_step(schedule, 0.2, step, STEPS, seed=0) <= high + 1e-9
+    late = [1 - budget_at_step(schedule, 0.2, step, STEPS, seed=0) for step in range(900, STEPS)]
     assert min(late) < 0.35 and max(late) > 0.65
 
 

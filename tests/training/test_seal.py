@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 from dart_train import DART, KeepAll
-from dart_train.checkpoints import MARK, is_whole, newest_whole, problems, read_reducers, seal, sweep, write_reducers
+from dart_train.checkpoints import (
+    MARK,
+    is_complete,
+    latest_complete,
+    problems,
+    read_reducers,
+    seal,
+    sweep,
+    write_reducers,
+)
 from dart_train.checkpoints.atomic import unfinished
 
 
@@ -24,7 +33,7 @@ def make(run: Path, step: int) -> Path:
 
 def test_a_sealed_folder_is_whole_and_tells_its_files(tmp_path: Path) -> None:
     target = make(tmp_path, 5)
-    assert is_whole(target) and problems(target) is None
+    assert is_complete(target) and problems(target) is None
     assert json.loads((target / MARK).read_text())["files"] == {"model.safetensors": 100, "inner/state.pt": 10}
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
 
@@ -42,7 +51,7 @@ def test_a_damaged_one_is_passed_over_and_told(tmp_path: Path, harm: str) -> Non
         (bad / "inner" / "state.pt").unlink()
     else:
         (bad / MARK).write_text("{" if harm == "garbled" else "[]")
-    found, passed = newest_whole(tmp_path)
+    found, passed = latest_complete(tmp_path)
     assert found == good
     assert [damaged.folder for damaged in passed] == [bad] and "passed over" in str(passed[0])
 
@@ -50,19 +59,19 @@ def test_a_damaged_one_is_passed_over_and_told(tmp_path: Path, harm: str) -> Non
 def test_the_newest_is_that_of_the_highest_step(tmp_path: Path) -> None:
     for step in (100, 9, 20):
         make(tmp_path, step)
-    assert newest_whole(tmp_path)[0] == tmp_path / "checkpoint-100"
+    assert latest_complete(tmp_path)[0] == tmp_path / "checkpoint-100"
 
 
 def test_what_is_being_written_is_no_checkpoint(tmp_path: Path) -> None:
     unfinished(tmp_path, 3).mkdir()
     (unfinished(tmp_path, 3) / "model.safetensors").write_bytes(b"w")
-    assert newest_whole(tmp_path) == (None, [])
-    assert newest_whole(tmp_path / "no such run") == (None, [])
+    assert latest_complete(tmp_path) == (None, [])
+    assert latest_complete(tmp_path / "no such run") == (None, [])
 
 
 def test_a_checkpoint_replaces_one_of_its_own_step(tmp_path: Path) -> None:
     make(tmp_path, 5)
-    assert is_whole(make(tmp_path, 5))
+    assert is_complete(make(tmp_path, 5))
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
 
 
@@ -82,7 +91,7 @@ def test_what_a_kill_left_of_a_removal_goes_and_of_a_replacement_comes_back(tmp_
     (tmp_path / ".checkpoint-5.replaced").mkdir()
     sweep(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-4", "checkpoint-5"]
-    assert is_whole(tmp_path / "checkpoint-4")
+    assert is_complete(tmp_path / "checkpoint-4")
 
 
 def test_reducers_come_back_as_they_were_written(tmp_path: Path) -> None:

@@ -15,11 +15,11 @@ import pytest
 from transformers import TrainerCallback
 
 from dart_train import train
-from dart_train.checkpoints import newest_whole
+from dart_train.checkpoints import latest_complete
 from dart_train.cli.train import STOPPED, main
 from dart_train.training import liveness as stopping
 from dart_train.training import run as run_module
-from dart_train.training.liveness import Stopping, birth
+from dart_train.training.liveness import StopRequest, birth
 from tests.fixtures.run_scene import losses, make_recipe
 
 LONG = ["train.max_steps=6", "train.save_steps=100", "train.per_device_batch_size=2"]
@@ -47,7 +47,7 @@ def test_the_step_is_finished_and_saved(
         patch.setattr(run_module, "_told", lambda prepared: [*told(prepared), Asks(number)])
         assert main([str(recipe), *LONG]) == STOPPED
     assert f"stopped at step 3 ({number.name}); the same command goes on" in capsys.readouterr().out
-    assert newest_whole(tmp_path / "run")[0] == tmp_path / "run" / "checkpoint-3"
+    assert latest_complete(tmp_path / "run")[0] == tmp_path / "run" / "checkpoint-3"
     assert signal.getsignal(number) is signal.SIG_DFL
     assert main([str(recipe), *LONG]) == 0
     assert [line["loss"] for line in losses(tmp_path / "run")] == [line["loss"] for line in losses(whole)]
@@ -64,8 +64,8 @@ def test_a_process_is_known_by_its_birth() -> None:
 
 ORPHAN = """
 import os, sys, time
-from dart_train.training.liveness import Stopping
-with Stopping(launched=True) as stopping:
+from dart_train.training.liveness import StopRequest
+with StopRequest(launched=True) as stopping:
     print("ready", flush=True)
     while stopping.why is None:
         time.sleep(0.1)
@@ -88,20 +88,20 @@ def test_a_launcher_that_was_gone_before_is_noticed(monkeypatch: pytest.MonkeyPa
     """As a rank is that DeepSpeed's launcher has started: with this argument, but under another parent by now."""
     parent = b"init"
     monkeypatch.setattr(stopping, "_command", lambda pid: parent)
-    assert Stopping(launched=True).why is None
+    assert StopRequest(launched=True).why is None
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--local_rank=1"])
-    assert Stopping(launched=True).why == "the launcher is gone"
-    assert Stopping(launched=False).why is None
+    assert StopRequest(launched=True).why == "the launcher is gone"
+    assert StopRequest(launched=False).why is None
     parent = b"python -m deepspeed.launcher.launch"
-    assert Stopping(launched=True).why is None
+    assert StopRequest(launched=True).why is None
     parent = b"torchrun"
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "as torchrun has it")
-    assert Stopping(launched=True).why is None
+    assert StopRequest(launched=True).why is None
 
 
 def test_who_is_not_launched_watches_nobody() -> None:
-    assert Stopping(launched=False).parents == {}
-    assert json.dumps(Stopping(launched=True).parents)
+    assert StopRequest(launched=False).parents == {}
+    assert json.dumps(StopRequest(launched=True).parents)
 
 
 def _until(true: Any, seconds: float = 120) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dart_train.checkpoints import newest_whole
+from dart_train.checkpoints import latest_complete
 from dart_train.cli.train import STOPPED
 from tests.faults.launched import Launched, step_of, wait_for_step
 from tests.fixtures.run_scene import make_recipe
@@ -46,5 +46,5 @@ def test_all_ranks_save_and_leave(
     record_property("seconds", time.monotonic() - asked)
     assert (code == STOPPED) if way == "one rank" else (code != 0)
     assert f"stopped at step {step_of(run)}" in told and "the same command goes on" in told
-    assert newest_whole(run)[0] == run / f"checkpoint-{step_of(run)}"
+    assert latest_complete(run)[0] == run / f"checkpoint-{step_of(run)}"
     assert not began.held_ports()

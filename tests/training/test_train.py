@@ -13,14 +13,14 @@ from safetensors.torch import load_file
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from dart_train import DART, from_config, train
-from dart_train.checkpoints import is_whole, read_reducers
-from dart_train.common.distributed import Ranks
+from dart_train.checkpoints import is_complete, read_reducers
+from dart_train.common.distributed import RankInfo
 from dart_train.config import load_recipe
 from dart_train.data.collator import Collator
 from dart_train.data.dataset import RowDataset
-from dart_train.data.sampler import RankBatches
+from dart_train.data.sampler import RankBatchSampler
 from dart_train.training.callbacks import read_metrics
-from dart_train.training.data_feed import Feed
+from dart_train.training.data_feed import TrainFeed
 from tests.fixtures.run_scene import losses, make_recipe
 from tests.zoo import FAMILIES
 
@@ -48,7 +48,7 @@ def test_a_run_folder_holds_all_that_is_needed_to_know_it(recipe: Path, tmp_path
         "recipe.yaml", "versions.json", "base.json", "metrics.jsonl", ".lock", "checkpoint-3", "checkpoint-6",
     }  # fmt: skip
     last = tmp_path / "checkpoint-6"
-    assert is_whole(last) and not list(last.glob("*.bin"))
+    assert is_complete(last) and not list(last.glob("*.bin"))
     for name in ("adapter_config.json", "processor_config.json", "tokenizer.json", "recipe.yaml", "versions.json"):
         assert (last / name).exists(), name
     assert read_reducers(last) == [DART(keep=0.25, layer=2)]
@@ -123,9 +123,9 @@ def test_keep_all_is_the_plain_trainer(recipe: Path, tmp_path: Path, reduction: 
     ours = go(recipe, tmp_path / "ours", f"reduction={reduction}", *FULL)
     read = load_recipe(recipe, ["train.max_steps=6", "train.per_device_batch_size=2"])
     model, processor, seen = FAMILIES["llava"].model(), FAMILIES["llava"].processor(), Seen()
-    feed = Feed.open(read, Ranks(0, 1, 1, False), processor)
+    feed = TrainFeed.open(read, RankInfo(0, 1, 1, False), processor)
     assert feed.order is not None
-    rows = [number for batch in RankBatches(feed.order, 2, 6) for number in batch]
+    rows = [number for batch in RankBatchSampler(feed.order, 2, 6) for number in batch]
     encoded = [RowDataset(feed.reader)[number] for number in rows]
     arguments = TrainingArguments(
         output_dir=str(tmp_path), max_steps=6, per_device_train_batch_size=2, learning_rate=1e-3,
@@ -191,5 +191,5 @@ def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(recipe: Path, 
     more = ["train.learning_rate=1e30", "train.max_grad_norm=0", "train.save_steps=1", "train.logging_steps=1"]
     with pytest.raises(ValueError, match="the loss is nan at step"):
         go(recipe, tmp_path, *more, *FULL)
-    kept = [path for path in tmp_path.glob("checkpoint-*") if is_whole(path)]
+    kept = [path for path in tmp_path.glob("checkpoint-*") if is_complete(path)]
     assert len(kept) < 6 and not any(tmp_path.glob(".checkpoint-*"))

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from dart_train import train
-from dart_train.common.distributed import Ranks
+from dart_train.common.distributed import RankInfo
 from dart_train.config import load_recipe
-from dart_train.training.data_feed import Feed
+from dart_train.training.data_feed import TrainFeed
 from tests.fixtures.run_scene import losses, make_recipe
 from tests.zoo import FAMILIES
 
@@ -45,7 +45,7 @@ def test_rows_of_like_length_come_together(recipe: Path, tmp_path: Path) -> None
 
     def padding(*more: str) -> float:
         read = load_recipe(recipe, ["train.per_device_batch_size=4", "train.max_steps=6", *more])
-        feed = Feed.open(read, Ranks(0, 1, 1, False), FAMILIES["llava"].processor())
+        feed = TrainFeed.open(read, RankInfo(0, 1, 1, False), FAMILIES["llava"].processor())
         masks = [batch["attention_mask"] for batch in feed.loader(0)]
         return 1 - sum(float(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks)
 
@@ -62,11 +62,11 @@ def test_a_step_has_the_same_rows_however_it_is_divided(
     read = load_recipe(recipe, [*shape, "data.group_by_length=true", "train.max_steps=3"])
     one = load_recipe(recipe, ["train.per_device_batch_size=8", "data.group_by_length=true", "train.max_steps=3"])
     processor = FAMILIES["llava"].processor()
-    found = [Feed.open(read, Ranks(rank, world, world, False), processor) for rank in range(world)]
-    alone = Feed.open(one, Ranks(0, 1, 1, False), processor)
+    found = [TrainFeed.open(read, RankInfo(rank, world, world, False), processor) for rank in range(world)]
+    alone = TrainFeed.open(one, RankInfo(0, 1, 1, False), processor)
     for step in range(3):
-        rows = [name for feed in found for micro in range(accumulation) for name in feed.named_rows(step, micro)]
-        assert sorted(rows) == sorted(alone.named_rows(step, 0))
+        rows = [name for feed in found for micro in range(accumulation) for name in feed.row_ids(step, micro)]
+        assert sorted(rows) == sorted(alone.row_ids(step, 0))
 
 
 @pytest.mark.parametrize(("metric", "better"), [("loss", min), ("accuracy", max)])

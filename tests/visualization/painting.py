@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dart_train.models.geometry import Box, Place, geometry
-from dart_train.models.structure import dissect
+from dart_train.models.structure import find_parts
 from tests.zoo import FAMILIES, encode
 from tests.zoo.processors import processor_of
 from tests.zoo.video import PatchedFrames
@@ -72,7 +72,7 @@ def places(name: str, pictures: Sequence[Image.Image]) -> list[Place]:
 def visual_tokens(name: str, batch: dict[str, Tensor]) -> Tensor:
     """[N, D]: what stands in the visual tokens' places when the decoder begins."""
     model, found = deaf_model(name), list[Tensor]()
-    parts = dissect(model)
+    parts = find_parts(model)
 
     def catch(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         found.append(kwargs["inputs_embeds"])

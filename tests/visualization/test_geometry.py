@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dart_train.models.families import NoGrid
+from dart_train.models.families import UnknownGridError
 from dart_train.models.geometry import Box, Place, geometry
 from dart_train.models.geometry.anyres import _line
 from tests.visualization.painting import ask, changes, deaf_model, films, painted, places, visual_tokens
@@ -110,13 +110,13 @@ def test_pixels_left_over_behind_the_patches_are_under_no_token() -> None:
 def test_what_is_not_known_is_refused() -> None:
     shown, processor = [picture(1)], FAMILIES["llava"].processor()
     batch = ask("llava", [shown])
-    with pytest.raises(NoGrid, match="2 pictures were given, but the prompt holds 1"):
+    with pytest.raises(UnknownGridError, match="2 pictures were given, but the prompt holds 1"):
         geometry(deaf_model("llava"), processor, batch, [shown * 2])
     with pytest.raises(ValueError, match="pictures of 2 samples were given for a batch of 1"):
         geometry(deaf_model("llava"), processor, batch, [shown, shown])
     stranger = FAMILIES["llava"].model()
     stranger.config.model_type = "strange"
-    with pytest.raises(NoGrid, match="model_type 'strange'"):
+    with pytest.raises(UnknownGridError, match="model_type 'strange'"):
         geometry(stranger, processor, batch, [shown])
 
 

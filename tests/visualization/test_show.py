@@ -48,7 +48,7 @@ def test_the_command_writes_a_page(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_all_that_is_wrong_is_told_at_once_before_a_model_is_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dart_train.checkpoint, "load", lambda *a, **k: pytest.fail("the model was read"))
+    monkeypatch.setattr(dart_train.checkpoints, "load", lambda *a, **k: pytest.fail("the model was read"))
     (tmp_path / "broken.png").write_bytes(b"no picture")
     ask = ["show", "model", "--image", str(tmp_path / "cat.png"), "--image", str(tmp_path / "broken.png"),
            "--question", " ", "--methods", "dartt,fewer_pixels", "--keep", "1.5", "--out", "page.txt"]  # fmt: skip

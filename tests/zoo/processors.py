@@ -79,9 +79,7 @@ PARTS: dict[str, Parts] = {
         {"image_seq_length": 16},
         "InternVLVideoProcessor",
     ),
-    "idefics3": Parts(
-        "Idefics3Processor", "Idefics3ImageProcessorPil", "idefics3", _SPLIT, {"image_seq_len": 16}
-    ),
+    "idefics3": Parts("Idefics3Processor", "Idefics3ImageProcessorPil", "idefics3", _SPLIT, {"image_seq_len": 16}),
     "smolvlm": Parts(
         "SmolVLMProcessor",
         "SmolVLMImageProcessorPil",
@@ -100,9 +98,7 @@ PARTS: dict[str, Parts] = {
 def processor_of(name: str) -> ProcessorMixin:
     """The family's processor; one object for all who ask, so leave it as it is."""
     parts, dialect = PARTS[name], DIALECTS[name]
-    home = importlib.import_module(
-        f"transformers.models.{parts.package}.image_processing_pil_{parts.package}"
-    )
+    home = importlib.import_module(f"transformers.models.{parts.package}.image_processing_pil_{parts.package}")
     built: dict[str, Any] = {
         "image_processor": getattr(home, parts.images)(**parts.image_settings),
         "tokenizer": dialect.tokenizer(),

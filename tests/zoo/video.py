@@ -71,9 +71,7 @@ def encode_videos(
     rows = []
     for number, count in enumerate(frames):
         question = {"type": "text", "text": "what moves"}
-        rows.append(
-            [{"role": "user", "content": [{"type": "video", "video": clip(count, number)}, question]}]
-        )
+        rows.append([{"role": "user", "content": [{"type": "video", "video": clip(count, number)}, question]}])
     encoded = processor.apply_chat_template(
         rows,
         tokenize=True,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from ...common.statistics import Difference
+from ...common.statistics import PairedDifference
 from ...reduction import DART, Pooling, Random, Reducer, UniformGrid
 from ..comparison import Results
 from ..comparison_grid import FULL, Cell
@@ -73,7 +73,7 @@ def _guidance(results: Results) -> Iterator[str]:
 
 
 def _row(group: Group, first: Cell, second: Cell, seed: int, names: Sequence[str]) -> list[TableRow]:
-    found: Difference | None = group.apart(_place(first), _place(second), seed)
+    found: PairedDifference | None = group.apart(_place(first), _place(second), seed)
     if found is None:
         return []
     return [TableRow([*(words(name) for name in names), budget_cell(second.budget), *apart_cells(found)])]

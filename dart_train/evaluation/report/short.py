@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ...common.statistics import Difference
+from ...common.statistics import PairedDifference
 from ..comparison import Results
 from ..comparison_grid import FULL
 from ..scoring import ALL, Entry, Pair
@@ -43,7 +43,7 @@ def smallest(entries: Sequence[Entry]) -> str | None:
     return min(reduced, key=lambda entry: entry.kept or 0.0).row[2] if reduced else None
 
 
-def verdict(found: Difference) -> str:
+def verdict(found: PairedDifference) -> str:
     points = f"<b>{100 * found.value:+.1f} points</b> ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
     sure = f"p {'&lt; 0.001' if found.p < 0.001 else f'= {found.p:.3f}'}"
     if found.p < CLEAR:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...common.metrics import METRICS
-from ...common.statistics import Difference, Figure
+from ...common.statistics import Estimate, PairedDifference
 from ...profiling.timing import Timing
 from ..comparison_grid import FULL
 from ..cost import Cost
@@ -155,7 +155,7 @@ def _kind(row: Row) -> str:
     return "full" if row[1] == FULL else ""
 
 
-def _bar(figure: Figure) -> str:
+def _bar(figure: Estimate) -> str:
     low, high, at = (100 * each for each in (figure.low, figure.high, figure.value))
     band = f'<i style="left:{low:.1f}%;width:{max(high - low, 0.8):.1f}%"></i><b style="left:{at:.1f}%"></b>'
     return f'<span class="bar">{band}</span>{at:.1f}'
@@ -165,7 +165,7 @@ def _span(low: float, high: float) -> str:
     return f"{100 * low:.1f} to {100 * high:.1f}"
 
 
-def apart_cells(found: Difference | None) -> list[Cell]:
+def apart_cells(found: PairedDifference | None) -> list[Cell]:
     if found is None:
         return [_NONE, Cell(""), _NONE]
     clear = found.p < CLEAR

@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from ...models.families import NoGrid
+from ...models.families import UnknownGridError
 from ...models.loading import bones, read_config
 from ...visualization import Choice, Place, geometry, overlay
 from ...visualization.heatmap import Heat, heat_maps
@@ -20,7 +20,7 @@ from ..questions import Question
 WIDTH = 264  # pixels of a panel
 _SAMPLES = 200  # that a heat map is of
 
-Seen = tuple[list[tuple[int, int]], list[Place]]  # sizes of the pictures, what each token sees
+Observed = tuple[list[tuple[int, int]], list[Place]]  # sizes of the pictures, what each token sees
 
 
 class Views:
@@ -29,9 +29,9 @@ class Views:
     def __init__(self, results: Results) -> None:
         self.results = results
         self._bones: dict[str, tuple[Any, Prompts]] = {}
-        self._seen: dict[tuple[str, str, str], Seen | None] = {}
+        self._seen: dict[tuple[str, str, str], Observed | None] = {}
 
-    def seen(self, line: Line) -> Seen | None:
+    def seen(self, line: Line) -> Observed | None:
         """None where a line's question has no pictures, or where their tokens lie is not known."""
         key = (line["checkpoint"], line["set"], line["id"])
         if key not in self._seen:
@@ -65,7 +65,7 @@ class Views:
                 maps.setdefault(line["method"], Heat()).add(seen[1], kept, sizes=seen[0])
         return heat_maps(maps) if maps else None
 
-    def _look(self, checkpoint: str, question: Question) -> Seen | None:
+    def _look(self, checkpoint: str, question: Question) -> Observed | None:
         if not question.refs:
             return None
         model, prompts = self._of(checkpoint)
@@ -73,7 +73,7 @@ class Views:
         try:
             places = geometry(model, prompts.processor, prompts.batch([question]), [images])[0]
             return [image.size for image in images], places
-        except NoGrid:
+        except UnknownGridError:
             return None
 
     def _question(self, line: Line) -> Question:

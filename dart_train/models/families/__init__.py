@@ -18,7 +18,7 @@ Inputs = Mapping[str, Any]
 Rows = Sequence[Row]
 
 
-class NoGrid(ValueError):
+class UnknownGridError(ValueError):
     """The grid of a picture is not known."""
 
 
@@ -59,17 +59,17 @@ def _encoder_side(config: Any) -> tuple[Tile, list[Tile]]:
     return (side, side), [(1, 1)] if has_class else []
 
 
-def marked_tiles(config: Any, inputs: Inputs, rows: Rows) -> list[list[Tile]]:
+def marker_separated_tiles(config: Any, inputs: Inputs, rows: Rows) -> list[list[Tile]]:
     """Each run of visual tokens is one square tile, and text stands between tiles (Idefics3, SmolVLM): the mark
     that opens every tile, and once more behind the last tile of an image."""
-    return [image for row in rows if row.runs for image in _closed_by_a_mark(row)]
+    return [image for row in rows if row.runs for image in _images_from_markers(row)]
 
 
-def _closed_by_a_mark(row: Row) -> list[list[Tile]]:
+def _images_from_markers(row: Row) -> list[list[Tile]]:
     """Between tiles of one image stands one mark, between two images there are two or more."""
     ids, behind, images = row.ids.tolist(), 0, list[list[Tile]]()
     if row.runs[-1][1] == len(ids):
-        raise NoGrid("the sample ends with a visual token: what closes its last image is missing")
+        raise UnknownGridError("the sample ends with a visual token: what closes its last image is missing")
     mark = ids[row.runs[-1][1]]
     for start, stop in row.runs:
         if not images or ids[behind:start].count(mark) > 1:
@@ -82,7 +82,7 @@ def _closed_by_a_mark(row: Row) -> list[list[Tile]]:
 def _square(run: int) -> Tile:
     side = math.isqrt(run)
     if side * side != run:
-        raise NoGrid(f"{run} visual tokens in a row are not a square")
+        raise UnknownGridError(f"{run} visual tokens in a row are not a square")
     return side, side
 
 
@@ -111,7 +111,9 @@ def qwen_tiles(config: Any, inputs: Inputs, rows: Rows) -> list[list[Tile]]:
 
 def _next_grid(waiting: dict[str, list[list[int]]], name: str, merge: int) -> list[Tile]:
     if not waiting[name]:
-        raise NoGrid(f"{name} is missing from the model's inputs, or has fewer grids than the prompt has images")
+        raise UnknownGridError(
+            f"{name} is missing from the model's inputs, or has fewer grids than the prompt has images"
+        )
     frames, height, width = waiting[name].pop(0)
     return [(height // merge, width // merge)] * frames
 
@@ -127,7 +129,9 @@ def anyres_tiles(config: Any, inputs: Inputs, rows: Rows) -> list[list[Tile]]:
     large = [_anyres(config, side, size) if one else (1, 1) for size, one in zip(sizes, alone, strict=True)]
     tokens = sum(rows * columns for rows, columns in [*large, *[*extra, (side, side)] * len(sizes)])
     if tokens != _tokens(rows):
-        raise NoGrid(f"images of sizes {sizes} make {tokens} visual tokens, but {_tokens(rows)} stand in the prompt")
+        raise UnknownGridError(
+            f"images of sizes {sizes} make {tokens} visual tokens, but {_tokens(rows)} stand in the prompt"
+        )
     return [[*extra, (side, side), tile] for tile in large]
 
 
@@ -137,7 +141,7 @@ def _anyres(config: Any, side: int, size: Sequence[int]) -> Tile:
 
     encoder = config.vision_config.image_size
     tall, wide = get_anyres_image_grid_shape(list(size), config.image_grid_pinpoints, encoder)
-    rows, columns = _unpadded(tall * side, wide * side, size)
+    rows, columns = _unpadded_grid(tall * side, wide * side, size)
     limit = str(getattr(config, "vision_aspect_ratio", "")).removeprefix("anyres_max_")
     if limit.isdecimal():
         ratio = math.sqrt(rows * columns / (int(limit) * side**2))
@@ -146,7 +150,7 @@ def _anyres(config: Any, side: int, size: Sequence[int]) -> Tile:
     return rows, columns + 1
 
 
-def _unpadded(rows: int, columns: int, size: Sequence[int]) -> Tile:
+def _unpadded_grid(rows: int, columns: int, size: Sequence[int]) -> Tile:
     """The part of a padded grid that shows the picture of `size` (height, width)."""
     height, width = size
     if width / height > columns / rows:
@@ -155,13 +159,15 @@ def _unpadded(rows: int, columns: int, size: Sequence[int]) -> Tile:
 
 
 def unknown_tiles(config: Any, inputs: Inputs, rows: Rows) -> list[list[Tile]]:
-    raise NoGrid(f"no record in dart_train.models.families tells the grid of model_type {config.model_type!r}")
+    raise UnknownGridError(
+        f"no record in dart_train.models.families tells the grid of model_type {config.model_type!r}"
+    )
 
 
 def _need(inputs: Inputs, name: str) -> list[Any]:
     value = inputs.get(name)
     if value is None:
-        raise NoGrid(f"{name} is missing from the model's inputs")
+        raise UnknownGridError(f"{name} is missing from the model's inputs")
     return list(value.tolist()) if hasattr(value, "tolist") else list(value)
 
 
@@ -179,7 +185,7 @@ FAMILIES = (
     Family("Qwen2.5-VL", ("qwen2_5_vl",), qwen_tiles, _GRIDS, own_positions=True),
     Family("Qwen3-VL", ("qwen3_vl",), qwen_tiles, _GRIDS, own_positions=True),
     Family("InternVL", ("internvl",), internvl_tiles),
-    Family("Idefics3, SmolVLM", ("idefics3", "smolvlm"), marked_tiles),
+    Family("Idefics3, SmolVLM", ("idefics3", "smolvlm"), marker_separated_tiles),
     Family("Gemma 3", ("gemma3",), fixed_tiles, bidirectional_images=True),
 )
 GENERIC = Family("generic", (), unknown_tiles, own_positions=True)

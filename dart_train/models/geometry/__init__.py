@@ -12,21 +12,21 @@ from typing import Any
 from PIL import Image
 
 from ...hooks.grids import Grids
-from ...hooks.plan_batch import on_host
+from ...hooks.plan_batch import to_cpu_in_one_copy
 from ...reduction.batch_layout import Batch
-from ..families import NoGrid, Tile
-from ..structure import Anatomy, dissect
+from ..families import Tile, UnknownGridError
+from ..structure import ModelParts, find_parts
 from .anyres import anyres
 from .box import Box
 from .merged import merged
-from .sheet import Place, Sheet
-from .sight import Sight
+from .sheet import Place, TokenGrid
+from .sight import ImageInfo
 from .square import square
 from .tiled import canvas, split
 
 Picture = Image.Image | Sequence[Image.Image]  # a video is its frames
 
-KINDS: dict[str, Callable[[Sight], list[Sheet]]] = {
+KINDS: dict[str, Callable[[ImageInfo], list[TokenGrid]]] = {
     "llava": square,
     "gemma3": square,
     "llava_next": anyres,
@@ -40,7 +40,7 @@ KINDS: dict[str, Callable[[Sight], list[Sheet]]] = {
 }
 
 
-def takes_film(model_type: str) -> bool:
+def supports_video(model_type: str) -> bool:
     """Whether it is known what the tokens of a video see."""
     return KINDS.get(model_type) is merged
 
@@ -50,9 +50,9 @@ def geometry(
 ) -> list[list[Place]]:
     """What each visual token of each row sees, in the order of the prompt. pictures: those of each row, as the
     processor was given them."""
-    parts = dissect(model)
+    parts = find_parts(model)
     _check_known(parts)
-    host = on_host({name: inputs.get(name) for name in ("input_ids", "attention_mask", *parts.family.reads)})
+    host = to_cpu_in_one_copy({name: inputs.get(name) for name in ("input_ids", "attention_mask", *parts.family.reads)})
     batch = Batch.of(host["input_ids"], parts.visual_ids, host["attention_mask"])
     rows = Grids(parts, host, None).of(batch)
     if len(rows) != len(pictures):
@@ -60,33 +60,35 @@ def geometry(
     return [_row(parts, processor, *row) for row in zip(rows, pictures, strict=True)]
 
 
-def _check_known(parts: Anatomy) -> None:
+def _check_known(parts: ModelParts) -> None:
     kind = parts.top.config.model_type
     if kind not in KINDS:
-        raise NoGrid(
+        raise UnknownGridError(
             f"where the visual tokens of model_type {kind!r} lie on a picture is not known; "
             f"known are {', '.join(KINDS)}"
         )
 
 
-def _row(parts: Anatomy, processor: Any, grids: list[list[Tile]], pictures: Sequence[Picture]) -> list[Place]:
+def _row(parts: ModelParts, processor: Any, grids: list[list[Tile]], pictures: Sequence[Picture]) -> list[Place]:
     if len(grids) != len(pictures):
-        raise NoGrid(f"{len(pictures)} pictures were given, but the prompt holds {len(grids)}")
+        raise UnknownGridError(f"{len(pictures)} pictures were given, but the prompt holds {len(grids)}")
     found: list[Place] = []
     for number, (tiles, picture) in enumerate(zip(grids, pictures, strict=True)):
         sight = _sight(parts, processor, tiles, picture, len(pictures) == 1)
         sheets = KINDS[parts.top.config.model_type](sight)
         if [sheet.shape() for sheet in sheets] != list(tiles):
-            raise NoGrid(f"picture {number + 1} of {sight.size} is laid on {[s.shape() for s in sheets]}, not {tiles}")
+            raise UnknownGridError(
+                f"picture {number + 1} of {sight.size} is laid on {[s.shape() for s in sheets]}, not {tiles}"
+            )
         found += [place for sheet in sheets for place in sheet.places(number, sight.size)]
     return found
 
 
-def _sight(parts: Anatomy, processor: Any, tiles: list[Tile], picture: Picture, alone: bool) -> Sight:
+def _sight(parts: ModelParts, processor: Any, tiles: list[Tile], picture: Picture, alone: bool) -> ImageInfo:
     video = not isinstance(picture, Image.Image)
     still = picture if isinstance(picture, Image.Image) else picture[0]
     whole = alone or parts.top.config.model_type != "llava_onevision"  # which tiles a picture only where it is alone
-    return Sight(parts.top.config, processor.image_processor, still.size, tiles, whole, video)
+    return ImageInfo(parts.top.config, processor.image_processor, still.size, tiles, whole, video)
 
 
-__all__ = ["KINDS", "Box", "Picture", "Place", "Sheet", "geometry", "takes_film"]
+__all__ = ["KINDS", "Box", "Picture", "Place", "TokenGrid", "geometry", "supports_video"]

@@ -7,22 +7,22 @@ import math
 from collections.abc import Callable
 
 from .box import Interval, even
-from .sheet import Sheet
-from .sight import Sight, encoder, patched
+from .sheet import TokenGrid
+from .sight import ImageInfo, encoder, patched
 from .square import padded_square
 
 TILES, OVERVIEW = "tiles", "overview"
 
 
-def anyres(sight: Sight) -> list[Sheet]:
+def anyres(sight: ImageInfo) -> list[TokenGrid]:
     *small, large = sight.tiles
     shown = patched(sight.whole if sight.alone else padded_square(*sight.size), sight.config)
     view = OVERVIEW if sight.alone else "picture"
-    sheets = [Sheet.blank() if tile == (1, 1) else Sheet.over(shown, tile, view) for tile in small]
-    return [*sheets, _large(sight, *large) if sight.alone else Sheet.blank()]
+    sheets = [TokenGrid.blank() if tile == (1, 1) else TokenGrid.over(shown, tile, view) for tile in small]
+    return [*sheets, _large(sight, *large) if sight.alone else TokenGrid.blank()]
 
 
-def _large(sight: Sight, rows: int, columns: int) -> Sheet:
+def _large(sight: ImageInfo, rows: int, columns: int) -> TokenGrid:
     """columns: the line break's among them."""
     from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
 
@@ -34,7 +34,7 @@ def _large(sight: Sight, rows: int, columns: int) -> Sheet:
     full_rows, full_columns = _without_padding(tall * per, wide * per, height, width)
     across = _line(full_columns, columns - 1, side, patch, _back(wide * side, new_width, width))
     down = _line(full_rows, rows, side, patch, _back(tall * side, new_height, height))
-    return Sheet(TILES, [*across, None], down)
+    return TokenGrid(TILES, [*across, None], down)
 
 
 def _fitted(width: int, height: int, room_across: int, room_down: int) -> tuple[int, int]:

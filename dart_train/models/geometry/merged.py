@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from .sheet import Sheet
-from .sight import Sight
+from .sheet import TokenGrid
+from .sight import ImageInfo
 
 
-def merged(sight: Sight) -> list[Sheet]:
+def merged(sight: ImageInfo) -> list[TokenGrid]:
     if not sight.video:
-        return [Sheet.over(sight.whole, tile, "picture") for tile in sight.tiles]
+        return [TokenGrid.over(sight.whole, tile, "picture") for tile in sight.tiles]
     together = int(sight.config.vision_config.temporal_patch_size)
-    return [Sheet.over(sight.whole, tile, "video", i * together) for i, tile in enumerate(sight.tiles)]
+    return [TokenGrid.over(sight.whole, tile, "video", i * together) for i, tile in enumerate(sight.tiles)]

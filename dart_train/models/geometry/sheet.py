@@ -20,7 +20,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Sheet:
+class TokenGrid:
     """Tokens row by row. columns, rows: the intervals of the picture that they lie on; None: no part of it."""
 
     view: str
@@ -29,12 +29,12 @@ class Sheet:
     frame: int = 0
 
     @classmethod
-    def over(cls, box: Box, tile: tuple[int, int], view: str, frame: int = 0) -> Sheet:
+    def over(cls, box: Box, tile: tuple[int, int], view: str, frame: int = 0) -> TokenGrid:
         """A tile of (rows, columns) equal cells."""
         return cls(view, even(box.across, tile[1]), even(box.down, tile[0]), frame)
 
     @classmethod
-    def blank(cls) -> Sheet:
+    def blank(cls) -> TokenGrid:
         """A token that sees no place."""
         return cls("", [None], [None])
 

@@ -11,7 +11,7 @@ from .box import Box
 
 
 @dataclass(frozen=True)
-class Sight:
+class ImageInfo:
     """config: the model's; images: the image processor; size: (width, height) of the picture; tiles: (rows, columns)
     of each grid that its tokens lie on, in order; alone: it is the only picture of its sample."""
 

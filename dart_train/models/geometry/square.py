@@ -6,14 +6,14 @@ from __future__ import annotations
 from typing import Any
 
 from .box import Box
-from .sheet import Sheet
-from .sight import Sight, patched
+from .sheet import TokenGrid
+from .sight import ImageInfo, patched
 
 
-def square(sight: Sight) -> list[Sheet]:
+def square(sight: ImageInfo) -> list[TokenGrid]:
     """Class tokens, if any, come first and see everything, hence no place."""
     shown = patched(seen(sight.images, *sight.size), sight.config)
-    return [Sheet.blank() if tile == (1, 1) else Sheet.over(shown, tile, "picture") for tile in sight.tiles]
+    return [TokenGrid.blank() if tile == (1, 1) else TokenGrid.over(shown, tile, "picture") for tile in sight.tiles]
 
 
 def seen(images: Any, width: int, height: int) -> Box:

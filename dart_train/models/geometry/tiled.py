@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from ..families import NoGrid
+from ..families import UnknownGridError
 from .box import Box, even
-from .sheet import Sheet
-from .sight import Sight, patched
+from .sheet import TokenGrid
+from .sight import ImageInfo, patched
 
 TILES, OVERVIEW = "tiles", "overview"
 
 
-def canvas(sight: Sight) -> list[Sheet]:
+def canvas(sight: ImageInfo) -> list[TokenGrid]:
     """InternVL: as many tiles as suit the picture's shape."""
     from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 
@@ -22,7 +22,7 @@ def canvas(sight: Sight) -> list[Sheet]:
     return _split(sight, rows, columns)
 
 
-def split(sight: Sight) -> list[Sheet]:
+def split(sight: ImageInfo) -> list[TokenGrid]:
     """Idefics3, SmolVLM: as many tiles as its longest side gives."""
     if len(sight.tiles) == 1:
         return _one(sight)
@@ -31,13 +31,15 @@ def split(sight: Sight) -> list[Sheet]:
     return _split(sight, rows, columns)
 
 
-def _one(sight: Sight) -> list[Sheet]:
-    return [Sheet.over(patched(sight.whole, sight.config), sight.tiles[0], "picture")]
+def _one(sight: ImageInfo) -> list[TokenGrid]:
+    return [TokenGrid.over(patched(sight.whole, sight.config), sight.tiles[0], "picture")]
 
 
-def _split(sight: Sight, rows: int, columns: int) -> list[Sheet]:
+def _split(sight: ImageInfo, rows: int, columns: int) -> list[TokenGrid]:
     if rows * columns + 1 != len(sight.tiles):
-        raise NoGrid(f"a picture of {sight.size} gives {rows} x {columns} tiles, but {len(sight.tiles)} stand there")
+        raise UnknownGridError(
+            f"a picture of {sight.size} gives {rows} x {columns} tiles, but {len(sight.tiles)} stand there"
+        )
     boxes = [
         Box(across[0], down[0], across[1], down[1])
         for down in even(sight.whole.down, rows)
@@ -45,4 +47,4 @@ def _split(sight: Sight, rows: int, columns: int) -> list[Sheet]:
     ]
     named = [*((box, TILES) for box in boxes), (sight.whole, OVERVIEW)]
     found = zip(named, sight.tiles, strict=True)
-    return [Sheet.over(patched(box, sight.config), tile, view) for (box, view), tile in found]
+    return [TokenGrid.over(patched(box, sight.config), tile, view) for (box, view), tile in found]

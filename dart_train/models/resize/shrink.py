@@ -84,9 +84,7 @@ class Grid(Shrink):
 def fit(height: int, width: int, cells: int) -> tuple[int, int]:
     """(rows, columns) in the picture's shape: each rounded up or down, as many of the cells as possible."""
     tall, wide = math.sqrt(cells * height / width), math.sqrt(cells * width / height)
-    rows, columns = (
-        {min(max(1, way(side)), cells) for way in (math.floor, math.ceil)} for side in (tall, wide)
-    )
+    rows, columns = ({min(max(1, way(side)), cells) for way in (math.floor, math.ceil)} for side in (tall, wide))
     within = [(r, c) for r in rows for c in columns if r * c <= cells]
     in_shape = [(r, c) for r, c in within if 1 / STRETCH <= (r * width) / (c * height) <= STRETCH]
     return max(in_shape or within, key=lambda grid: grid[0] * grid[1])

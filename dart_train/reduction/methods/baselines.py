@@ -13,6 +13,7 @@ from ..context import View
 
 # Keep-all: the reduction's machinery with nothing dropped; every law is measured against it.
 
+
 @dataclass(frozen=True, kw_only=True)
 class KeepAll(Reducer):
     """Ignores its budget."""
@@ -31,6 +32,7 @@ class KeepAll(Reducer):
 
 # Fewer pixels: the image made small enough that the encoder itself gives about the budget's tokens.
 
+
 @dataclass(frozen=True, kw_only=True)
 class FewerPixels(KeepAll):
     """The baseline that many methods lose to (VTC-Bench). It works at the processor (`dart_train.models.resize`);
@@ -40,6 +42,7 @@ class FewerPixels(KeepAll):
 
 
 # Random: uniform, seeded. Often stronger than it looks.
+
 
 @dataclass(frozen=True, kw_only=True)
 class Random(ScoreReducer):

@@ -8,8 +8,8 @@ from typing import ClassVar, Literal, cast
 import torch
 from torch import Tensor
 
-from ..base import Reducer, check_choice, check_whole, highest_places
-from ..context import Score, View, per_pool
+from ..base import Reducer, check_choice, check_whole, topk_indices_stable
+from ..context import Score, View, per_group_tensor
 
 PIVOTS = ("key_max", "key_min", "value_max", "value_min", "attention_max", "attention_min", "random")
 NEEDS = {
@@ -94,10 +94,10 @@ class DART(Reducer):
         kind, _, side = self.pivot.partition("_")
         score, sign = cast(Score, kind), -1.0 if side == "min" else 1.0
         visual = sign * view.visual(score)
-        own = highest_places(visual, view.valid, max(1, self.image_pivots))
-        text = highest_places(sign * view.score(score), view.pools.prompt, self.text_pivots)
+        own = topk_indices_stable(visual, view.valid, max(1, self.image_pivots))
+        text = topk_indices_stable(sign * view.score(score), view.pools.prompt, self.text_pivots)
         n_image, quotas = self._plan(view, own.shape[1])
-        chosen = torch.arange(own.shape[1], device=own.device) < per_pool(n_image, own)[:, None]
+        chosen = torch.arange(own.shape[1], device=own.device) < per_group_tensor(n_image, own)[:, None]
         keep = torch.zeros_like(view.valid).scatter(1, own, chosen)
         pivots = torch.cat([view.pools.slots.gather(1, own), text], 1)
         similarity = view.cosine(pivots)
@@ -111,7 +111,7 @@ def take_least_similar(similarity: Tensor, keep: Tensor, valid: Tensor, quotas: 
 
     A loop over the P pivots only, none over tokens, and nothing read back.
     """
-    free, quota = valid & ~keep, per_pool(quotas, similarity)
+    free, quota = valid & ~keep, per_group_tensor(quotas, similarity)
     orders = torch.argsort(similarity, dim=2, stable=True)
     for p, order in enumerate(orders.unbind(1)):
         waiting = free.gather(1, order)

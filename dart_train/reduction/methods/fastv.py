@@ -10,11 +10,12 @@ from torch import Tensor
 
 from ..base import Reducer, ScoreReducer, check_whole
 from ..budget import share
-from ..context import View, per_pool
+from ..context import View, per_group_tensor
 from ..token_groups import upload
 from .grid import cells_of
 
 # FastV: the visual tokens that the last prompt token attends to most.
+
 
 @dataclass(frozen=True, kw_only=True)
 class FastV(ScoreReducer):
@@ -32,6 +33,7 @@ class FastV(ScoreReducer):
 
 
 # ReverseFastV: the visual tokens that the last prompt token attends to least.
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReverseFastV(FastV):
@@ -66,7 +68,7 @@ class WindowFastV(Reducer):
         window = windows_of(view, self.windows)
         quota = [_quotas(row, kept) for row, kept in zip(window, self.counts(view.pools), strict=True)]
         widest = max(map(len, quota))
-        allowed = per_pool([q + [0] * (widest - len(q)) for q in quota], view.valid)
+        allowed = per_group_tensor([q + [0] * (widest - len(q)) for q in quota], view.valid)
         window = upload(window, view.valid.device).clamp_min(0)
         rank = rank_within(window, view.visual("attention").masked_fill(~view.valid, -torch.inf))
         return (rank < allowed.gather(1, window)) & view.valid

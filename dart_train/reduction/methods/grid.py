@@ -17,7 +17,8 @@ from ..token_groups import upload
 
 # A grid cut into exactly k cells of nearly equal size: what uniform, pooling and window methods share.
 
-def cut_grid(rows: int, columns: int, cells: int) -> Tensor:
+
+def grid_cells(rows: int, columns: int, cells: int) -> Tensor:
     """[rows * columns] long: the cell of each place, in reading order. 24 x 24 into 144 gives 2 x 2 blocks.
 
     The grid is cut into bands, and each band into its share of the cells; any number from 1 to
@@ -54,7 +55,7 @@ def cells_of(view: View, wanted: Sequence[int]) -> Tensor:
         parts, first = [], 0
         for (rows, columns), cells in zip(shapes, share(number, [r * c for r, c in shapes]), strict=True):
             none = torch.full((rows * columns,), -1)
-            parts.append(cut_grid(rows, columns, cells) + first if cells else none)
+            parts.append(grid_cells(rows, columns, cells) + first if cells else none)
             first += cells
         cell = torch.cat(parts)
         out[pool, : len(cell)] = cell
@@ -75,6 +76,7 @@ def centres(cells: Tensor) -> Tensor:
 
 
 # Uniform grid: the middle token of each of `keep` equal cells.
+
 
 @dataclass(frozen=True, kw_only=True)
 class UniformGrid(Reducer):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dart_train.common.metrics import METRICS
-from dart_train.common.statistics import Difference, Figure, difference, figure
+from dart_train.common.statistics import Estimate, PairedDifference, difference, figure
 
 METHOD, BUDGET, FULL = "dart", "0.111", "full"
 GAIN, LOSS = 0.05, 0.02
@@ -28,12 +28,12 @@ class Verdict:
     """One seed: the control and the adapted model on the same questions, reduced and with full tokens."""
 
     seed: int
-    control: Figure
-    adapted: Figure
-    gain: Difference
-    control_full: Figure
-    adapted_full: Figure
-    change_full: Difference
+    control: Estimate
+    adapted: Estimate
+    gain: PairedDifference
+    control_full: Estimate
+    adapted_full: Estimate
+    change_full: PairedDifference
 
     @property
     def gained(self) -> bool:
@@ -98,13 +98,13 @@ def _scores(answers: Iterable[Mapping[str, Any]], checkpoint: str, method: str, 
     return {question: score for question, score in scored.items() if score is not None}
 
 
-def _figure(scores: Scores) -> Figure:
+def _figure(scores: Scores) -> Estimate:
     found = figure(METRIC, scores.values())
     assert found is not None
     return found
 
 
-def _apart(both: Sequence[Scores]) -> Difference:
+def _apart(both: Sequence[Scores]) -> PairedDifference:
     """The second less the first, question by question."""
     first, second = both
     if first.keys() != second.keys():
@@ -128,9 +128,9 @@ def _row(verdict: Verdict) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _share(found: Figure) -> str:
+def _share(found: Estimate) -> str:
     return f"{100 * found.value:.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
 
 
-def _points(found: Difference) -> str:
+def _points(found: PairedDifference) -> str:
     return f"{100 * found.value:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
