@@ -146,7 +146,8 @@ def make_environment(folder: Path, releases: Releases) -> Path:
     requested = [f"{library}=={releases[library]}" if library in releases else library for library in TESTS]
     requested.append(f"torch=={metadata.version('torch')}")
     command = [str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check", "--no-input"]
-    command += ["--no-build-isolation", *requested]  # deepspeed is built from source, and looks for torch then
+    # Without isolation: deepspeed is built from source and looks for torch then.
+    command += ["--no-warn-conflicts", "--no-build-isolation", *requested]
     done = subprocess.run(command, env={**os.environ, "DS_BUILD_OPS": "0"}, stdin=subprocess.DEVNULL, check=False)
     if done.returncode:
         raise SystemExit(f"versions: pip cannot install {', '.join(requested)} together; its reason is above")
