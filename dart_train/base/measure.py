@@ -14,6 +14,7 @@ from tqdm import tqdm
 from data.shapes import KINDS, Question, Scene, draw, questions, scene
 
 from ..common.statistics import wilson
+from ..common.tables import markdown_table
 from ..hooks import attach
 from ..reduction import DART
 from ..reduction.budget import Keep
@@ -108,11 +109,11 @@ def table(scores: Scores) -> str:
     """A Markdown table: percent right and the 95% interval."""
     keeps = list(scores)
     head = ["kind", "n", *("full" if keep == BUDGET_FULL else f"{100 * keep:.1f}%" for keep in keeps)]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for kind in scores[keeps[0]]:
-        cells = [_cell(scores[keep][kind]) for keep in keeps]
-        lines.append("| " + " | ".join([kind, str(scores[keeps[0]][kind].asked), *cells]) + " |")
-    return "\n".join(lines)
+    rows = [
+        [kind, str(scores[keeps[0]][kind].asked), *(_cell(scores[keep][kind]) for keep in keeps)]
+        for kind in scores[keeps[0]]
+    ]
+    return markdown_table(head, rows)
 
 
 def _cell(score: Score) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..common.tables import markdown_table
 from ..profiling.timing import Timing
 from .facts import Facts
 
@@ -25,12 +26,9 @@ class Table:
     notes: Sequence[str] = field(default=())
 
     def markdown(self) -> str:
-        lines = [list(self.columns), *([write(row) for write in self.columns.values()] for row in self.rows)]
-        wide = [max(len(line[i]) for line in lines) for i in range(len(self.columns))]
-        padded = [[text.ljust(width) for text, width in zip(line, wide, strict=True)] for line in lines]
-        padded.insert(1, ["-" * width for width in wide])
-        table = ["| " + " | ".join(line) + " |" for line in padded]
-        return "\n".join([f"## {self.title}", "", *(f"- {note}" for note in self.notes), "", *table])
+        rows = [[write(row) for write in self.columns.values()] for row in self.rows]
+        table = markdown_table(list(self.columns), rows, align=True)
+        return "\n".join([f"## {self.title}", "", *(f"- {note}" for note in self.notes), "", table])
 
 
 @dataclass(frozen=True)

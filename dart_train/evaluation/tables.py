@@ -9,6 +9,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from ..common.tables import markdown_table
 from ..profiling.timing import Timing
 from .cost import Cost
 from .scoring import ALL, Entry, Pair, Row
@@ -37,7 +38,7 @@ def quality_table(entries: Sequence[Entry], name: str) -> str:
         kept = "" if first.kept is None else f"{100 * first.kept:.1f}%"
         cells = [_figure(of_row.get(metric)) for metric in metrics]
         rows.append([*row, kept, str(first.figure.n), *cells, _apart(first)])
-    return _table(head, rows)
+    return markdown_table(head, rows)
 
 
 def _quality(entries: Sequence[Entry]) -> Iterable[str]:
@@ -60,7 +61,7 @@ def _kinds(entries: Sequence[Entry], name: str) -> Iterable[str]:
             values = {entry.kind: _figure(entry) for entry in here if entry.row == row}
             rows.append([*row, *(values.get(kind, "") for kind in kinds)])
         yield f"\n{metric} by kind of question (number of questions)\n"
-        yield _table(["checkpoint", "method", "budget", *(f"{kind} ({numbers[kind]})" for kind in kinds)], rows)
+        yield markdown_table(["checkpoint", "method", "budget", *(f"{kind} ({numbers[kind]})" for kind in kinds)], rows)
 
 
 def _cost(costs: Sequence[Cost]) -> Iterable[str]:
@@ -70,7 +71,7 @@ def _cost(costs: Sequence[Cost]) -> Iterable[str]:
     yield f"visual, {first.new_tokens} tokens written. *Bound*: FLOPs of the prefill, full tokens over this row.\n"
     head = ["checkpoint", "method", "budget", "kept", "prefill", "first token", "per token", "total", "prefill faster",
             "bound", "total faster", "peak MiB", "KV MiB", "GFLOPs"]  # fmt: skip
-    yield _table(head, [_cost_row(cost) for cost in costs])
+    yield markdown_table(head, [_cost_row(cost) for cost in costs])
 
 
 def _cost_row(cost: Cost) -> list[str]:
@@ -101,11 +102,6 @@ def _apart(entry: Entry) -> str:
 
 def p_words(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 TABLE, PAIRS, COST = "table.csv", "pairs.csv", "cost.csv"

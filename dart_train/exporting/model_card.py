@@ -14,6 +14,7 @@ import yaml
 
 from ..checkpoints import Found
 from ..checkpoints.provenance import Provenance
+from ..common.tables import markdown_table
 from ..training.checkpointing import versions
 
 # What an export tells about itself: the data it was trained on, the versions, and what was measured.
@@ -153,9 +154,8 @@ def _training(known: Provenance, found: Found) -> str:
 
 
 def _data(sources: Sequence[Mapping[str, Any]]) -> str:
-    rows = [f"| {s.get('use')} | `{s.get('path')}` | `{s.get('sha256')}` | {_state(s)} |" for s in sources]
-    head = "## Data\n\n| use | path | sha256 | of |\n|---|---|---|---|\n"
-    return head + "\n".join(rows) if rows else ""
+    rows = [[str(s.get("use")), f"`{s.get('path')}`", f"`{s.get('sha256')}`", _state(s)] for s in sources]
+    return "## Data\n\n" + markdown_table(["use", "path", "sha256", "of"], rows) if rows else ""
 
 
 def _state(source: Mapping[str, Any]) -> str:
@@ -175,8 +175,7 @@ def _measured(results: Mapping[str, Any]) -> str:
 
 def _table(rows: Sequence[Mapping[str, Any]], title: str) -> str:
     names = list(rows[0])
-    lines = ["| " + " | ".join(str(row.get(name, "")) for name in names) + " |" for row in rows]
-    return "\n".join([f"{title}:\n", "| " + " | ".join(names) + " |", "|---" * len(names) + "|", *lines])
+    return f"{title}:\n\n" + markdown_table(names, [[str(row.get(name, "")) for name in names] for row in rows])
 
 
 def _versions(known: Provenance) -> str:

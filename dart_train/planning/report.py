@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
+
+from ..common.tables import aligned_table
 
 if TYPE_CHECKING:
     from .result import Cost, Plan
@@ -45,7 +47,7 @@ def _table(plan: Plan) -> list[str]:
     rows.append([f"peak memory, {unit}", *(_digits(cost.peak_bytes / size) for cost in costs)])
     parts = [part for part in plan.full.memory if any(cost.memory[part] for cost in costs)]
     rows += [[f"  {part}", *(_digits(cost.memory[part] / size) for cost in costs)] for part in parts]
-    return _aligned(rows)
+    return [aligned_table(rows)]
 
 
 def _seconds(full: Cost, costs: Sequence[Cost]) -> list[list[str]]:
@@ -97,7 +99,7 @@ def beside_text(compared: Mapping[str, Mapping[str, float | None]]) -> str:
     rows = [["", "predicted", "actual", "actual / predicted"]]
     for name, figures in compared.items():
         rows.append([name, *(_figure(figures[key]) for key in ("predicted", "actual", "ratio"))])
-    return "\n".join(_aligned(rows))
+    return aligned_table(rows)
 
 
 def _figure(value: float | None) -> str:
@@ -137,13 +139,3 @@ def _unit(value: float, step: int, names: Sequence[str]) -> tuple[float, str]:
 
 def _hours(seconds: float) -> str:
     return next(f"{seconds / (size or 1.0):.1f} {name}" for size, name in _TIMES if seconds >= size)
-
-
-def _aligned(rows: Iterable[Sequence[str]]) -> list[str]:
-    """The first column to the left, numbers to the right."""
-    rows = list(rows)
-    wide = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
-        "  ".join([row[0].ljust(wide[0]), *(cell.rjust(width) for cell, width in zip(row[1:], wide[1:], strict=True))])
-        for row in rows
-    ]
