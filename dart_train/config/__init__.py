@@ -1,9 +1,10 @@
 """Recipes: YAML into typed, frozen dataclasses, with every mistake told at once."""
 
+from ..reduction.schedule import Distill, Elastic, Fixed, Progressive, Schedule
 from .errors import Problem, RecipeError
 from .recipe import Recipe, load_recipe, read_recipe
-from .reduction import Elastic, Fixed, Progressive, Reduction, Schedule
-from .sections import Data, Distill, Log, Lora, Model, Part, Parts, Source
+from .reduction import Reduction
+from .sections import Data, Log, Lora, Model, Part, Parts, Source
 from .verbs import Compare, QuestionSet, Train
 
 __all__ = [

@@ -9,12 +9,13 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+from ..reduction.schedule import Distill
 from .errors import Problem, RecipeError, expected
 from .overrides import override
 from .reader import Reader, plain
 from .reduction import Reduction
 from .rules import impossible
-from .sections import Data, Distill, Log, Model, Parts
+from .sections import Data, Log, Model, Parts
 from .text import dump, parse
 from .verbs import Compare, Train
 

@@ -11,43 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from ..reduction.schedule import Elastic, Fixed, Schedule
 from .errors import Problem, expected, join
-from .ranges import Dropped, Keep
 from .reader import INVALID, Reader, plain
 
 if TYPE_CHECKING:
     from ..reduction import Reducer
-
-
-@dataclass(frozen=True)
-class Fixed:
-    """The budget of the stages, at every step."""
-
-    kind: Literal["fixed"] = "fixed"
-
-
-@dataclass(frozen=True)
-class Progressive:
-    """Each step draws the dropped share from a range that moves from `start_*` to `end_*` over training."""
-
-    kind: Literal["progressive"] = "progressive"
-    start_low: Dropped = 0.10  # share dropped at the first step: at least
-    start_high: Dropped = 0.10  # and at most
-    end_low: Dropped = 0.26  # share dropped at the last step: at least
-    end_high: Dropped = 0.74  # and at most
-
-
-@dataclass(frozen=True)
-class Elastic:
-    """Each step draws one of `choices`: one checkpoint for every budget, full tokens included."""
-
-    kind: Literal["elastic"] = "elastic"
-    choices: tuple[Keep, ...] = (1.0, 0.5, 0.333, 0.222, 0.111)
-
-
-Schedule = Fixed | Progressive | Elastic
 
 
 @dataclass(frozen=True)

@@ -76,18 +76,6 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Distill:
-    """Token consistency distillation: the same weights at a gentler reduction teach."""
-
-    enabled: bool = False  # runs the layers behind the reduction once more in each step
-    teacher: Literal["full", "gap"] = "gap"  # sees all tokens, or `gap` more of them than the student
-    alpha: Fraction = 0.5  # weight of the teacher; 1 - alpha is the answer's
-    temperature: Positive = 2.0  # softens both distributions
-    gap_start: Fraction = 0.1  # in shares of the visual tokens, at the first step
-    gap_end: Fraction = 0.3  # and at the last
-
-
-@dataclass(frozen=True)
 class Log:
     """metrics.jsonl is always written; these come on top."""
 
