@@ -33,16 +33,12 @@ LAYER_OF = {package: layer for layer, packages in enumerate(LAYERS) for package 
 EXCEPTIONS = {
     ("benchmarks/ideal.py", "planning.ghost"),
     ("common/distributed.py", "config"),
-    ("common/environment.py", "hooks.transformers_compat"),
     ("common/trackers.py", "config"),
     ("evaluation/cost.py", "planning.flops"),
     ("evaluation/cost.py", "planning.setup"),
     ("exporting/model_card.py", "training.checkpointing"),
-    ("models/geometry/__init__.py", "hooks.grids"),
-    ("models/geometry/__init__.py", "hooks.plan_batch"),
     ("planning/predict.py", "benchmarks.facts"),
     ("planning/probe.py", "benchmarks.scene"),
-    ("reduction/schedule.py", "config"),
     ("visualization/figure.py", "cli.show"),
 }
 # Libraries that only these packages or files may import.

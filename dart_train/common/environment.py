@@ -13,8 +13,6 @@ from typing import Any
 
 import torch
 
-from ..hooks.transformers_compat import version_note
-
 # What a bug report needs, and what is known not to go well together.
 
 
@@ -29,6 +27,9 @@ VARIABLES = (
     "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "HF_HUB_OFFLINE", "WANDB_MODE", "NCCL_DEBUG", "NCCL_SOCKET_IFNAME",
     "DS_ACCELERATOR", "DS_BUILD_OPS", "TOKENIZERS_PARALLELISM", "PYTORCH_CUDA_ALLOC_CONF",
 )  # fmt: skip
+
+# Releases of transformers on which the tests passed: the first and the last minor release, and those between.
+TESTED_TRANSFORMERS = ((5, 23), (5, 24))
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,19 @@ def _versions(facts: Facts) -> Iterator[str]:
             "devices: importing torchvision fails; install both from one index, or leave torchvision out (pictures "
             "are then prepared with Pillow)"
         )
+
+
+def version_note(version: str | None = None) -> str | None:
+    """One sentence when transformers (the installed one by default) is outside the tested range, else None."""
+    version = version or metadata.version("transformers")
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    if TESTED_TRANSFORMERS[0] <= numbers <= TESTED_TRANSFORMERS[1]:
+        return None
+    first, last = (".".join(map(str, release)) for release in TESTED_TRANSFORMERS)
+    return (
+        f"transformers {version} is installed; dart_train was tested with {first} to {last}, and other releases may "
+        f"call layers differently: pip install 'transformers~={last}.0'"
+    )
 
 
 def _kernels(facts: Facts) -> Iterator[str]:

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ..common.metrics import unknown_metric
+from ..reduction.schedule import Elastic, Fixed, Progressive
 from .errors import Problem
 from .methods import OWN, duplicate_labels, expand_reduction_alias, read_method
-from .reduction import Elastic, Fixed, Progressive
 
 if TYPE_CHECKING:
     from .recipe import Recipe

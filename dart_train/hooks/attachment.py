@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..common.environment import version_note
 from ..models.structure import ModelParts, find_parts
 from ..reduction import Reducer
+from ..reduction.batch_layout import to_cpu_in_one_copy
 from ..reduction.budget import Keep
 from .deepstack import patch_deepstack
 from .engine import Engine, Output
 from .forward_state import ForwardState
-from .plan_batch import to_cpu_in_one_copy
 from .teacher import TeacherPass
-from .transformers_compat import version_note
 
 # Attributes set on objects for a while, and put back exactly.
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..common.environment import version_note
 from ..models.structure import ModelParts
 from ..reduction import Observed, Reducer
 from . import forward_state as memory
@@ -19,7 +20,7 @@ from .observers import FinalNormWeight, RecordingAttentionConfig, RecordingCache
 from .outputs import Loss, Targets
 from .plan_batch import plan_batch, positions
 from .teacher import TeacherPass, beside
-from .transformers_compat import CACHE_NAMES, cache_argument, cache_in_output, cache_of, version_note
+from .transformers_compat import CACHE_NAMES, cache_argument, cache_in_output, cache_of
 
 Output = Literal["expand", "compact"]
 CPU = torch.device("cpu")

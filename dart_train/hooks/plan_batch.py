@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..reduction.batch_layout import Batch
+from ..models.image_grids import ImageGrids, group_tiles
+from ..reduction.batch_layout import Batch, to_cpu_in_one_copy
 from ..reduction.token_groups import TokenGroups, upload
 from .forward_state import ForwardState, Memory
-from .grids import Grids, group_tiles
 from .transformers_compat import cache_of
 
 if TYPE_CHECKING:
@@ -26,17 +26,6 @@ def has_images(inputs: Mapping[str, Any]) -> bool:
     """Asked of the host alone: decoding steps carry no pictures and cost no synchronisation."""
     encoded = inputs.get("mm_encoder_outputs") or {}
     return any(inputs.get(name) is not None for name in PIXELS) or any(v is not None for v in encoded.values())
-
-
-def to_cpu_in_one_copy(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The same inputs, what lies on a device brought here in one transfer: the one synchronisation of a reduction."""
-    away = {name: x for name, x in inputs.items() if isinstance(x, Tensor) and x.device.type != "cpu"}
-    if not away:
-        return dict(inputs)
-    device = next(iter(away.values())).device
-    together = torch.cat([x.flatten().to(device, torch.long) for x in away.values()]).cpu()
-    parts = together.split([x.numel() for x in away.values()])
-    return {**inputs, **{name: part.view(x.shape) for (name, x), part in zip(away.items(), parts, strict=True)}}
 
 
 def require_2d_mask(mask: Any) -> Tensor | None:
@@ -136,7 +125,7 @@ def _lay_out(engine: Engine, flight: ForwardState, known: Mapping[str, Any], pas
     device, per = ids.device, engine.reducers[0].per
     flight.batch = batch = _batch(engine, known, past, ids.shape)
     if _asks_for_images(engine):
-        grids = Grids(engine.parts, known, None if engine.prompt is None else engine.prompt[0])
+        grids = ImageGrids(engine.parts, known, None if engine.prompt is None else engine.prompt[0])
         sizes = grids.image_sizes(batch)
         flight.batch = batch = batch if sizes is None else batch.with_images(sizes)
         if _needs_grid(engine):

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from importlib import metadata
 from typing import Any
 
 from transformers.masking_utils import create_causal_mask
 
 CACHE_NAMES = ("cache", "past_key_values")  # the newest first
-TESTED = ((5, 23), (5, 24))  # the laws passed on the first and the last minor release, and on those between
 
 
 def cache_argument(function: Callable[..., Any]) -> str:
@@ -32,19 +30,6 @@ def cache_of(inputs: Mapping[str, Any]) -> Any:
 def cache_in_output(output: Any) -> Any:
     """The cache that a model's output carries, or None."""
     return next((getattr(output, name) for name in CACHE_NAMES if getattr(output, name, None) is not None), None)
-
-
-def version_note(version: str | None = None) -> str | None:
-    """One sentence when transformers (the installed one by default) is outside the tested range, else None."""
-    version = version or metadata.version("transformers")
-    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
-    if TESTED[0] <= numbers <= TESTED[1]:
-        return None
-    first, last = (".".join(map(str, release)) for release in TESTED)
-    return (
-        f"transformers {version} is installed; dart_train was tested with {first} to {last}, and other releases may "
-        f"call layers differently: pip install 'transformers~={last}.0'"
-    )
 
 
 def _default_name() -> str:

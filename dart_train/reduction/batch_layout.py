@@ -8,9 +8,9 @@ The released EPIC code draws text pivots from everything after the image, answer
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -173,3 +173,15 @@ def _fingerprint(ids: Tensor, prompt: Tensor) -> Tensor:
     place = (prompt.cumsum(1) * prompt).long()
     mixed = (ids.long() + 1) * (place * 2654435761 % 2147483647 + 1)
     return (mixed * prompt).sum(1) % 2147483647
+
+
+def to_cpu_in_one_copy(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The same inputs with the tensors of a device copied to the CPU in one transfer, the only synchronisation of a
+    reduction."""
+    remote = {name: x for name, x in inputs.items() if isinstance(x, Tensor) and x.device.type != "cpu"}
+    if not remote:
+        return dict(inputs)
+    device = next(iter(remote.values())).device
+    together = torch.cat([x.flatten().to(device, torch.long) for x in remote.values()]).cpu()
+    parts = together.split([x.numel() for x in remote.values()])
+    return {**inputs, **{name: part.view(x.shape) for (name, x), part in zip(remote.items(), parts, strict=True)}}

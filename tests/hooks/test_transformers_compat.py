@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from dart_train import DART, attach
-from dart_train.hooks import transformers_compat
-from dart_train.hooks.transformers_compat import CACHE_NAMES, cache_argument, cache_in_output, cache_of, version_note
+from dart_train.common import environment
+from dart_train.common.environment import version_note
+from dart_train.hooks.transformers_compat import CACHE_NAMES, cache_argument, cache_in_output, cache_of
 from tests.laws.cases import batch_of, model_of
 
 
@@ -71,5 +72,7 @@ def test_missing_keys_name_the_version_as_the_likely_cause(monkeypatch: pytest.M
 
 
 def test_installed_version_is_in_the_tested_range() -> None:
-    assert version_note() is None, "run the laws on this release, then widen TESTED in transformers_compat.py"
-    assert transformers_compat.TESTED[0] <= transformers_compat.TESTED[1]
+    assert version_note() is None, (
+        "run the laws on this release, then widen TESTED_TRANSFORMERS in dart_train/common/environment.py"
+    )
+    assert environment.TESTED_TRANSFORMERS[0] <= environment.TESTED_TRANSFORMERS[1]

@@ -11,10 +11,9 @@ from typing import Any
 
 from PIL import Image
 
-from ...hooks.grids import Grids
-from ...hooks.plan_batch import to_cpu_in_one_copy
-from ...reduction.batch_layout import Batch
+from ...reduction.batch_layout import Batch, to_cpu_in_one_copy
 from ..families import Tile, UnknownGridError
+from ..image_grids import ImageGrids
 from ..structure import ModelParts, find_parts
 from .anyres import anyres
 from .box import Box
@@ -54,7 +53,7 @@ def geometry(
     _check_known(parts)
     host = to_cpu_in_one_copy({name: inputs.get(name) for name in ("input_ids", "attention_mask", *parts.family.reads)})
     batch = Batch.of(host["input_ids"], parts.visual_ids, host["attention_mask"])
-    rows = Grids(parts, host, None).of(batch)
+    rows = ImageGrids(parts, host, None).of(batch)
     if len(rows) != len(pictures):
         raise ValueError(f"pictures of {len(pictures)} samples were given for a batch of {len(rows)}")
     return [_row(parts, processor, *row) for row in zip(rows, pictures, strict=True)]

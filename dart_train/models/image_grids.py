@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..models.families import GENERIC, UnknownGridError
-from ..models.structure import ModelParts
 from ..reduction.batch_layout import Batch, Per
+from .families import GENERIC, UnknownGridError
+from .structure import ModelParts
 
 
-class Grids:
+class ImageGrids:
     """The tiles of each pool's images. Asked only by methods that look at the grid, or budget by image."""
 
     def __init__(self, parts: ModelParts, inputs: Mapping[str, Any], rows: int | None) -> None:
@@ -22,7 +22,7 @@ class Grids:
         repeat = 1 if self.rows is None else batch.shape[0] // self.rows
         samples = batch.rows()[::repeat]
         tiles = self.parts.family.tiles(self.parts.top.config, self.inputs, samples)
-        rows = deal(tiles, [sample.tokens() for sample in samples])
+        rows = assign_images_to_rows(tiles, [sample.tokens() for sample in samples])
         return [row for row in rows for _ in range(repeat)]
 
     def image_sizes(self, batch: Batch) -> list[int] | None:
@@ -32,7 +32,9 @@ class Grids:
         return [sum(r * c for r, c in image) for row in self.of(batch) for image in row]
 
 
-def deal(tiles: Sequence[list[tuple[int, int]]], totals: Sequence[int]) -> list[list[list[tuple[int, int]]]]:
+def assign_images_to_rows(
+    tiles: Sequence[list[tuple[int, int]]], totals: Sequence[int]
+) -> list[list[list[tuple[int, int]]]]:
     """The images of a batch to its rows, by the visual tokens that each row has."""
     waiting, rows = list(tiles), []
     for total in totals:
