@@ -16,6 +16,7 @@ from transformers import GenerationConfig
 
 from .hooks import attach
 from .hooks.reference import masked_logits, plain_logits
+from .models.prompts import Conversation, build_inputs, prompt_problems, to_device, user_message
 from .models.structure import find_parts
 from .reduction import DART, KeepAll, Random, Reducer
 
@@ -113,34 +114,14 @@ def picture(seed: int, size: tuple[int, int]) -> Image.Image:
 
 def ragged_batch(processor: Any, model: Any) -> dict[str, Any]:
     """A batch of two for `model(**batch)`, prompts of different length, padded on the left."""
-    _check_processor(processor)
-    encoded = processor.apply_chat_template(
-        [_conversation(question, number) for number, question in enumerate(QUESTIONS)],
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        add_generation_prompt=True,
-        processor_kwargs={"padding": True, "padding_side": "left"},
-    )
-    return dict(encoded.to(model.device, dtype=model.dtype))
-
-
-def _conversation(question: str, number: int) -> list[dict[str, Any]]:
-    image = {"type": "image", "image": picture(number, SIZES[number])}
-    return [{"role": "user", "content": [image, {"type": "text", "text": question}]}]
-
-
-def _check_processor(processor: Any) -> None:
-    tokenizer = getattr(processor, "tokenizer", None)
-    problems = []
-    if tokenizer is None or getattr(processor, "image_processor", None) is None:
-        problems.append(f"a {type(processor).__name__} was given, expected a processor for pictures and text")
-    elif tokenizer.pad_token is None:
-        problems.append("the tokenizer has no pad token: set tokenizer.pad_token, to its eos_token for example")
-    if getattr(processor, "chat_template", None) is None:
-        problems.append("the processor has no chat template: set processor.chat_template")
-    if problems:
+    if problems := prompt_problems(processor):
         raise ValueError("; ".join(problems))
+    conversations = [_conversation(question, number) for number, question in enumerate(QUESTIONS)]
+    return to_device(build_inputs(processor, conversations), model)
+
+
+def _conversation(question: str, number: int) -> Conversation:
+    return [user_message(question, [picture(number, SIZES[number])])]
 
 
 # The laws that make a reduction right, each held against one model on one batch.

@@ -8,11 +8,11 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ..chat import Conversation, Timed, can_chat, inputs_of, question, said, visual_tokens
+from ..chat import ChatSession, TimedStreamer
 from ..checkpoints import Loaded, UntrainedBudget, find, load
+from ..models.prompts import prompt_problems
 from ..reduction.budget import Keep
 
 
@@ -20,10 +20,13 @@ def main(argv: Sequence[str]) -> int:
     options = _parser().parse_intermixed_args(argv)
     images = _checked(options)
     loaded = _load(options)
-    conversation: Conversation = []
+    session = ChatSession(loaded)
     for text in [options.question] if options.question else _lines():
-        conversation.append(question(text, [] if conversation else images))
-        conversation.append(said(_answer(loaded, conversation, options.max_new_tokens)))
+        stream = TimedStreamer(loaded.processor.tokenizer)
+        new_images = [] if session.conversation else images
+        answer = session.ask(text, new_images, max_new_tokens=options.max_new_tokens, streamer=stream)
+        kept = f"{answer.kept_tokens} of {answer.visual_tokens} visual tokens kept"
+        print(f"[{kept}; {stream.summary()}]", file=sys.stderr, flush=True)
     return 0
 
 
@@ -36,8 +39,7 @@ def _checked(options: argparse.Namespace) -> list[Image.Image]:
         except (OSError, UnidentifiedImageError) as error:
             wrong.append(f"--image {name} cannot be read: {error}")
     try:
-        unable = can_chat(find(options.path, _reducer(options), **_where(options)).processor)
-        wrong += [unable] if unable else []
+        wrong += prompt_problems(find(options.path, _reducer(options), **_where(options)).processor)
     except ValueError as error:
         wrong.append(str(error))
     if wrong:
@@ -66,17 +68,6 @@ def _where(options: argparse.Namespace) -> dict[str, Any]:
         "checkpoint": options.checkpoint,
         "base": options.base,
     }
-
-
-@torch.inference_mode()
-def _answer(loaded: Loaded, conversation: Conversation, most: int) -> str:
-    inputs = inputs_of(loaded, [conversation])
-    stream = Timed(loaded.processor.tokenizer)
-    produced = loaded.model.generate(**inputs, max_new_tokens=most, do_sample=False, streamer=stream)
-    before, after = visual_tokens(loaded, inputs)
-    print(f"[{after} of {before} visual tokens kept; {stream.told()}]", file=sys.stderr, flush=True)
-    new = produced[0, inputs["input_ids"].shape[1] :]
-    return str(loaded.processor.tokenizer.decode(new, skip_special_tokens=True)).strip()
 
 
 def _lines() -> Iterator[str]:

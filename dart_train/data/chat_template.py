@@ -13,6 +13,7 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from ..models.prompts import chat_template
 from .issues import BadRowError
 
 Messages = Sequence[dict[str, Any]]
@@ -32,7 +33,7 @@ class ChatTemplate:
 
     def __init__(self, processor: Any) -> None:
         self.tokenizer = processor.tokenizer
-        self.source = _template_of(processor)
+        self.source = chat_template(processor)
         self.marked = _MARK.search(self.source) is not None
         self.control = control_tokens(processor)
         self._openers = {token[0] for token in self.control}
@@ -127,18 +128,6 @@ class ChatTemplate:
 
 _CANNOT = "the chat template cannot tell the assistant's turns apart"
 _REMEDY = "Put {% generation %} ... {% endgeneration %} round the answer in processor.chat_template"
-
-
-def _template_of(processor: Any) -> str:
-    source = getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)
-    if isinstance(source, dict):
-        source = source.get("default")
-    if not isinstance(source, str):
-        raise ValueError(
-            f"{type(processor).__name__} has no chat template; save one beside the model (chat_template.jinja), "
-            "or take the instruction-tuned model, which has one"
-        )
-    return source
 
 
 def control_tokens(processor: Any) -> list[str]:

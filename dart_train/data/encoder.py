@@ -11,6 +11,7 @@ import torch
 from datasets.fingerprint import Hasher
 from PIL import Image
 
+from ..models.prompts import special_tokens
 from .chat_template import ChatTemplate
 from .issues import BadRowError, Finding
 from .sample import Sample
@@ -149,7 +150,7 @@ class Encoder:
     def _tokens(self, sample: Sample, expansions: list[str]) -> Tokens:
         text, answers = self.template.answers(sample.messages())
         texts, pictures = self.processor.get_text_with_replacements([text], list(expansions))
-        output = self.processor.tokenizer(texts[0], return_offsets_mapping=True, **self._special(text))
+        output = self.processor.tokenizer(texts[0], return_offsets_mapping=True, **special_tokens(self.processor, text))
         found = pictures[0] if pictures else []
         return make_tokens(output["input_ids"], output["offset_mapping"], text, answers, found)
 
@@ -164,7 +165,7 @@ class Encoder:
                 images=[list(images)] if images else None,
                 return_offsets_mapping=True,
                 return_text_replacement_offsets=True,
-                **self._special(text),
+                **special_tokens(self.processor, text),
             )
         except Exception as error:  # a processor may refuse a picture's shape, a number of images, ...
             raise BadRowError("template_failed", f"the processor refuses the row: {error}") from error
@@ -172,11 +173,6 @@ class Encoder:
         tokens = make_tokens(output["input_ids"][0], offsets, text, answers, pictures)
         features = dict(output.convert_to_tensors("pt"))
         return {**features, "labels": torch.from_numpy(tokens.labels)[None]}, tokens, pictures
-
-    def _special(self, text: str) -> dict[str, bool]:
-        """A template that writes the beginning token itself must not get a second one from the tokenizer."""
-        begin = self.processor.tokenizer.bos_token
-        return {"add_special_tokens": not (begin is not None and text.startswith(begin))}
 
     def _refuse_forged(self, sample: Sample) -> None:
         for turn in sample.turns:

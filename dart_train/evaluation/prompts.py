@@ -11,6 +11,7 @@ from torch import Tensor
 from ..data.chat_template import control_tokens
 from ..data.collator import Collator
 from ..data.encoder import Encoded, visual_token_ids
+from ..models.prompts import build_inputs, chat_template
 from .questions import Question
 
 REMEMBERED = 256 * 2**20  # bytes
@@ -24,8 +25,7 @@ class Prompts:
 
     def __init__(self, processor: Any) -> None:
         self.processor = processor
-        if not any(getattr(each, "chat_template", None) for each in (processor, processor.tokenizer)):
-            raise ValueError(f"{type(processor).__name__} has no chat template; save one beside the model")
+        chat_template(processor)
         self.visual = torch.tensor(sorted(visual_token_ids(processor)))
         self.control = control_tokens(processor)
         self.collator = Collator(processor, side="left")
@@ -50,16 +50,7 @@ class Prompts:
 
     def _make(self, question: Question) -> dict[str, Tensor]:
         self._refuse_forged(question)
-        text = self.processor.apply_chat_template(question.messages, tokenize=False, add_generation_prompt=True)
-        begin = self.processor.tokenizer.bos_token
-        images = question.images()
-        output = self.processor(
-            text=[text],
-            images=[images] if images else None,
-            return_tensors="pt",
-            add_special_tokens=not (begin is not None and text.startswith(begin)),
-        )
-        return dict(output)
+        return build_inputs(self.processor, [question.messages], [question.images()])
 
     def visual_tokens(self, ids: Tensor) -> list[int]:
         """Of each row of ids [B, L]."""

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..chat import Conversation, inputs_of, visual_tokens
+from ..chat import chat_inputs, count_visual_tokens
 from ..checkpoints import Loaded
+from ..models.prompts import Conversation
 
 MOST = 1024  # tokens of an answer where the task sets no limit
 _SAMPLING = ("temperature", "top_p", "top_k", "num_beams", "repetition_penalty", "length_penalty")
@@ -44,10 +45,10 @@ class Likelihood:
 def answer(
     loaded: Loaded, conversations: Sequence[Conversation], wishes: Mapping[str, Any], seen: Tokens
 ) -> list[Answer]:
-    inputs = inputs_of(loaded, conversations)
+    inputs = chat_inputs(loaded, conversations)
     length = inputs["input_ids"].shape[1]
     produced = loaded.model.generate(**inputs, **generation(wishes))[:, length:]
-    before, kept = visual_tokens(loaded, inputs)
+    before, kept = count_visual_tokens(loaded, inputs)
     seen.before, seen.kept = seen.before + before, seen.kept + kept
     texts = loaded.processor.tokenizer.batch_decode(produced, skip_special_tokens=True)
     stops = until(wishes)
@@ -84,7 +85,7 @@ def cut(text: str, stops: Sequence[str]) -> str:
 @torch.inference_mode()
 def likelihood(loaded: Loaded, conversation: Conversation, continuation: str) -> Likelihood:
     """Of `continuation` as the answer. Its tokens are labels, so that the prompt alone chooses what is kept."""
-    inputs = inputs_of(loaded, [conversation])
+    inputs = chat_inputs(loaded, [conversation])
     tokens = loaded.processor.tokenizer(continuation, add_special_tokens=False, return_tensors="pt")["input_ids"]
     batch = followed_by(inputs, tokens.to(loaded.model.device))
     labels = batch["input_ids"].clone()

@@ -7,11 +7,11 @@ from typing import Any
 
 from PIL import Image
 
-from ..chat import Conversation, question
+from ..models.prompts import Conversation, user_message
 
 
 def visual_question(processor: Any, text: str, visuals: Sequence[Any] | None) -> Conversation:
-    return [question(_without_marks(processor, text), [_picture(visual) for visual in visuals or ()])]
+    return [user_message(_without_marks(processor, text), [_picture(visual) for visual in visuals or ()])]
 
 
 def plain(processor: Any, messages: Sequence[dict[str, Any]]) -> Conversation:

@@ -14,7 +14,7 @@ from lmms_eval.models.model_utils.gen_metrics import log_metrics
 from lmms_eval.protocol import ChatMessages
 from tqdm import tqdm
 
-from ..chat import Conversation
+from ..models.prompts import Conversation
 from .answering import Tokens, answer, likelihood
 from .conversations import plain, visual_question
 from .options import open_model

@@ -6,8 +6,8 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from ..chat import can_chat
 from ..checkpoints import Found, Loaded, find, load
+from ..models.prompts import prompt_problems
 from ..reduction.budget import Keep, check_keep
 
 # Handed to `load` as they are.
@@ -29,8 +29,7 @@ def open_model(given: Mapping[str, Any], device: str | None) -> Loaded:
     how = {name: options[name] for name in _LOADING if name in options}
     keep: Keep | None = options.get("keep")
     if not wrong:
-        unable = can_chat(_found(options["pretrained"], reducer, keep, how).processor)
-        wrong += [unable] if unable else []
+        wrong += prompt_problems(_found(options["pretrained"], reducer, keep, how).processor)
     if wrong:
         raise ValueError("model_args: " + "; ".join(wrong))
     where = device or options.get("device")

@@ -20,6 +20,7 @@ from ..hooks import attach
 from ..models.geometry import Picture, geometry, supports_video
 from ..models.loading import bones, read_config
 from ..models.processors import NoVideo
+from ..models.prompts import build_inputs, to_device, user_message
 from ..reduction import Reducer, from_config
 from ..reduction.budget import Keep, check_keep
 from .draw import side_by_side
@@ -52,28 +53,13 @@ def show(
 
 def ask(processor: Any, images: Sequence[Picture], question: str) -> dict[str, Any]:
     """The model's inputs for one question about some pictures, up to where it would answer."""
-    content: list[dict[str, Any]] = [_part(picture) for picture in images]
-    messages = [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
-    text = ChatTemplate(processor).render(messages, prompt=True)
-    still = [picture for picture in images if isinstance(picture, Image.Image)]
-    films = [list(picture) for picture in images if not isinstance(picture, Image.Image)]
-    begin = processor.tokenizer.bos_token
-    special = not (begin and text.startswith(begin))  # not a second beginning, where the template wrote one
-    given: dict[str, Any] = {"images": [still]} if still else {}
-    if films:  # every frame is shown, so every frame is looked at: the processor picks none of them
-        given |= {"videos": [films], "do_sample_frames": False}
-    return dict(processor(text=[text], return_tensors="pt", add_special_tokens=special, **given))
-
-
-def _part(picture: Picture) -> dict[str, Any]:
-    return {"type": "image" if isinstance(picture, Image.Image) else "video"}
+    return build_inputs(processor, [[user_message(question, images)]])
 
 
 @torch.no_grad()
 def choose(model: Any, processor: Any, inputs: Mapping[str, Any], reducer: Reducer, number: int) -> Choice:
     """What the reducer keeps in the prefill of these inputs, of `number` visual tokens."""
-    device, training = next(model.parameters()).device, model.training
-    there = {name: x.to(device) if isinstance(x, torch.Tensor) else x for name, x in inputs.items()}
+    training, there = model.training, to_device(inputs, model)
     model.eval()
     try:
         with attach(model, reducer) as attached:

@@ -13,8 +13,9 @@ from PIL import Image
 
 import dart_train
 from dart_train.__main__ import main
-from dart_train.chat import Timed, answers, question, said
+from dart_train.chat import TimedStreamer, generate_answers
 from dart_train.models import loading as weights
+from dart_train.models.prompts import assistant_message, user_message
 from tests.fixtures.runs import Runs
 from tests.zoo import FAMILIES, picture, save_folder
 
@@ -33,9 +34,9 @@ def direct(path: Path, cat: Path, *turns: str, **how: object) -> list[str]:
     loaded = dart_train.load(path, device="cpu", **how)  # type: ignore[arg-type]
     conversation, told = [], []
     for turn in turns:
-        conversation.append(question(turn, [picture(3)] if not told else []))
-        told += answers(loaded, [conversation], max_new_tokens=6)
-        conversation.append(said(told[-1]))
+        conversation.append(user_message(turn, [picture(3)] if not told else []))
+        told += generate_answers(loaded, [conversation], max_new_tokens=6)
+        conversation.append(assistant_message(told[-1]))
     return told
 
 
@@ -61,16 +62,16 @@ def test_a_question_is_answered_with_what_was_kept(
 def test_an_answer_is_told_while_it_is_written(
     runs: Runs, cat: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    heard, put = [], Timed.put
+    heard, put = [], TimedStreamer.put
     tokenizer = dart_train.load(runs("lora"), device="cpu").processor.tokenizer
     words = iter(tokenizer("a b c d e", add_special_tokens=False)["input_ids"])
 
-    def listening(stream: Timed, value: torch.Tensor) -> None:
+    def listening(stream: TimedStreamer, value: torch.Tensor) -> None:
         """The model says nothing that can be read: it is given words to say."""
         put(stream, value if stream.next_tokens_are_prompt else torch.tensor([next(words)]))
         heard.append(capsys.readouterr().out)  # since the token before
 
-    monkeypatch.setattr(Timed, "put", listening)
+    monkeypatch.setattr(TimedStreamer, "put", listening)
     capsys.readouterr()
     assert main(["chat", str(runs("lora")), "which shape is red", "--image", str(cat), *SHORT]) == 0
     _, *tokens = heard  # libraries greet before the prompt

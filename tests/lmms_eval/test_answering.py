@@ -11,10 +11,11 @@ import torch
 
 import dart_train
 from dart_train import DART
-from dart_train.chat import answers, inputs_of, question, said
+from dart_train.chat import chat_inputs, generate_answers
 from dart_train.lmms_eval.answering import Tokens, answer, cut, generation, likelihood, until
 from dart_train.lmms_eval.conversations import plain, visual_question
 from dart_train.lmms_eval.options import open_model
+from dart_train.models.prompts import assistant_message, user_message
 from tests.fixtures.run_scene import ROOT
 from tests.zoo import picture, save_folder, sentence
 
@@ -36,13 +37,13 @@ def test_the_entry_point_names_what_is_there() -> None:
 
 def test_a_batch_is_answered_as_its_questions_alone(folder: Path) -> None:
     loaded = open_model({"pretrained": str(folder), "reducer": "dart", "keep": 8}, "cpu")
-    asked = [[question(sentence(3, 1), [picture(1)])], [question(sentence(6, 2), [picture(2), picture(3)])]]
+    asked = [[user_message(sentence(3, 1), [picture(1)])], [user_message(sentence(6, 2), [picture(2), picture(3)])]]
     seen = Tokens()
     wishes = {"max_new_tokens": 5, "temperature": 0, "until": ["\n\n"]}
     together = answer(loaded, asked, wishes, seen)
-    assert [each.text for each in together] == [answers(loaded, [one], max_new_tokens=5)[0] for one in asked]
+    assert [each.text for each in together] == [generate_answers(loaded, [one], max_new_tokens=5)[0] for one in asked]
     assert (seen.before, seen.kept) == (3 * 64, 2 * 8)
-    assert [each.tokens_in for each in together] == [inputs_of(loaded, [one])["input_ids"].shape[1] for one in asked]
+    assert [each.tokens_in for each in together] == [chat_inputs(loaded, [one])["input_ids"].shape[1] for one in asked]
     assert all(1 <= each.tokens_out <= 5 for each in together)
 
 
@@ -51,9 +52,9 @@ def test_a_likelihood_is_that_of_the_model(folder: Path, reducer: str) -> None:
     """Token by token: each probability from a prefill of all that comes before it, chosen by the prompt alone."""
     keep = {} if reducer == "none" else {"keep": 8}
     loaded = open_model({"pretrained": str(folder), "reducer": reducer, **keep}, "cpu")
-    conversation = [question(sentence(4, 1), [picture(1)])]
+    conversation = [user_message(sentence(4, 1), [picture(1)])]
     told = likelihood(loaded, conversation, "red circle")
-    inputs = inputs_of(loaded, [conversation])
+    inputs = chat_inputs(loaded, [conversation])
     tokens = loaded.processor.tokenizer("red circle", add_special_tokens=False)["input_ids"]
     written = loaded.model.generate(
         **inputs, max_new_tokens=len(tokens), do_sample=False, output_logits=True, return_dict_in_generate=True,
@@ -79,8 +80,8 @@ class Forced:
 
 def test_what_the_model_would_say_itself_is_greedy(folder: Path) -> None:
     loaded = open_model({"pretrained": str(folder), "reducer": "dart", "keep": 8}, "cpu")
-    conversation = [question(sentence(4, 3), [picture(4)])]
-    inputs = inputs_of(loaded, [conversation])
+    conversation = [user_message(sentence(4, 3), [picture(4)])]
+    inputs = chat_inputs(loaded, [conversation])
     first = loaded.model.generate(**inputs, max_new_tokens=1, do_sample=False)[0, -1]
     word = loaded.processor.tokenizer.decode(first)
     if loaded.processor.tokenizer(word, add_special_tokens=False)["input_ids"] == [int(first)]:
@@ -107,7 +108,7 @@ def test_a_mark_written_into_the_text_is_no_second_picture(folder: Path) -> None
     (turn,) = visual_question(processor, f"{processor.image_token}\nwhat is it", [picture(1).convert("L")])
     assert [part["type"] for part in turn["content"]] == ["image", "text"]
     assert turn["content"][1]["text"] == "what is it" and turn["content"][0]["image"].mode == "RGB"
-    assert plain(processor, [turn, said("yes")]) == [turn, said("yes")]
+    assert plain(processor, [turn, assistant_message("yes")]) == [turn, assistant_message("yes")]
     with pytest.raises(NotImplementedError, match="a task brings video"):
         plain(processor, [{"role": "user", "content": [{"type": "video", "video": "x.mp4"}]}])
 

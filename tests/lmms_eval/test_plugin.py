@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 import dart_train
-from dart_train.chat import answers, question
+from dart_train.chat import generate_answers
 from dart_train.lmms_eval import NAME
+from dart_train.models.prompts import user_message
 from tests.fixtures.run_scene import ROOT
 from tests.zoo import picture, save_folder, sentence
 
@@ -104,11 +105,11 @@ def test_the_registry_finds_the_plug_in() -> None:
 def test_a_task_is_answered_with_the_reduction_on(scene: Path, tmp_path: Path, more: list[str]) -> None:
     told = evaluate(scene, tmp_path, "tiny_says", *more)
     loaded = dart_train.load(scene / "llava", {"method": "dart", "keep": 8}, device="cpu")
-    asked = [[question(sentence(3 + i % 2, i), [picture(i)])] for i in range(ASKED)]
-    direct = [answers(loaded, [one], max_new_tokens=4)[0] for one in asked]
+    asked = [[user_message(sentence(3 + i % 2, i), [picture(i)])] for i in range(ASKED)]
+    direct = [generate_answers(loaded, [one], max_new_tokens=4)[0] for one in asked]
     assert [said(row) for row in told["samples"]] == direct
     full = dart_train.load(scene / "llava", reducer=None, device="cpu")
-    assert direct != [answers(full, [one], max_new_tokens=4)[0] for one in asked]
+    assert direct != [generate_answers(full, [one], max_new_tokens=4)[0] for one in asked]
 
 
 def test_given_answers_are_weighed(scene: Path, tmp_path: Path) -> None:
@@ -116,7 +117,7 @@ def test_given_answers_are_weighed(scene: Path, tmp_path: Path) -> None:
 
     told = evaluate(scene, tmp_path, "tiny_weighs", "--force_simple")
     loaded = dart_train.load(scene / "llava", {"method": "dart", "keep": 8}, device="cpu")
-    asked = [[question(sentence(3 + i % 2, i), [picture(i)])] for i in range(ASKED)]
+    asked = [[user_message(sentence(3 + i % 2, i), [picture(i)])] for i in range(ASKED)]
     right = 0
     for one in asked:
         weighed = [likelihood(loaded, one, f" {choice}").loss for choice in ("red", "the small circle")]
