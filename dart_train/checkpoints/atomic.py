@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..common.io import fsync_path
+
 MARK = "complete.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
 _UNFINISHED = ".unfinished"  # suffix of what is being written
@@ -41,18 +43,18 @@ def seal(folder: Path, target: Path, about: Mapping[str, Any] | None = None) -> 
     """Turns the finished `folder` into the checkpoint `target`. `about` is written into the mark."""
     sizes = {}
     for file in _files(folder):
-        flush(file)
+        fsync_path(file)
         sizes[str(file.relative_to(folder))] = file.stat().st_size
     mark = folder / MARK
     mark.write_text(json.dumps({**(about or {}), "files": sizes}, indent=1), encoding="utf-8")
-    flush(mark)
+    fsync_path(mark)
     for place in {mark.parent, *(folder / name for name in sizes)}:
-        flush(place if place.is_dir() else place.parent)
+        fsync_path(place if place.is_dir() else place.parent)
     replaced = target.with_name(f".{target.name}{_REPLACED}")
     if target.exists():
         os.replace(target, replaced)
     os.replace(folder, target)
-    flush(target.parent)
+    fsync_path(target.parent)
     shutil.rmtree(replaced, ignore_errors=True)
 
 
@@ -128,12 +130,3 @@ def _discard(folder: Path) -> None:
 
 def _files(folder: Path) -> Iterator[Path]:
     return (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != MARK)
-
-
-def flush(path: Path) -> None:
-    """To the disk, files and folders alike."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import types
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
+from ..common.io import EXPECTED_ERRORS, ProblemCollector
 from ..hooks import Attached, attach
 from ..hooks.engine import Output
 from ..models.loading import Source, attention_kernel, bones, missing_weights, read_config, read_model
@@ -22,8 +23,6 @@ from .provenance import NAME as PROVENANCE
 from .provenance import Budgets, Provenance, UntrainedBudget, known_of, read_reducers, told
 
 # Everything about a model that can be known, and can be wrong, before a weight is read: told in one message.
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -58,50 +57,25 @@ def find(
 ) -> Found:
     """As `load`, which see, without the weights."""
     place = locate(path, checkpoint, revision)
-    told = _Told()
-    known = told.of(lambda: known_of(place)) or Provenance(place.source)
-    kernel = told.of(lambda: attention_kernel(attn_implementation))
-    processor = told.of(lambda: _processor(place, known, trust_remote_code))
-    trained, unread = _attempt(lambda: read_reducers(place.folder))
+    problems = ProblemCollector(errors=(*EXPECTED_ERRORS, KeyError, TypeError))  # files of other versions
+    known = problems.collect(lambda: known_of(place)) or Provenance(place.source)
+    kernel = problems.collect(lambda: attention_kernel(attn_implementation))
+    processor = problems.collect(lambda: _processor(place, known, trust_remote_code))
+    saved = ProblemCollector(errors=problems.errors)
+    trained = saved.collect(lambda: read_reducers(place.folder))
     reducers = None
-    if unread is None or reducer is not ...:
-        reducers = told.of(lambda: choose(trained, reducer, keep))
+    if not saved.problems or reducer is not ...:
+        reducers = problems.collect(lambda: choose(trained, reducer, keep))
     else:
-        told.problems.append(f"{unread}; or load it with another reducer, or reducer=None")
-    source = told.of(lambda: _source(place, known, base, trust_remote_code))
+        problems.add(f"{each}; or load it with another reducer, or reducer=None" for each in saved.problems)
+    source = problems.collect(lambda: _source(place, known, base, trust_remote_code))
     if source is not None:
-        told.of(lambda: _check_model(source, reducers or []))
-    if told.problems or source is None:
-        raise ValueError(told.message(path))
-    assert kernel is not None and reducers is not None
+        problems.collect(lambda: _check_model(source, reducers or []))
+    if len(problems.problems) == 1:
+        raise ValueError(f"{path} cannot be loaded: {problems.problems[0]}")
+    problems.raise_if_any(f"{path} cannot be loaded")
+    assert source is not None and kernel is not None and reducers is not None
     return Found(place, source, known, processor, trained, reducers, kernel)
-
-
-class _Told:
-    """What is wrong, collected."""
-
-    def __init__(self) -> None:
-        self.problems: list[str] = []
-
-    def of(self, act: Callable[[], T]) -> T | None:
-        value, problem = _attempt(act)
-        if problem is not None:
-            self.problems.append(problem)
-        return value
-
-    def message(self, path: str | Path) -> str:
-        if len(self.problems) == 1:
-            return f"{path} cannot be loaded: {self.problems[0]}"
-        head = f"{path} cannot be loaded: {len(self.problems)} problems"
-        return "\n".join([head, *(f"  {problem}" for problem in self.problems)])
-
-
-def _attempt(act: Callable[[], T]) -> tuple[T | None, str | None]:
-    try:
-        return act(), None
-    except (ValueError, NotImplementedError, OSError, ImportError, KeyError, TypeError) as error:
-        known = isinstance(error, ValueError | NotImplementedError)
-        return None, str(error) if known else f"{type(error).__name__}: {error}"
 
 
 def _processor(place: Place, known: Provenance, trust_remote_code: bool) -> Any:

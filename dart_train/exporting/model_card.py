@@ -14,6 +14,7 @@ import yaml
 
 from ..checkpoints import Found
 from ..checkpoints.provenance import Provenance
+from ..common.io import read_jsonl
 from ..common.tables import markdown_table
 from ..training.checkpointing import versions
 
@@ -72,7 +73,11 @@ def _sha256(file: Path) -> str:
 
 def _results(run: Path, step: int | None, recipe: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    judged = [line for line in _lines(run / "metrics.jsonl") if "eval_loss" in line and line.get("step") == step]
+    judged = [
+        line
+        for line in read_jsonl(run / "metrics.jsonl", tolerant=True)
+        if "eval_loss" in line and line.get("step") == step
+    ]
     if judged:
         found["validation"] = {name: value for name, value in judged[-1].items() if name.startswith(("eval_", "step"))}
     table = Path((recipe.get("compare") or {}).get("output_dir") or run / "compare") / "table.csv"
@@ -81,16 +86,6 @@ def _results(run: Path, step: int | None, recipe: Mapping[str, Any]) -> dict[str
             with file.open(encoding="utf-8", newline="") as stream:
                 found["compare"] = list(csv.DictReader(stream))
     return found
-
-
-def _lines(file: Path) -> Iterator[dict[str, Any]]:
-    if not file.is_file():
-        return
-    for line in file.read_text(encoding="utf-8").splitlines():
-        try:
-            yield json.loads(line)
-        except ValueError:  # a line that was cut when the machine stopped
-            continue
 
 
 def write_card(folder: Path, known: Provenance, found: Found, name: str, adapter_only: bool) -> None:

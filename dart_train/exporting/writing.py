@@ -14,11 +14,10 @@ import torch
 from tqdm import tqdm
 
 from ..checkpoints import Found, find, write_reducers
-from ..checkpoints.atomic import flush
 from ..checkpoints.locate import ADAPTER, Which
 from ..checkpoints.provenance import NAME as PROVENANCE
 from ..checkpoints.provenance import Provenance, write_provenance
-from ..config.told import Told
+from ..common.io import ProblemCollector, fsync_path
 from ..models.loading import merged, read_model
 from .model_card import all_known, write_card
 from .verify import Expected, expect, prove
@@ -70,13 +69,13 @@ def unfinished(out: Path) -> Iterator[Path]:
 def finished(folder: Path, out: Path) -> None:
     """To the disk, then to its name in one step."""
     for path in [*folder.rglob("*"), folder]:
-        flush(path)
+        fsync_path(path)
     replaced = _replaced(out)
     shutil.rmtree(replaced, ignore_errors=True)
     if out.exists():
         os.replace(out, replaced)
     os.replace(folder, out)
-    flush(out.parent)
+    fsync_path(out.parent)
     shutil.rmtree(replaced, ignore_errors=True)
 
 
@@ -125,16 +124,16 @@ def _found(
     run: str | Path, out: Path, which: Which, adapter_only: bool, force: bool, dtype: str | None, base: Any
 ) -> Found:
     """Raises ValueError with all that is wrong, before a weight is read."""
-    told = Told()
-    told.of(lambda: check_out(out, Path(run), force))
-    told.of(lambda: _check_dtype(dtype, adapter_only))
-    found = told.of(lambda: find(run, checkpoint=which, base=base))
+    problems = ProblemCollector()
+    problems.collect(lambda: check_out(out, Path(run), force))
+    problems.collect(lambda: _check_dtype(dtype, adapter_only))
+    found = problems.collect(lambda: find(run, checkpoint=which, base=base))
     if found is not None and adapter_only and not found.place.adapter:
-        told.add([f"{run}: full weights were trained, there is no adapter to take away; leave --adapter-only out"])
+        problems.add([f"{run}: full weights were trained, there is no adapter to take away; leave --adapter-only out"])
     if found is not None:
-        told.of(lambda: check_room(out, found))
-    if found is None or told.problems:
-        raise ValueError("\n".join(told.problems))
+        problems.collect(lambda: check_room(out, found))
+    if found is None or problems.problems:
+        raise ValueError("\n".join(problems.problems))
     return found
 
 

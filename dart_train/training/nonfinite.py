@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Mapping
@@ -13,8 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..common.io import append_jsonl, read_jsonl, truncate_jsonl
 from ..config import Recipe
-from .callbacks import add_lines, replace_text
 from .data_feed import TrainFeed
 
 NAME = "bad_steps.jsonl"
@@ -35,13 +34,13 @@ class NonFiniteGuard:
         self.scaled = recipe.train.precision == "fp16"
         self.losses: list[Tensor] = []
         self.stepped, self.in_a_row = True, 0
-        self.lines = _until(self.file, start_step)
+        self.lines = [line for line in read_jsonl(self.file, tolerant=True) if line["step"] <= start_step]
         self.count = len({line["step"] for line in self.lines})
 
     def rewind(self) -> None:
         """On the first rank: steps that will come again are taken out of the file."""
         if self.file.exists():
-            replace_text(self.file, "".join(f"{json.dumps(line)}\n" for line in self.lines))
+            truncate_jsonl(self.file, lambda line: line in self.lines)
 
     def heard(self, loss: Tensor) -> Tensor:
         """The loss of one forward on this rank; back comes what may be added up for a line of metrics."""
@@ -69,7 +68,7 @@ class NonFiniteGuard:
 
     def _write(self, lines: list[Any]) -> None:
         try:
-            add_lines(self.file, lines)
+            append_jsonl(self.file, *lines)
         except OSError as error:  # this rank alone would end the run for it
             log.warning("%s: bad steps could not be written down (%s): %s", self.file, error, lines)
 
@@ -111,17 +110,3 @@ def _gathered(line: Any) -> list[Any]:
     lines: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(lines, line)
     return lines
-
-
-def _until(file: Path, step: int) -> list[dict[str, Any]]:
-    if not file.exists():
-        return []
-    kept = []
-    for text in file.read_text(encoding="utf-8").splitlines():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue  # cut short by a kill
-        if line["step"] <= step:
-            kept.append(line)
-    return kept

@@ -99,7 +99,7 @@ def test_rows_that_cannot_be_written_down_are_told(
         raise OSError(28, "No space left on device")
 
     harmed(2, "nan")
-    monkeypatch.setattr(guard, "add_lines", full)
+    monkeypatch.setattr(guard, "append_jsonl", full)
     train(recipe, [*BASE, f"train.output_dir={tmp_path}", "train.on_nan=skip"])
     assert losses(tmp_path)[-1]["bad_steps"] == 1
     assert "No space left on device" in caplog.text and "rows.json:" in caplog.text

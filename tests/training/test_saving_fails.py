@@ -14,7 +14,7 @@ from dart_train import train
 from dart_train.checkpoints import is_complete, latest_complete
 from dart_train.checkpoints.atomic import unfinished
 from dart_train.cli.train import NOT_SAVED, main
-from dart_train.training.callbacks import add_lines
+from dart_train.common.io import append_jsonl
 from dart_train.training.checkpointing import CheckpointWriter
 from tests.fixtures.faults import fill
 from tests.fixtures.run_scene import losses, make_recipe
@@ -92,12 +92,12 @@ def test_pictures_that_cannot_be_written_end_nothing(
 
 def test_half_a_line_does_not_spoil_the_next(small_disk: Path) -> None:
     file = small_disk / "lines.jsonl"
-    add_lines(file, [{"step": 1}])
+    append_jsonl(file, {"step": 1})
     ballast = fill(small_disk, room=4096)
     with pytest.raises(OSError, match="No space left"):
-        add_lines(file, [{"step": 2}, {"step": 3, "text": "x" * 20_000}])
+        append_jsonl(file, {"step": 2}, {"step": 3, "text": "x" * 20_000})
     ballast.unlink()
-    add_lines(file, [{"step": 4}])
+    append_jsonl(file, {"step": 4})
     assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [1, 4]
 
 
