@@ -31,14 +31,9 @@ LAYERS = (
 LAYER_OF = {package: layer for layer, packages in enumerate(LAYERS) for package in packages}
 # Imports that still point upwards or sideways: (file, imported module). The list only gets shorter.
 EXCEPTIONS = {
-    ("benchmarks/ideal.py", "planning.ghost"),
     ("common/distributed.py", "config"),
     ("common/trackers.py", "config"),
-    ("evaluation/cost.py", "planning.flops"),
-    ("evaluation/cost.py", "planning.setup"),
     ("exporting/model_card.py", "training.checkpointing"),
-    ("planning/predict.py", "benchmarks.facts"),
-    ("planning/probe.py", "benchmarks.scene"),
     ("visualization/figure.py", "cli.show"),
 }
 # Libraries that only these packages or files may import.

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from ..profiling import timing
+from ..profiling.device import device_facts, load_average
 from . import goals
-from .facts import facts_of, load
 from .options import settings
 from .table import Report
 
@@ -37,14 +37,14 @@ def main(argv: Sequence[str]) -> int:
     _check(options)
     options.dtype = DTYPES[options.dtype or ("bfloat16" if options.device.type == "cuda" else "float32")]
     names = list(BENCHES) if options.bench == "all" else [options.bench]
-    facts = facts_of(options.device, options.dtype)
+    facts = device_facts(options.device, options.dtype)
     if options.clock == "cpu":
         timing.clock.count_cpu_time()
         facts["clock"] = "CPU time of the process"
     tables = [table for name in names for table in _bench(name).run(options)]
     if {"step", "prefill", "decode", "distill"} & set(names):
         tables = [goals.table_of(tables, options), *tables]
-    report = Report(_command(argv), {**facts, "load after": load()}, tables)
+    report = Report(_command(argv), {**facts, "load after": load_average()}, tables)
     print(report.markdown(), end="")
     if options.out is not None:
         print("written: " + ", ".join(str(file) for file in report.save(options.out)), file=sys.stderr)

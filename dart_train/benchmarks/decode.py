@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from ..hooks.transformers_compat import cache_argument, cache_in_output
-from ..profiling.flops import Peak, counted
+from ..profiling.device import DevicePeak
+from ..profiling.memory import kv_cache_bytes
+from ..profiling.op_count import count_ops
 from . import sidebyside
 from .options import FULL, NOTHING, OURS, PIXELS, scale_of
 from .shapes import Shape
@@ -31,7 +33,7 @@ def run(options: argparse.Namespace) -> list[Table]:
     return [Table("Decode", COLUMNS, each_shape(options, measure), NOTES)]
 
 
-def measure(shape: Shape, peak: Peak, options: argparse.Namespace) -> list[dict[str, Any]]:
+def measure(shape: Shape, peak: DevicePeak, options: argparse.Namespace) -> list[dict[str, Any]]:
     subject = subject_of(shape, scale_of(options), 1, options.device, options.dtype)
     ways = ways_of(subject.model, shape, subject.kept, "expand", NAMES)
     answers = {way.name: Answer.begun(subject, way) for way in ways}
@@ -69,25 +71,16 @@ class Answer:
 
     def size(self) -> int:
         """Bytes, as allocated."""
-        return cache_bytes(self.cache)
+        return kv_cache_bytes(self.cache)
 
 
-def cache_bytes(cache: Any) -> int:
-    storages = {
-        tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes()
-        for layer in cache.layers
-        for tensor in (layer.keys, layer.values)
-    }
-    return sum(storages.values())
-
-
-def _bound(answers: Mapping[str, Answer], ways: Sequence[Way], peak: Peak) -> Bound:
+def _bound(answers: Mapping[str, Answer], ways: Sequence[Way], peak: DevicePeak) -> Bound:
     """Both counted: a token runs the same operations over a full cache and over a short one."""
     works = {}
     for way in ways:
         if way.name in (FULL, OURS):
             with way.ready():
-                works[way.name] = counted(answers[way.name].more, peak)
+                works[way.name] = count_ops(answers[way.name].more, peak)
     full, short = works[FULL], works[OURS]
     return Bound(full.flops / short.flops, full.seconds / short.seconds)
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ..hooks import Attached, attach
-from ..profiling.flops import Peak
-from ..profiling.timing import Job, Timing
+from ..profiling.device import DevicePeak
+from ..profiling.timing import Timing, Workload
 from ..reduction import DART
 from ..training.objective import forward_teacher_separately, forward_with_teacher
 from .batches import ANSWER
@@ -46,7 +46,7 @@ class Lesson:
     def name(self) -> str:
         return self.how
 
-    def job(self, way: Way) -> Job:
+    def job(self, way: Way) -> Workload:
         return lambda: self.trainee.learn(self._loss(way.attached))
 
     def _loss(self, attached: Attached | None) -> Tensor:
@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> list[Table]:
     return [Table("Distillation", COLUMNS, rows, NOTES)]
 
 
-def measure(shape: Shape, mode: Mode, peak: Peak, options: argparse.Namespace) -> list[dict[str, Any]]:
+def measure(shape: Shape, mode: Mode, peak: DevicePeak, options: argparse.Namespace) -> list[dict[str, Any]]:
     rows = rows_of(options, shape)
     subject = subject_of(shape, scale_of(options), rows, options.device, options.dtype, mode, ANSWER)
     trainee, found = TrainStep(subject), []
@@ -88,11 +88,11 @@ def measure(shape: Shape, mode: Mode, peak: Peak, options: argparse.Namespace) -
     return found
 
 
-def _job(lessons: Mapping[str, Lesson], way: Way) -> Job:
+def _job(lessons: Mapping[str, Lesson], way: Way) -> Workload:
     return lessons[way.name].job(way)
 
 
-def bounds_of(subject: Subject, trainee: TrainStep, peak: Peak, keep: float) -> dict[str, float]:
+def bounds_of(subject: Subject, trainee: TrainStep, peak: DevicePeak, keep: float) -> dict[str, float]:
     """Against the student's step: with the teacher's layers behind K alone, and with a forward of its own."""
 
     def whole() -> None:

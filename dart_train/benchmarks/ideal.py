@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import torch
 
 from ..models.structure import find_parts
-from ..planning.ghost import capture_layer_call, first
-from ..profiling.flops import Peak, Work, counted
-from ..profiling.timing import Job
+from ..profiling.device import DevicePeak
+from ..profiling.flops import capture_layer_call, hidden_states
+from ..profiling.op_count import OpCount, count_ops
+from ..profiling.timing import Workload
 from .subject import Subject
 from .ways import LAYER
 
@@ -20,25 +21,25 @@ from .ways import LAYER
 class Ideal:
     """full: of the whole work at full tokens, counted; layer: of one decoder layer at a length."""
 
-    full: Work
-    layer: Callable[[int], Work]
+    full: OpCount
+    layer: Callable[[int], OpCount]
     depth: int
     length: int
 
     @classmethod
-    def of(cls, subject: Subject, whole: Job, peak: Peak, training: bool) -> Ideal:
-        def layer(length: int) -> Work:
+    def of(cls, subject: Subject, whole: Workload, peak: DevicePeak, training: bool) -> Ideal:
+        def layer(length: int) -> OpCount:
             return layer_work(subject, length, peak, training)
 
-        return cls(counted(whole, peak), layer, subject.depth, subject.length)
+        return cls(count_ops(whole, peak), layer, subject.depth, subject.length)
 
-    def at(self, short: int) -> Work:
+    def at(self, short: int) -> OpCount:
         """With so many tokens from layer K on."""
         behind = self.depth - LAYER
         return self.full + (self.layer(short) - self.layer(self.length)) * behind
 
 
-def layer_work(subject: Subject, length: int, peak: Peak, training: bool) -> Work:
+def layer_work(subject: Subject, length: int, peak: DevicePeak, training: bool) -> OpCount:
     """One decoder layer: forward, and in training backward, with checkpointing where the model has it on."""
     rows, text = int(subject.host["input_ids"].shape[0]), find_parts(subject.model).text
     weight = next(subject.model.parameters())
@@ -49,11 +50,11 @@ def layer_work(subject: Subject, length: int, peak: Peak, training: bool) -> Wor
             layer(hidden, *args, **kwargs)
 
     def both() -> None:
-        output = first(layer(hidden, *args, **kwargs))
+        output = hidden_states(layer(hidden, *args, **kwargs))
         output.backward(torch.ones_like(output))
         for tensor in (hidden, *layer.parameters()):
             tensor.grad = None
 
     if not training:
-        return counted(forward, peak)
-    return counted(both, peak)
+        return count_ops(forward, peak)
+    return count_ops(both, peak)

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from ..profiling.flops import Peak
-from ..profiling.timing import Job
+from ..profiling.device import DevicePeak
+from ..profiling.timing import Workload
 from . import sidebyside
 from .batches import BEFORE, BEHIND
 from .ideal import Ideal
@@ -29,7 +29,7 @@ def run(options: argparse.Namespace) -> list[Table]:
     return [Table("Prefill", sidebyside.COLUMNS, each_shape(options, measure), [text, *sidebyside.NOTES])]
 
 
-def measure(shape: Shape, peak: Peak, options: argparse.Namespace) -> list[dict[str, Any]]:
+def measure(shape: Shape, peak: DevicePeak, options: argparse.Namespace) -> list[dict[str, Any]]:
     subject = subject_of(shape, scale_of(options), 1, options.device, options.dtype)
     ways = ways_of(subject.model, shape, subject.kept, "expand", options.ways)
     ideal = Ideal.of(subject, filling(subject, ways[0]), peak, training=False)
@@ -39,6 +39,6 @@ def measure(shape: Shape, peak: Peak, options: argparse.Namespace) -> list[dict[
     return compare(subject, ways, lambda way: filling(subject, way), bounds, options, f"{shape.key} prefill")
 
 
-def filling(subject: Subject, way: Way) -> Job:
+def filling(subject: Subject, way: Way) -> Workload:
     batch = subject.given(way.few)[0]
     return torch.no_grad()(lambda: subject.model(**batch, use_cache=True, logits_to_keep=1))

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from transformers.models.llama.modeling_llama import LlamaConfig, LlamaDecoderLayer, LlamaRotaryEmbedding
 
-from ..profiling.timing import Job, Timing, host_syncs, interleaved
+from ..profiling.selection_scene import HEAD, TEXT, SelectionScene, find_groups
+from ..profiling.timing import Timing, Workload, host_syncs, interleaved
 from ..reduction import REDUCERS, Reducer, from_config
 from ..reduction.kept_tokens import Reduction
-from .scene import HEAD, TEXT, Scene, lay_out
 from .set_and_loop import plain_loops, set_and_loop
 from .table import NOT_MEASURED, Row, Table, milliseconds, percent, times
 
@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> list[Table]:
     repeats = min(options.repeats, 3) if options.quick else options.repeats
     rows: list[Row] = []
     for tokens, batch, width in product(*(_sizes(options, name) for name in FULL)):
-        scene = Scene.draw(tokens, batch, width, options.device, options.dtype)
+        scene = SelectionScene.draw(tokens, batch, width, options.device, options.dtype)
         jobs = jobs_of(scene, options.methods)
         timings = interleaved(jobs, options.device, repeats, options.seconds)
         size = {"tokens": tokens, "batch": batch, "width": width}
@@ -54,37 +54,37 @@ def _sizes(options: argparse.Namespace, name: str) -> tuple[int, ...]:
     return sizes
 
 
-def jobs_of(scene: Scene, methods: list[str]) -> dict[str, Job]:
+def jobs_of(scene: SelectionScene, methods: list[str]) -> dict[str, Workload]:
     keep = scene.tokens // KEPT
-    jobs: dict[str, Job] = {LAYER: _layer(scene)}
+    jobs: dict[str, Workload] = {LAYER: _layer(scene)}
     cached = scene.keys.contiguous()  # the usual code takes its keys from the cache, which lies head by head
     jobs[USUAL] = lambda: set_and_loop(scene.states, cached, scene.scale, scene.tokens, keep)
     jobs[LOOPS] = lambda: plain_loops(scene.states, cached, scene.scale, scene.tokens, keep)
     for method in methods:
         jobs[method] = _selection(scene, from_config({"method": method, "keep": keep}))
     jobs[READ] = lambda: (scene.states.sum(), cached.sum())
-    jobs[LAYOUT] = lambda: lay_out(scene.ids).to(scene.states.device)
+    jobs[LAYOUT] = lambda: find_groups(scene.ids).to(scene.states.device)
     jobs[GATHER] = _gathering(scene, keep)
     return jobs
 
 
-def _selection(scene: Scene, reducer: Reducer) -> Job:
+def _selection(scene: SelectionScene, reducer: Reducer) -> Workload:
     def select() -> object:
-        view = scene.view(reducer)
+        view = scene.context(reducer)
         keep = reducer.select(view)
         return keep, reducer.content(view, keep)
 
     return torch.no_grad()(select)
 
 
-def _gathering(scene: Scene, keep: int) -> Job:
+def _gathering(scene: SelectionScene, keep: int) -> Workload:
     kept = torch.ones_like(scene.real)
     kept[:, keep : scene.tokens] = False
     counts = [keep + TEXT] * kept.shape[0]
     return lambda: Reduction.of(kept, counts).gather(scene.states)
 
 
-def _layer(scene: Scene) -> Job:
+def _layer(scene: SelectionScene) -> Workload:
     """As in LLaVA-1.5-7B at width 4096; other widths in proportion."""
     width = scene.states.shape[-1]
     config = LlamaConfig(
@@ -102,7 +102,7 @@ def _layer(scene: Scene) -> Job:
     return torch.no_grad()(lambda: layer(scene.states, position_embeddings=rotary))
 
 
-def _rows(jobs: dict[str, Job], timings: dict[str, Timing], device: torch.device) -> Iterator[dict[str, Any]]:
+def _rows(jobs: dict[str, Workload], timings: dict[str, Timing], device: torch.device) -> Iterator[dict[str, Any]]:
     for name, timing in timings.items():
         yield {
             "method": name,

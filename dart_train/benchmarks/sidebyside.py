@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from ..profiling.flops import Peak, peak_of
-from ..profiling.memory import peak_of as memory_peak
-from ..profiling.timing import Job, Timing, WithContext, ratio, rounds
+from ..profiling.device import DevicePeak, measure_peak
+from ..profiling.memory import peak_memory
+from ..profiling.timing import Timing, WithContext, Workload, ratio, rounds
 from .options import FULL, MASKED, NOTHING, OURS, repeats_of, shapes_of
 from .shapes import Shape
 from .subject import Subject, visual
@@ -31,12 +31,12 @@ class Bound:
     time: float
 
 
-def device_peak(options: argparse.Namespace) -> Peak:
-    return peak_of(options.device, options.dtype)
+def device_peak(options: argparse.Namespace) -> DevicePeak:
+    return measure_peak(options.device, options.dtype)
 
 
 def each_shape(
-    options: argparse.Namespace, measure: Callable[[Shape, Peak, argparse.Namespace], list[dict[str, Any]]]
+    options: argparse.Namespace, measure: Callable[[Shape, DevicePeak, argparse.Namespace], list[dict[str, Any]]]
 ) -> list[dict[str, Any]]:
     """The rows of every model that was asked for, one after the other."""
     peak, rows = device_peak(options), list[dict[str, Any]]()
@@ -49,7 +49,7 @@ def each_shape(
 def compare(
     subject: Subject,
     ways: Sequence[Way],
-    job_of: Callable[[Way], Job],
+    job_of: Callable[[Way], Workload],
     bounds: Mapping[str, Bound],
     options: argparse.Namespace,
     what: str,
@@ -75,7 +75,7 @@ def compare(
 
 def _observed(subject: Subject, way: Way, job: WithContext, device: torch.device) -> dict[str, Any]:
     with way.ready():
-        peak = memory_peak(job.job, device)
+        peak = peak_memory(job.workload, device)
     return {"way": way.name, "visual tokens": tokens_seen(subject, way), "peak bytes": peak}
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..profiling.flops import Peak
+from ..profiling.device import DevicePeak
 from . import sidebyside
 from .batches import ANSWER, BEFORE, BEHIND
 from .ideal import Ideal
@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> list[Table]:
     return [Table("Training step", columns, rows, _notes(rows))]
 
 
-def measure(shape: Shape, mode: Mode, peak: Peak, options: argparse.Namespace) -> list[dict[str, Any]]:
+def measure(shape: Shape, mode: Mode, peak: DevicePeak, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Where full tokens do not fit, everything once more with checkpointing: there is nothing to compare with else."""
     try:
         found = _measure(shape, mode, peak, options, options.checkpointing)
@@ -49,7 +49,7 @@ def measure(shape: Shape, mode: Mode, peak: Peak, options: argparse.Namespace) -
 
 
 def _measure(
-    shape: Shape, mode: Mode, peak: Peak, options: argparse.Namespace, checkpointing: bool
+    shape: Shape, mode: Mode, peak: DevicePeak, options: argparse.Namespace, checkpointing: bool
 ) -> list[dict[str, Any]]:
     rows = rows_of(options, shape)
     subject = subject_of(shape, scale_of(options), rows, options.device, options.dtype, mode, ANSWER, checkpointing)
@@ -74,7 +74,7 @@ def _share(row: Row) -> str:
     return percent(row["memory"]) + allowed if "memory" in row else ""
 
 
-def bounds_of(subject: Subject, trainee: TrainStep, peak: Peak) -> dict[str, Bound]:
+def bounds_of(subject: Subject, trainee: TrainStep, peak: DevicePeak) -> dict[str, Bound]:
     def whole() -> None:
         trainee.learn(trainee.loss(None, False))
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..common.tables import markdown_table
+from ..profiling.device import DeviceFacts
 from ..profiling.timing import Timing
-from .facts import Facts
 
 Row = Mapping[str, Any]
 NOT_MEASURED = "not measured"
@@ -34,7 +34,7 @@ class Table:
 @dataclass(frozen=True)
 class Report:
     command: str
-    facts: Facts
+    facts: DeviceFacts
     tables: Sequence[Table]
 
     def markdown(self) -> str:

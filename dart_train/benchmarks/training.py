@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..hooks import Attached
-from ..profiling.timing import Job
+from ..profiling.timing import Workload
 from ..training.objective import tell
 from .subject import Subject
 from .ways import Way
@@ -28,7 +28,7 @@ class TrainStep:
         if model is None:
             self.learn(self.loss(None, False))  # so that no first step has to make its moments
 
-    def step(self, way: Way) -> Job:
+    def step(self, way: Way) -> Workload:
         return lambda: self.learn(self.loss(way.attached, way.few))
 
     def learn(self, loss: Tensor) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,13 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import Part, Parts, Recipe
+from ..config import Recipe
 from ..hooks.transformers_compat import cache_in_output
 from ..models.structure import unwrap
-from ..planning.flops import flop_rates, patches_in
-from ..planning.setup import Setup
-from ..profiling.memory import peak_of
-from ..profiling.timing import Job, Timing, WithContext, ratio, rounds
+from ..profiling.flops import flop_rates, patches_in
+from ..profiling.memory import kv_cache_bytes, peak_memory
+from ..profiling.timing import Timing, WithContext, Workload, ratio, rounds
 from .comparison_grid import Cell
 from .generate import Asked, Subject, TokenTimestamps
 from .questions import Question
@@ -26,7 +25,7 @@ from .questions import Question
 # FLOPs of a prompt, from its token counts: the speed-up that fewer tokens allow at most.
 
 # No adapters, as they are merged; a frozen tower is one that goes forward only.
-_WHOLE = Parts(vision=Part("frozen"), projector=Part("frozen"), language=Part("full"))
+_MODES = {"vision": "frozen", "projector": "frozen", "language": "full"}
 
 
 @dataclass(frozen=True)
@@ -50,12 +49,11 @@ class Shape:
 class Arithmetic:
     """Of one model; `batch`: any that has pictures."""
 
-    def __init__(self, recipe: Recipe, model: Any, batch: dict[str, Any], visual: int) -> None:
+    def __init__(self, model: Any, batch: dict[str, Any], visual: int) -> None:
         plain = unwrap(model)
-        recipe = replace(recipe, parts=_WHOLE, train=replace(recipe.train, gradient_checkpointing=False))
         pixels = batch.get("pixel_values")
         patches = patches_in(pixels, plain.config) / visual if isinstance(pixels, torch.Tensor) and visual else 0.0
-        self.rates = flop_rates(plain, plain.config, Setup(recipe, 1, False), patches)
+        self.rates = flop_rates(plain, _MODES, gradient_checkpointing=False, patches_per_token=patches)
         self.text = plain.config.get_text_config()
 
     def prefill(self, shape: Shape) -> float:
@@ -103,14 +101,14 @@ def costs(subject: Subject, cells: Sequence[Cell], questions: Sequence[Question]
     asked = typical(questions, say.timing_batch_size)
     new = max(2, say.max_new_tokens)
     stages = [Stage(subject, cell, asked) for cell in cells]
-    jobs: dict[str, Job] = {
+    jobs: dict[str, Workload] = {
         f"{number} {step}": WithContext(lambda stage=stage: stage, partial(stage.run, step, new))  # type: ignore[misc]
         for step in STEPS
         for number, stage in enumerate(stages)
     }
     first, times = rounds(jobs, subject.device, say.timing_repeats, SECONDS, f"timing {cells[0].checkpoint}")
     seconds = {name: times[name] or [first[name]] for name in jobs}
-    return _summed(stages, Arithmetic(recipe, subject.model, *stages[0].counted()), seconds, new)
+    return _summed(stages, Arithmetic(subject.model, *stages[0].counted()), seconds, new)
 
 
 def typical(questions: Sequence[Question], number: int) -> list[Question]:
@@ -161,9 +159,9 @@ class Stage:
         with self:
             output = self.prefill()
             shape, kept = self._shape()
-            kv = kv_bytes(cache_in_output(output))
+            kv = kv_cache_bytes(cache_in_output(output))
             del output
-            return peak_of(self.prefill, self.subject.device), kv, shape, kept
+            return peak_memory(self.prefill, self.subject.device), kv, shape, kept
 
     def _shape(self) -> tuple[Shape, int]:
         rows, length = self.host["input_ids"].shape
@@ -205,13 +203,3 @@ def _summed(
             )
         )
     return found
-
-
-def kv_bytes(cache: Any) -> int:
-    """Allocated, not computed: the storages that keys and values lie in, each once."""
-    storages = {}
-    for layer in cache.layers:
-        for tensor in (layer.keys, layer.values):
-            storage = tensor.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
-    return sum(storages.values())

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
 from .families import Family, family_of
+
+PartName = Literal["vision", "projector", "language"]
+# What is between the vision tower and the language model, by the names that Hugging Face gives it.
+PROJECTORS = frozenset({"multi_modal_projector", "connector", "merger", "deepstack_merger_list", "image_newline"})
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,21 @@ def find_parts(model: Any) -> ModelParts:
     family = family_of(top.config.model_type)
     assert layers is not None and norm is not None
     return ModelParts(top, inner, text, layers, norm, visual_ids, family)
+
+
+def part_of(model: Any) -> Callable[[str], PartName]:
+    """A function from the name of a parameter or module to its part. Names may be those inside PEFT."""
+    top = unwrap(model)
+    decoder, head = top.get_decoder(), top.get_output_embeddings()
+    language = tuple(name for name, module in top.named_modules() if module is decoder or module is head)
+
+    def part(name: str) -> PartName:
+        name = name.removeprefix("base_model.model.")
+        if any(name == prefix or name.startswith(f"{prefix}.") for prefix in language):
+            return "language"
+        return "projector" if PROJECTORS & set(name.split(".")) else "vision"
+
+    return part
 
 
 def _decoder(top: Any) -> Any:

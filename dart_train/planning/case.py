@@ -13,17 +13,17 @@ from ..data.encoder import Encoder
 from ..data.sampler import steps_for
 from ..models.processors import load_processor
 from ..models.structure import unwrap
+from ..profiling.flops import QuadraticCost, flop_rates, patches_in
 from ..reduction import FewerPixels, Reducer
 from ..reduction.schedule import teacher_keep
 from .batch import encoded
 from .budgets import Budget, budgets_of
-from .flops import flop_rates, patches_in
 from .measure import measure
 from .payoff import breaks_even
 from .rates import Rates
 from .rows import Rows, batches, read_rows
 from .setup import Setup
-from .work import Work, Workload
+from .work import StepWorkload, Work
 
 _FULL = Budget("full", (), 0.0)
 
@@ -42,7 +42,7 @@ class Case:
     setup: Setup
     model: Any
     rows: Rows
-    workload: Workload
+    workload: StepWorkload
     device: torch.device
 
     @classmethod
@@ -53,7 +53,7 @@ class Case:
         found = read_rows(recipe, Encoder(processor, recipe.data.max_length, recipe.data.on_too_long), rows)
         depth = unwrap(model).config.get_text_config().num_hidden_layers
         drawn = batches(found, recipe, setup.ranks)
-        return cls(setup, model, found, Workload(found, drawn, depth, recipe.data.pad_to_multiple_of), device)
+        return cls(setup, model, found, StepWorkload(found, drawn, depth, recipe.data.pad_to_multiple_of), device)
 
     @property
     def recipe(self) -> Recipe:
@@ -105,7 +105,10 @@ class Case:
         return measure(self.config, self.setup, self.workload, works, self.device, limit, trained)
 
     def flops(self) -> Rates:
-        return flop_rates(self.model, self.config, self.setup, self._patches_per_token())
+        modes = {name: part.mode for name, part in self.recipe.parts.named().items()}
+        checkpointing, patches = self.recipe.train.gradient_checkpointing, self._patches_per_token()
+        found = flop_rates(self.model, modes, checkpointing, patches, self.setup.one_layer(self.config))
+        return Rates(found.layer, found.forward, QuadraticCost(token=found.head), found.tower)
 
     def _patches_per_token(self) -> float:
         """Of the first row with a picture."""

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..profiling.timing import Job, interleaved, once
+from ..profiling.flops import QuadraticCost
+from ..profiling.timing import Workload, interleaved, time_once
 from .batch import encoded
 from .probe import Probe
-from .quadratic import Quadratic
 from .rates import Rates
 from .room import fitting, widened
 from .setup import Setup
-from .work import Work, Workload
+from .work import StepWorkload, Work
 
 _REPEATS = 5
 _SHARES = (0.25, 1.0)  # of the targets, for the head
@@ -41,7 +41,7 @@ class Timed:
         return not bool(self.batch["attention_mask"].all())
 
 
-def measure(config: Any, setup: Setup, workload: Workload, works: Sequence[Work], device: torch.device,
+def measure(config: Any, setup: Setup, workload: StepWorkload, works: Sequence[Work], device: torch.device,
             seconds: float, trained: int) -> Rates:  # fmt: skip
     """works: full tokens first, then every budget; seconds: for each call in all its repeats; trained: how many
     weights of the whole model train."""
@@ -72,10 +72,10 @@ def measure(config: Any, setup: Setup, workload: Workload, works: Sequence[Work]
     )
 
 
-def _jobs(probe: Probe, timed: Timed, lengths: Sequence[int], whole: bool) -> dict[str, Job]:
+def _jobs(probe: Probe, timed: Timed, lengths: Sequence[int], whole: bool) -> dict[str, Workload]:
     recipe = probe.setup.recipe
     again, teacher = recipe.train.gradient_checkpointing, recipe.distill.enabled
-    jobs: dict[str, Job] = {}
+    jobs: dict[str, Workload] = {}
     if whole:
         jobs["body"] = probe.body(timed.batch)
         jobs["one layer"] = probe.layer(timed.rows, timed.length, timed.padded)
@@ -104,9 +104,9 @@ def _lengths(works: Sequence[Work]) -> list[int]:
     return sorted({max(2, round(length)) for length in (low, (low + high) / 2, high)})
 
 
-def _fitted(name: str, rows: int, found: Mapping[str, float], pairs: bool = True) -> Quadratic:
+def _fitted(name: str, rows: int, found: Mapping[str, float], pairs: bool = True) -> QuadraticCost:
     points = [(rows, int(key.split()[1]), time) for key, time in found.items() if key.startswith(f"{name} ")]
-    return Quadratic.fit(points, pairs) if points else Quadratic()
+    return QuadraticCost.fit(points, pairs) if points else QuadraticCost()
 
 
 def _median(work: Work) -> int:
@@ -119,12 +119,12 @@ def _median(work: Work) -> int:
 def _affordable(probe: Probe, work: Work, at: int, seconds: float) -> int:
     """As many rows of a micro-batch as leave time for all repeats; several together are no slower than alone."""
     alone = probe.layer(1, int(work.stages[0][1][at]), False)
-    once(alone, probe.device)
-    rows = int(seconds / (_REPEATS + 1) / once(alone, probe.device))
+    time_once(alone, probe.device)
+    rows = int(seconds / (_REPEATS + 1) / time_once(alone, probe.device))
     return max(1, min(rows, int(work.rows[at])))
 
 
-def _timed(workload: Workload, at: int, size: int, setup: Setup, device: torch.device) -> Timed:
+def _timed(workload: StepWorkload, at: int, size: int, setup: Setup, device: torch.device) -> Timed:
     rows = workload.data
     numbers = [number for number in workload.batches[at] if not rows.rows[number].dropped]
     numbers = sorted(numbers, key=lambda n: -workload.visual[n])[:size]

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from .ghost import FakeLayer
+from ..profiling.flops import FakeLayer
 from .setup import Setup
 from .work import Work
 
@@ -42,17 +42,17 @@ def _state(weight: Any, setup: Setup) -> int:
     return int(weight.numel()) * _FLOAT * (2 + copy) + _FLOAT
 
 
-def passing(work: Work, ghost: FakeLayer, vocabulary: int, tower: float) -> dict[str, int]:
+def passing(work: Work, ghost: FakeLayer, setup: Setup, vocabulary: int, tower: float) -> dict[str, int]:
     """Activations of the decoder, of what is before it (`tower` bytes of a visual token), and logits, in the
     micro-batch with the most tokens.
 
     Without checkpointing every layer keeps what autograd saves. With it, a layer keeps its input, and one layer at
     a time is computed again. Logits: as computed, as logarithms in float32, and their gradient.
     """
-    at, recipe = work.longest, ghost.setup.recipe
-    rows, padded, width = int(work.rows[at]), work.padded(at), ghost.setup.dtype.itemsize
+    at, recipe = work.longest, setup.recipe
+    rows, padded, width = int(work.rows[at]), work.padded(at), setup.dtype.itemsize
     stages = [(layers, int(lengths[at])) for layers, lengths in work.stages]
-    saved = [ghost.saved(rows, length, padded) for _, length in stages]
+    saved = [ghost.saved_bytes(rows, length, padded) for _, length in stages]
     if recipe.train.gradient_checkpointing:
         places = sum(layers * rows * length for layers, length in stages)
         activations = places * ghost.text.config.hidden_size * width + max(saved)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from .rates import Rates
-from .work import Workload
+from .work import StepWorkload
 
 _HALVINGS = 40
 
 
-def breaks_even(rates: Rates, workload: Workload, layer: int, shrunk: bool = False) -> float | None:
+def breaks_even(rates: Rates, workload: StepWorkload, layer: int, shrunk: bool = False) -> float | None:
     """The largest share of visual tokens kept from `layer` on at which a micro-batch takes no longer than with all of
     them; None where even none would not pay. shrunk: the tower makes fewer, too."""
 

@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..benchmarks.facts import facts_of
 from ..config import Recipe
+from ..profiling.device import device_facts
 from ..training.trainable import counts
 from .case import Case, Load
-from .ghost import FakeLayer
 from .memory import passing, standing
 from .rates import Rates
 from .result import Cost, Plan
@@ -48,7 +47,7 @@ def predict(
         data=_data(case),
         parameters={part: {"all": whole, "trained": t} for part, (t, whole) in counts(case.model).items()},
         run=_run(case),
-        device=facts_of(device, case.setup.dtype),
+        device=device_facts(device, case.setup.dtype),
         timings={call: vars(timing) for call, timing in (timed.timings if timed else {}).items()},
         notes=_notes(recipe, timed),
     )
@@ -59,7 +58,7 @@ class Costs:
 
     def __init__(self, case: Case, timed: Rates | None) -> None:
         self.case, self.timed, self.counted = case, timed, case.flops()
-        self.ghost = FakeLayer(case.config, case.setup, case.device.type)
+        self.ghost = case.setup.fake_layer(case.config, case.device.type)
         self.standing = standing(case.model, case.setup)
 
     def of(self, load: Load) -> Cost:
@@ -78,7 +77,7 @@ class Costs:
 
     def _passing(self, work: Work) -> dict[str, int]:
         tower = self.timed.tower_saved if self.timed else 0.0
-        return passing(work, self.ghost, self.case.config.get_text_config().vocab_size, tower)
+        return passing(work, self.ghost, self.case.setup, self.case.config.get_text_config().vocab_size, tower)
 
     def _step(self, rates: Rates, load: Load, ranks: int) -> dict[str, float]:
         return rates.step(load.work, self.case.recipe.train.gradient_accumulation_steps, ranks, load.teacher)

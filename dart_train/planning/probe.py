@@ -4,7 +4,7 @@ forward and backward, with random weights on the device of the run."""
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,17 +12,14 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
-from ..benchmarks.scene import Scene, lay_out
-from ..models.structure import find_parts
-from ..profiling.timing import Job
+from ..models.structure import find_parts, part_of
+from ..profiling.flops import SavedActivations, capture_layer_call, hidden_states, one_layer_config
+from ..profiling.op_count import tensors_in
+from ..profiling.selection_scene import TEXT, SelectionScene, find_groups
+from ..profiling.timing import Workload
 from ..reduction import Reducer
 from ..reduction.kept_tokens import Reduction
-from ..training.trainable import part_of
-from .ghost import Kept, capture_layer_call, first
-from .setup import Setup, one_layer
-
-_TEXT = 40  # tokens behind the picture in the scene of a choice
-_IMAGE = 1
+from .setup import Setup
 
 
 class Probe:
@@ -30,10 +27,10 @@ class Probe:
 
     def __init__(self, config: Any, setup: Setup, device: torch.device) -> None:
         self.setup, self.device = setup, device
-        self.model = setup.build(one_layer(config), device)
+        self.model = setup.build(one_layer_config(config), device)
         self.anatomy = find_parts(self.model)
 
-    def layer(self, rows: int, length: int, padded: bool, again: bool = False) -> Job:
+    def layer(self, rows: int, length: int, padded: bool, again: bool = False) -> Workload:
         """Forward and backward; again: with checkpointing, which computes the forward twice."""
         layer, hidden, args, kwargs = self._layer_call(rows, length, padded)
         gradient = torch.randn_like(hidden)
@@ -41,15 +38,15 @@ class Probe:
         def run() -> None:
             with self._computing():
                 if again:
-                    output = first(checkpoint(layer, hidden, *args, use_reentrant=False, **kwargs))
+                    output = hidden_states(checkpoint(layer, hidden, *args, use_reentrant=False, **kwargs))
                 else:
-                    output = first(layer(hidden, *args, **kwargs))
+                    output = hidden_states(layer(hidden, *args, **kwargs))
             output.backward(gradient)
             self._forget(hidden)
 
         return run
 
-    def forward(self, rows: int, length: int, padded: bool) -> Job:
+    def forward(self, rows: int, length: int, padded: bool) -> Workload:
         """What a teacher does."""
         layer, hidden, args, kwargs = self._layer_call(rows, length, padded)
 
@@ -59,7 +56,7 @@ class Probe:
 
         return run
 
-    def tower(self, batch: Mapping[str, Tensor], gradients: bool = True) -> Job:
+    def tower(self, batch: Mapping[str, Tensor], gradients: bool = True) -> Workload:
         """From pixels to what takes the placeholders' places; the backward as far as something trains."""
         inner = self.anatomy.inner
         accepted = inspect.signature(inner.get_image_features).parameters
@@ -75,8 +72,8 @@ class Probe:
 
     def tower_saved(self, batch: Mapping[str, Tensor]) -> int:
         """Bytes that autograd keeps of the tower and the projector."""
-        kept = Kept([*self.model.parameters(), *batch.values()])
-        with kept.watching():
+        kept = SavedActivations([*self.model.parameters(), *batch.values()])
+        with kept.recording():
             self.tower(batch)()
         return kept.size
 
@@ -84,7 +81,7 @@ class Probe:
         belongs = part_of(self.model)
         return any(w.requires_grad and belongs(name) == part for name, w in self.model.named_parameters())
 
-    def body(self, batch: Mapping[str, Tensor]) -> Job:
+    def body(self, batch: Mapping[str, Tensor]) -> Workload:
         """All but the head: embedding, tower, the one layer, the final norm, and what Python does between them."""
 
         def run() -> None:
@@ -95,7 +92,7 @@ class Probe:
 
         return run
 
-    def head(self, targets: int) -> Job:
+    def head(self, targets: int) -> Workload:
         head, width = self.anatomy.top.get_output_embeddings(), self.anatomy.text_config.hidden_size
         states = torch.randn(targets, width, dtype=self.setup.dtype, device=self.device, requires_grad=True)
         labels = torch.zeros(targets, dtype=torch.long, device=self.device)
@@ -108,7 +105,7 @@ class Probe:
 
         return run
 
-    def optimizer(self) -> tuple[Job, int]:
+    def optimizer(self) -> tuple[Workload, int]:
         """A step of AdamW, and the number of weights that it moves: those of this small model that train."""
         weights = [nn.Parameter(w.detach().float().clone()) for w in self.model.parameters() if w.requires_grad]
         for weight in weights:
@@ -122,36 +119,26 @@ class Probe:
 
         return run, sum(weight.numel() for weight in weights)
 
-    def choice(self, reducer: Reducer, rows: int, tokens: int) -> Job:
+    def choice(self, reducer: Reducer, rows: int, tokens: int) -> Workload:
         """Finding the visual tokens, choosing, and gathering the states."""
-        scene, count = self._scene(rows, tokens), reducer.kept_tokens([tokens]) + _TEXT
+        scene, count = self._scene(rows, tokens), reducer.kept_tokens([tokens]) + TEXT
 
         def run() -> None:
-            lay_out(scene.ids).to(self.device)
-            view = scene.view(reducer)
+            find_groups(scene.ids).to(self.device)
+            view = scene.context(reducer)
             keep = reducer.select(view)
             reducer.content(view, keep)
-            mask = view.pools.keep_mask(scene.real & (scene.ids.to(self.device) != _IMAGE), keep)
-            Reduction.of(mask, [count] * rows).gather(scene.states)
+            Reduction.of(scene.keep_mask(keep), [count] * rows).gather(scene.states)
 
         return torch.no_grad()(run)
 
-    def _scene(self, rows: int, tokens: int) -> Scene:
+    def _scene(self, rows: int, tokens: int) -> SelectionScene:
         """With the heads of this model."""
-        config = self.anatomy.text_config
-        heads, width = config.num_attention_heads, config.hidden_size
-        size = getattr(config, "head_dim", None) or width // heads
-        length = tokens + _TEXT
-
-        def normal(*shape: int) -> Tensor:
-            return torch.randn(shape, dtype=self.setup.dtype, device=self.device)
-
-        ids = torch.tensor([[_IMAGE] * tokens + [0] * _TEXT] * rows)
-        keys = normal(rows, length, config.num_key_value_heads, size).transpose(1, 2)
-        query = normal(rows, length, heads, size).transpose(1, 2)
-        real = torch.ones(rows, length, dtype=torch.bool, device=self.device)
-        pools = lay_out(ids).to(self.device)
-        return Scene(tokens, ids, normal(rows, length, width), keys, query, normal(width).float(), pools, real)
+        config, width = self.anatomy.text_config, self.anatomy.text_config.hidden_size
+        heads = config.num_attention_heads
+        head = getattr(config, "head_dim", None) or width // heads
+        sizes = {"heads": heads, "kv_heads": config.num_key_value_heads, "head": head}
+        return SelectionScene.draw(tokens, rows, width, self.device, self.setup.dtype, **sizes)
 
     def _layer_call(self, rows: int, length: int, padded: bool) -> Any:
         with self._computing():
@@ -167,12 +154,6 @@ class Probe:
 
 
 def _backward(outputs: Any) -> None:
-    trained = [tensor for tensor in _tensors(outputs) if tensor.requires_grad]
+    trained = [tensor for tensor in tensors_in(outputs) if tensor.requires_grad]
     if trained:
         torch.autograd.backward(trained, [torch.ones_like(tensor) for tensor in trained])
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    return [t for each in value for t in _tensors(each)] if isinstance(value, Sequence) else []

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ..profiling.flops import QuadraticCost
 from ..profiling.timing import Timing
-from .quadratic import Quadratic
 from .work import Work
 
 _FORWARD = 1 / 3  # of a head's forward and backward
@@ -21,9 +21,9 @@ class Rates:
     other: of a micro-batch: embedding, masks, Python. optimizer: of a step. tower_saved: bytes kept for a visual token.
     """
 
-    layer: Quadratic
-    forward: Quadratic
-    head: Quadratic
+    layer: QuadraticCost
+    forward: QuadraticCost
+    head: QuadraticCost
     tower: float
     choice: float = 0.0
     other: float = 0.0
@@ -47,7 +47,7 @@ class Rates:
         return found
 
     @staticmethod
-    def _layers(work: Work, layer: Quadratic) -> np.ndarray:
+    def _layers(work: Work, layer: QuadraticCost) -> np.ndarray:
         return np.asarray(sum(number * layer(work.rows, lengths) for number, lengths in work.stages))
 
     def _choice(self, work: Work) -> np.ndarray:

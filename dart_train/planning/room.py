@@ -7,20 +7,12 @@ from typing import Any
 
 import torch
 
-from .ghost import layer_flops
-from .quadratic import Quadratic
-from .setup import Setup, one_layer
+from ..profiling.device import free_bytes
+from ..profiling.flops import QuadraticCost, layer_flops, one_layer_config
+from .setup import Setup
 
 _SHARE = 0.7  # of the free memory
 _COPIES = 4  # of each weight: itself, its gradient, and two moments where it trains
-
-
-def free_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    import psutil
-
-    return int(psutil.virtual_memory().available)
 
 
 def fitting(config: Any, setup: Setup, device: torch.device) -> tuple[Any, int]:
@@ -37,7 +29,7 @@ def fitting(config: Any, setup: Setup, device: torch.device) -> tuple[Any, int]:
 
 
 def _size(config: Any, setup: Setup) -> int:
-    weights = setup.build(one_layer(config), "meta").parameters()
+    weights = setup.build(one_layer_config(config), "meta").parameters()
     return sum(w.numel() * w.element_size() * (_COPIES if w.requires_grad else 1) for w in weights)
 
 
@@ -54,7 +46,9 @@ def narrowed(config: Any, factor: int) -> Any:
     return small
 
 
-def widened(measured: Quadratic, config: Any, small: Any, setup: Setup) -> Quadratic:
+def widened(measured: QuadraticCost, config: Any, small: Any, setup: Setup) -> QuadraticCost:
     """What was measured on the narrow layer, in proportion to the FLOPs of the true one."""
-    true, narrow = (forward + backward for forward, backward in (layer_flops(c, setup) for c in (config, small)))
+    true, narrow = (
+        forward + backward for forward, backward in (layer_flops(setup.one_layer(c)) for c in (config, small))
+    )
     return measured.scaled(true.token / narrow.token, true.pair / narrow.pair)

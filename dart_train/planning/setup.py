@@ -12,6 +12,7 @@ from transformers import AutoModelForImageTextToText
 
 from ..common.distributed import RankInfo
 from ..config import Recipe
+from ..profiling.flops import FakeLayer, one_layer_config
 from ..training.trainable import attention, choose_parameters, skeleton, upcast_trainable_to_fp32
 
 _HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -53,6 +54,13 @@ class Setup:
             )
             return self._ready(choose_parameters(model, self.recipe.parts))
 
+    def one_layer(self, config: Any, kernel: str = "eager") -> Any:
+        """With one decoder layer, on `meta`."""
+        return self.build(one_layer_config(config), "meta", kernel)
+
+    def fake_layer(self, config: Any, device: str) -> FakeLayer:
+        return FakeLayer(self.build(one_layer_config(config), "meta"), device, self.dtype, self._autocasts)
+
     def skeleton(self) -> Any:
         """The whole model, every weight with its size and dtype, none of them in memory."""
         return self._ready(skeleton(self.recipe).to(self.loaded))
@@ -63,16 +71,9 @@ class Setup:
         upcast_trainable_to_fp32(model)
         return model.train()
 
+    @property
+    def _autocasts(self) -> bool:
+        return not self.deepspeed and self.dtype in _HALVES.values()
+
     def computing(self, device: str) -> AbstractContextManager[Any]:
-        mixed = not self.deepspeed and self.dtype in _HALVES.values()
-        return torch.autocast(device, self.dtype, enabled=mixed)
-
-
-def one_layer(config: Any) -> Any:
-    """The same model with a single decoder layer; the vision tower and the head stay whole."""
-    short = copy.deepcopy(config)
-    text = short.get_text_config()
-    text.num_hidden_layers = 1
-    if getattr(text, "layer_types", None):
-        text.layer_types = text.layer_types[:1]
-    return short
+        return torch.autocast(device, self.dtype, enabled=self._autocasts)

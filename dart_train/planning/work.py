@@ -34,7 +34,7 @@ class Work:
         return bool(self.rows[at] * self.stages[0][1][at] > self.text[at] + self.visual[at])
 
 
-class Workload:
+class StepWorkload:
     """The micro-batches of a run, at any budget."""
 
     def __init__(self, rows: Rows, batches: np.ndarray, depth: int, multiple: int | None) -> None:

@@ -1,130 +1,257 @@
-"""Every operation of a piece of work counted: its FLOPs, the bytes it reads and writes, and the least time of both."""
+"""What a decoder layer costs and saves, counted on fake tensors, and the FLOPs of a training step or a prefill.
+
+Fake tensors have shapes and no memory: a 7B layer is counted in a second, on any machine. What autograd saves depends
+on the attention kernel, so it is counted with the kernel of the device that is planned for.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForImageTextToText
 
-from .timing import Job, synchronize
+from ..models.structure import PartName, find_parts, part_of
+from .op_count import tensors_in
 
-_SIDE = {"float32": 2048, "bfloat16": 8192, "float16": 8192}  # of the matrices that show a device's peak
-_BYTES = 1 << 28
-_FREE = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_efficientzerotensor"}
+LayerCall = tuple[Any, Tensor, tuple[Any, ...], dict[str, Any]]  # (layer, hidden states, other arguments, keywords)
+
+# QuadraticCost.fit: which terms are used (call, token, pair); the richest form without a negative term wins.
+_FORMS = ((0, 1, 2), (1, 2), (0, 1), (1,))
+_LENGTHS = (64, 128)  # at which a layer's FLOPs are counted; two determine a token and a pair term
+_MULTIPLY_ADD = 2
+_PASSES = {"frozen": 1, "lora": 2, "full": 3}  # forward; gradient of the input; gradient of the weight
+_PRODUCTS = (nn.Linear, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True)
-class Peak:
-    """What this device was seen to do at best: FLOPs and bytes a second."""
+class QuadraticCost:
+    """Cost of a decoder layer: call + token * rows * length + pair * rows * length ** 2."""
 
-    flops: float
-    bytes: float
+    call: float = 0.0
+    token: float = 0.0
+    pair: float = 0.0
+
+    def __call__(self, rows: Any, length: Any) -> Any:
+        """rows, length: numbers, or arrays of one shape; no tokens cost nothing."""
+        tokens = np.asarray(rows, dtype=float) * length
+        return np.where(tokens > 0, self.call, 0.0) + tokens * (self.token + self.pair * np.asarray(length))
+
+    def __add__(self, other: QuadraticCost) -> QuadraticCost:
+        return QuadraticCost(self.call + other.call, self.token + other.token, self.pair + other.pair)
+
+    def scaled(self, token: float, pair: float = 1.0) -> QuadraticCost:
+        return QuadraticCost(self.call, self.token * token, self.pair * pair)
+
+    @classmethod
+    def fit(cls, points: Sequence[tuple[int, int, float]], pairs: bool = True) -> QuadraticCost:
+        """points: (rows, length, cost). Least squares of the relative errors, no term negative."""
+        rows, length, cost = np.array(points, dtype=float).T
+        terms = np.stack([np.ones(len(points)), rows * length, rows * length**2], 1) / cost[:, None]
+        for form in _FORMS:
+            if len(form) > len(points) or (2 in form and not pairs):
+                continue
+            columns = terms[:, form]
+            size = np.linalg.norm(columns, axis=0)  # tokens and their squares differ by orders of magnitude
+            found = np.zeros(3)
+            found[list(form)] = np.linalg.lstsq(columns / size, np.ones(len(points)), rcond=None)[0] / size
+            if (found >= 0).all():
+                break
+        return cls(*found.tolist())
+
+
+def one_layer_config(config: Any) -> Any:
+    """The same model with a single decoder layer; the vision tower and the head keep their size."""
+    short = copy.deepcopy(config)
+    text = short.get_text_config()
+    text.num_hidden_layers = 1
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:1]
+    return short
+
+
+class FakeLayer:
+    """The decoder layer of a model as it would run on a device, on fake tensors.
+
+    model: with one decoder layer, on `meta`. dtype: of the computation. autocast: weights may have another dtype.
+    """
+
+    def __init__(self, model: Any, device: str, dtype: torch.dtype, autocast: bool = False) -> None:
+        self.device, self.dtype, self.autocast = device, dtype, autocast
+        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        with self.mode:
+            self.text = find_parts(model.to_empty(device=device)).text
+        self.saved_bytes = cache(self._saved_bytes)
+
+    def _saved_bytes(self, rows: int, length: int, padded: bool = False) -> int:
+        """What autograd keeps for the backward, without the weights and what all layers share."""
+        with self.mode, self._computing():
+            layer, hidden, args, kwargs = self._call(rows, length, padded)
+            saved = SavedActivations([*layer.parameters(), *tensors_in(kwargs)])
+            with saved.recording():
+                layer(hidden, *args, **kwargs)
+            return saved.size
+
+    def flops(self, rows: int, length: int) -> tuple[int, int]:
+        """(forward, backward)."""
+        forward, backward = FlopCounterMode(display=False), FlopCounterMode(display=False)
+        with self.mode, self._computing():
+            layer, hidden, args, kwargs = self._call(rows, length, padded=False)
+            with forward:
+                output = hidden_states(layer(hidden, *args, **kwargs))
+            with backward:
+                output.backward(torch.ones_like(output))
+        return forward.get_total_flops(), backward.get_total_flops()
+
+    def _computing(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device, self.dtype, enabled=self.autocast)
+
+    def _call(self, rows: int, length: int, padded: bool) -> LayerCall:
+        layer, hidden, args, kwargs = capture_layer_call(self.text, rows, length, padded, self.dtype, self.device)
+        if not padded:
+            # With real tensors the decoder finds that nothing is masked and passes None; it cannot read fake ones.
+            kwargs = {**kwargs, "attention_mask": None}
+        return layer, hidden, args, kwargs
+
+
+class SavedActivations:
+    """Storages that autograd saves while recording, each once. excluded: allocated anyway, such as weights."""
+
+    def __init__(self, excluded: Sequence[Tensor]) -> None:
+        self.excluded = {_storage_id(tensor) for tensor in excluded}
+        self.tensors: dict[int, Tensor] = {}
+
+    def recording(self) -> AbstractContextManager[Any]:
+        return saved_tensors_hooks(self._record, lambda tensor: tensor)
+
+    def _record(self, tensor: Tensor) -> Tensor:
+        if _storage_id(tensor) not in self.excluded:
+            self.tensors[_storage_id(tensor)] = tensor
+        return tensor
+
+    @property
+    def size(self) -> int:
+        return sum(tensor.untyped_storage().nbytes() for tensor in self.tensors.values())
+
+
+def _storage_id(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+class _Captured(Exception):
+    """The decoder has reached its first layer."""
+
+
+def capture_layer_call(
+    text: Any, rows: int, length: int, padded: bool, dtype: torch.dtype, device: torch.device | str
+) -> LayerCall:
+    """How the decoder itself calls its first layer: (layer, hidden states [B, L, D], other arguments, keywords)."""
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def capture(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        calls.append((args, kwargs))
+        raise _Captured
+
+    hidden = torch.randn(rows, length, text.config.hidden_size, dtype=dtype, device=device)
+    mask = torch.ones(rows, length, dtype=torch.long, device=device)
+    if padded:
+        mask[0, -1] = 0
+    handle = text.layers[0].register_forward_pre_hook(capture, with_kwargs=True)
+    with torch.no_grad(), suppress(_Captured):
+        text(inputs_embeds=hidden, attention_mask=mask, use_cache=False)
+    handle.remove()
+    args, kwargs = calls[0]
+    return text.layers[0], args[0].detach().requires_grad_(), args[1:], kwargs
+
+
+def hidden_states(output: Any) -> Tensor:
+    """Of a decoder layer, which returns a tensor or a tuple."""
+    states: Tensor = output[0] if isinstance(output, tuple) else output
+    return states
+
+
+def layer_flops(model: Any) -> tuple[QuadraticCost, QuadraticCost]:
+    """(forward, backward) FLOPs of a decoder layer.
+
+    model: with one decoder layer, on `meta`, with eager attention, which shows every product. All pairs of tokens
+    count, though a causal kernel may skip half of them. Its weights become float32; FLOPs do not depend on that.
+    """
+    layer = FakeLayer(model.float(), "cpu", torch.float32)
+    counts = [layer.flops(1, length) for length in _LENGTHS]
+    forward, backward = (
+        QuadraticCost.fit([(1, length, count[part]) for length, count in zip(_LENGTHS, counts, strict=True)])
+        for part in (0, 1)
+    )
+    return forward, backward
 
 
 @dataclass(frozen=True)
-class Work:
-    """seconds: each operation at the slower of its two peaks, one after the other."""
+class FlopRates:
+    """layer: of a decoder layer in training, recomputation included; forward: of its forward alone; both by rows and
+    length. head: of a target, in training. tower: of a visual token, vision tower and projector together."""
 
-    flops: float = 0.0
-    bytes: float = 0.0
-    seconds: float = 0.0
-
-    def __add__(self, other: Work) -> Work:
-        return Work(self.flops + other.flops, self.bytes + other.bytes, self.seconds + other.seconds)
-
-    def __sub__(self, other: Work) -> Work:
-        return self + other * -1
-
-    def __mul__(self, times: float) -> Work:
-        return Work(self.flops * times, self.bytes * times, self.seconds * times)
+    layer: QuadraticCost
+    forward: QuadraticCost
+    head: float
+    tower: float
 
 
-class Counting(TorchDispatchMode):
-    """`with Counting(peak) as counted: ...`, then `counted.work`."""
+def flop_rates(
+    model: Any,
+    modes: Mapping[str, str],
+    gradient_checkpointing: bool,
+    patches_per_token: float,
+    one_layer: Any | None = None,
+) -> FlopRates:
+    """model: any copy of it, on `meta` too. modes: part (vision, projector, language) -> frozen, lora or full.
+    patches_per_token: vision patches that make one visual token. one_layer: the model as it trains, adapters included,
+    as `layer_flops` takes it; without it, one without adapters.
 
-    def __init__(self, peak: Peak) -> None:
-        super().__init__()
-        self.peak, self.work = peak, Work()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if not _view(func) and func._schema.name.removeprefix("aten::") not in _FREE:
-            flops, size = flops_of(func, args, kwargs or {}, out), _size((args, kwargs, out))
-            self.work += Work(flops, size, max(flops / self.peak.flops, size / self.peak.bytes))
-        return out
-
-
-def counted(job: Job, peak: Peak) -> Work:
-    with Counting(peak) as counting:
-        job()
-    return counting.work
-
-
-def flops_of(func: Any, args: Any, kwargs: Any, out: Any) -> float:
-    """Of attention that looks back only, the half that such a kernel computes."""
-    name = func._schema.name
-    if "scaled_dot_product" in name:
-        return _attention(name, func._schema, args, kwargs)
-    count = flop_registry.get(func._overloadpacket)
-    return float(count(*args, **kwargs, out_val=out)) if count is not None else 0.0
-
-
-def _attention(name: str, schema: Any, args: Any, kwargs: Any) -> float:
-    given = {**dict(zip((a.name for a in schema.arguments), args, strict=False)), **kwargs}
-    shapes = [given[part].shape for part in ("query", "key", "value")]
-    if "backward" in name:
-        gradient = given.get("grad_out", given.get("grad_out_"))
-        whole = sdpa_backward_flop_count(shapes[0] if gradient is None else gradient.shape, *shapes)
-    else:
-        whole = sdpa_flop_count(*shapes)
-    square = shapes[0][-2] == shapes[1][-2]
-    return whole * (0.5 if given.get("is_causal") and square else 1.0)
+    Attention within the vision tower and the selection of tokens are not counted; both are small next to the layers.
+    """
+    config = find_parts(model).top.config
+    if one_layer is None:
+        with torch.device("meta"):
+            one_layer = AutoModelForImageTextToText.from_config(one_layer_config(config), attn_implementation="eager")
+    forward, backward = layer_flops(one_layer)
+    weights = multiplied_weights(model)
+    used = {"vision": weights["vision"] * patches_per_token, "projector": float(weights["projector"])}
+    passes = {part: _PASSES[modes[part]] for part in used}
+    if modes["vision"] != "frozen":
+        passes["projector"] = max(2, passes["projector"])  # the gradient passes through it
+    recomputed = gradient_checkpointing and modes["vision"] != "frozen"
+    text = config.get_text_config()
+    return FlopRates(
+        layer=forward + backward + (forward if gradient_checkpointing else QuadraticCost()),
+        forward=forward,
+        head=float(_MULTIPLY_ADD * text.hidden_size * text.vocab_size * (3 if modes["language"] == "full" else 2)),
+        tower=_MULTIPLY_ADD * sum(number * (passes[part] + recomputed) for part, number in used.items()),
+    )
 
 
-def _view(func: Any) -> bool:
-    """Nothing is moved: the output is the input, seen otherwise."""
-    returns = func._schema.returns
-    return bool(returns) and all(r.alias_info is not None and not r.alias_info.is_write for r in returns)
+def multiplied_weights(model: Any) -> dict[PartName, int]:
+    """Weights of linear and convolutional layers, by part."""
+    part = part_of(model)
+    found: dict[PartName, int] = {"vision": 0, "projector": 0, "language": 0}
+    for name, module in model.named_modules():
+        if isinstance(module, _PRODUCTS) and ".original_module" not in name:  # PEFT's copy of a module in mode full
+            found[part(name)] += module.weight.numel()
+    return found
 
 
-def _size(values: Any) -> int:
-    """Bytes of all tensors, each storage's part once."""
-    seen = {(t.untyped_storage()._cdata, t.storage_offset(), t.numel()): t for t in _tensors(values)}
-    return sum(_distinct(t) * t.element_size() for t in seen.values())
-
-
-def _distinct(tensor: Tensor) -> int:
-    """Numbers that lie there: along an expanded axis it is one."""
-    return int(torch.tensor([n if step else 1 for n, step in zip(tensor.shape, tensor.stride(), strict=True)]).prod())
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from _tensors(inner)
-    elif isinstance(value, dict):
-        yield from _tensors(list(value.values()))
-
-
-def peak_of(device: torch.device, dtype: torch.dtype) -> Peak:
-    """The best of several goes at one large product, and at one large copy."""
-    side = _SIDE[str(dtype).removeprefix("torch.")] if device.type == "cuda" else 1536
-    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    source = torch.empty(_BYTES // 4, device=device)
-    target = torch.empty_like(source)
-    product, copy = _best(lambda: a @ b, device), _best(lambda: target.copy_(source), device)
-    return Peak(2 * side**3 / product, 2 * _BYTES / copy)
-
-
-def _best(job: Job, device: torch.device) -> float:
-    from .timing import once
-
-    synchronize(device)
-    return min(once(job, device) for _ in range(8))
+def patches_in(pixels: Tensor, config: Any) -> int:
+    """How many patches of the vision tower are in the `pixel_values` of a processor."""
+    vision = config.vision_config
+    size = vision.patch_size if isinstance(vision.patch_size, list | tuple) else [vision.patch_size] * 2
+    channels = getattr(vision, "num_channels", None) or getattr(vision, "in_channels", 3)
+    return pixels.numel() // (channels * size[0] * size[1] * getattr(vision, "temporal_patch_size", 1))

@@ -1,4 +1,4 @@
-"""The most memory that a piece of work holds at once, beyond what was held before it."""
+"""Memory: the peak of a workload above what was allocated before it, and the bytes of a KV cache."""
 
 from __future__ import annotations
 
@@ -10,45 +10,52 @@ from typing import Any
 
 import torch
 
-from .timing import Job, synchronize
+from .timing import Workload, synchronize
 
 
-def peak_of(job: Job, device: torch.device) -> int:
-    """Bytes, as the allocator counts them: on a GPU its own record, elsewhere the profiler's list of every one."""
+def peak_memory(workload: Workload, device: torch.device) -> int:
+    """Bytes. On a GPU the allocator's own peak; on a CPU the sum over the allocations that the profiler recorded."""
     if device.type == "cuda":
         synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        job()
+        workload()
         synchronize(device)
         return int(torch.cuda.max_memory_allocated(device) - before)
     profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True)
-    with _silent():
+    with _silent_stderr():
         profile.start()
     try:
-        job()
+        workload()
     finally:
-        with _silent():
+        with _silent_stderr():
             profile.stop()
-    recorder: Any = profile.profiler
-    events = recorder.kineto_results.events()
+    profiler: Any = profile.profiler
+    events = profiler.kineto_results.events()
     changes = [(event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"]
-    held = most = 0
+    allocated = peak = 0
     for _, change in sorted(changes, key=lambda each: each[0]):
-        held += change
-        most = max(most, held)
-    return most
+        allocated += change
+        peak = max(peak, allocated)
+    return peak
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
-    """The profiler writes its starts and stops to the error stream itself, past Python and every log level."""
+def _silent_stderr() -> Iterator[None]:
+    """The profiler's C++ code writes to file descriptor 2 when it starts and stops, at any log level."""
     sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
+    saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(null)
+
+
+def kv_cache_bytes(cache: Any) -> int:
+    """Allocated bytes: the storages of all keys and values of a transformers cache, each once."""
+    tensors = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
+    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage() for tensor in tensors}
+    return sum(storage.nbytes() for storage in storages.values())

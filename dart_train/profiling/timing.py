@@ -1,4 +1,4 @@
-"""Times that can be compared: interleaved repeats (A B A B), warm-up apart, median and quartiles."""
+"""Times that can be compared: workloads in interleaved rounds (A B A B), a separate warm-up, median and quartiles."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import torch
 from tqdm import tqdm
 
-Job = Callable[[], object]
+Workload = Callable[[], object]  # what is timed
 
 
 class Clock:
-    """Wall time; or, where others load the machine, the CPU time of this process, which stands still when it does."""
+    """Wall time, or the CPU time of this process: the latter does not count time in which other processes run."""
 
     read: Callable[[], float] = staticmethod(time.perf_counter)
 
@@ -29,19 +29,19 @@ clock = Clock()
 
 @dataclass(frozen=True)
 class WithContext:
-    """A job with what must be there while it runs, whose coming and going is not timed."""
+    """A workload inside a context manager; entering and leaving the context is not timed."""
 
     around: Callable[[], AbstractContextManager[object]]
-    job: Job
+    workload: Workload
 
     def __call__(self) -> object:
         with self.around():
-            return self.job()
+            return self.workload()
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds. warm: False where the only run there was time for was the first one."""
+    """Seconds. warm: False if the only run was the first one, because there was no time for another."""
 
     median: float
     low: float  # first quartile
@@ -57,48 +57,52 @@ class Timing:
         return cls(median, low, high, len(seconds), warm)
 
 
-def interleaved(jobs: Mapping[str, Job], device: torch.device, repeats: int, seconds: float) -> dict[str, Timing]:
-    """Each job once a round, so that whatever slows the machine down for a while slows all of them.
+def interleaved(
+    workloads: Mapping[str, Workload], device: torch.device, repeats: int, seconds: float
+) -> dict[str, Timing]:
+    """Every workload once a round, so that a slow phase of the machine slows all of them alike.
 
-    A job that has used up its `seconds` sits out the rounds that are left; one that needs more than that for
-    a single run is not run twice.
+    A workload that has used up its `seconds` is left out of the remaining rounds; one whose first run took longer
+    than `seconds` is not repeated.
     """
-    first, times = rounds(jobs, device, repeats, seconds)
-    return {name: Timing.of(times[name] or [first[name]], warm=bool(times[name])) for name in jobs}
+    first, times = rounds(workloads, device, repeats, seconds)
+    return {name: Timing.of(times[name] or [first[name]], warm=bool(times[name])) for name in workloads}
 
 
 Rounds = tuple[dict[str, float], dict[str, list[float]]]
 
 
-def rounds(jobs: Mapping[str, Job], device: torch.device, repeats: int, seconds: float, what: str = "") -> Rounds:
-    """What each job took at first and in each round; for `what`, a bar shows how far it is."""
-    bar = tqdm(total=len(jobs) * (repeats + 1), desc=what, leave=False, disable=not what or None)
+def rounds(
+    workloads: Mapping[str, Workload], device: torch.device, repeats: int, seconds: float, progress: str = ""
+) -> Rounds:
+    """(seconds of each workload's first run, seconds of its later rounds). progress: title of a progress bar."""
+    bar = tqdm(total=len(workloads) * (repeats + 1), desc=progress, leave=False, disable=not progress or None)
     first: dict[str, float] = {}
-    times: dict[str, list[float]] = {name: [] for name in jobs}
+    times: dict[str, list[float]] = {name: [] for name in workloads}
     with bar:
-        for name, job in jobs.items():
-            first[name] = once(job, device)
+        for name, workload in workloads.items():
+            first[name] = time_once(workload, device)
             bar.update()
         for _ in range(repeats):
-            for name, job in jobs.items():
+            for name, workload in workloads.items():
                 if first[name] <= seconds and sum(times[name]) + first[name] <= seconds:
-                    times[name].append(once(job, device))
+                    times[name].append(time_once(workload, device))
                 bar.update()
     return first, times
 
 
 def ratio(above: Sequence[float], below: Sequence[float]) -> Timing:
-    """Of two jobs, round by round: what slowed down a whole round falls out."""
+    """Of two workloads, round by round: what slows down a complete round cancels out."""
     return Timing.of([a / b for a, b in zip(above, below, strict=False)])
 
 
-def once(job: Job, device: torch.device) -> float:
-    if isinstance(job, WithContext):
-        with job.around():
-            return once(job.job, device)
+def time_once(workload: Workload, device: torch.device) -> float:
+    if isinstance(workload, WithContext):
+        with workload.around():
+            return time_once(workload.workload, device)
     synchronize(device)
     start = clock.read()
-    job()
+    workload()
     synchronize(device)
     return clock.read() - start
 
@@ -108,15 +112,15 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def host_syncs(job: Job, device: torch.device) -> int | None:
-    """How often the host waits for the GPU within the job; None where there is none."""
+def host_syncs(workload: Workload, device: torch.device) -> int | None:
+    """How often the host waits for the GPU within the workload; None without a GPU."""
     if device.type != "cuda":
         return None
     torch.cuda.set_sync_debug_mode("warn")
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            job()
+            workload()
     finally:
         torch.cuda.set_sync_debug_mode("default")
     return sum("synchroniz" in str(warning.message) for warning in caught)

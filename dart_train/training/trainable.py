@@ -4,36 +4,18 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Collection, Iterator
-from typing import Any, Literal
+from collections.abc import Collection, Iterator
+from typing import Any
 
 from torch import nn
 
 from ..config import Model, Parts, Recipe
 from ..models.loading import Source, attention_kernel, bones, read_config, read_model
-from ..models.structure import find_parts, unwrap
+from ..models.structure import find_parts, part_of, unwrap
 
-# Which parameter belongs to which part of the model, and what of it trains.
+# What of each part of the model trains.
 
-PartName = Literal["vision", "projector", "language"]
-# What stands between the vision tower and the language model, by the names that Hugging Face gives it.
-PROJECTORS = frozenset({"multi_modal_projector", "connector", "merger", "deepstack_merger_list", "image_newline"})
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict)
-
-
-def part_of(model: Any) -> Callable[[str], PartName]:
-    """A function from the name of a parameter or module to its part. Names may be those inside PEFT."""
-    top = unwrap(model)
-    decoder, head = top.get_decoder(), top.get_output_embeddings()
-    language = tuple(name for name, module in top.named_modules() if module is decoder or module is head)
-
-    def part(name: str) -> PartName:
-        name = name.removeprefix("base_model.model.")
-        if any(name == prefix or name.startswith(f"{prefix}.") for prefix in language):
-            return "language"
-        return "projector" if PROJECTORS & set(name.split(".")) else "vision"
-
-    return part
 
 
 def choose_parameters(model: Any, parts: Parts) -> Any:

@@ -11,18 +11,18 @@ import torch
 
 from dart_train import DART, REDUCERS
 from dart_train.__main__ import main
-from dart_train.benchmarks.scene import TEXT, Scene, tiles
 from dart_train.benchmarks.select import GATHER, KEPT, LAYER, LAYOUT, LOOPS, READ, USUAL, jobs_of
 from dart_train.benchmarks.set_and_loop import plain_loops, set_and_loop
 from dart_train.benchmarks.table import NOT_MEASURED, Report, Table, milliseconds, percent, times
 from dart_train.profiling import timing
+from dart_train.profiling.selection_scene import TEXT, SelectionScene, tile_grids
 from dart_train.profiling.timing import Timing, host_syncs, interleaved
 
 CPU = torch.device("cpu")
 
 
-def scene(tokens: int = 96, batch: int = 2, width: int = 256, dtype: torch.dtype = torch.float32) -> Scene:
-    return Scene.draw(tokens, batch, width, CPU, dtype)
+def scene(tokens: int = 96, batch: int = 2, width: int = 256, dtype: torch.dtype = torch.float32) -> SelectionScene:
+    return SelectionScene.draw(tokens, batch, width, CPU, dtype)
 
 
 # like with like --------------------------------------------------------------------------------------------
@@ -31,7 +31,7 @@ def scene(tokens: int = 96, batch: int = 2, width: int = 256, dtype: torch.dtype
 @pytest.mark.parametrize("budget", [16, 33, 64])
 def test_the_usual_code_and_ours_keep_the_same_tokens(budget: int) -> None:
     drawn = scene(tokens=144)
-    ours = DART(keep=budget, rule="paper").select(drawn.view(DART(keep=budget, rule="paper")))
+    ours = DART(keep=budget, rule="paper").select(drawn.context(DART(keep=budget, rule="paper")))
     usual = set_and_loop(drawn.states, drawn.keys, drawn.scale, drawn.tokens, budget)
     assert plain_loops(drawn.states, drawn.keys, drawn.scale, drawn.tokens, budget) == usual
     assert [row.nonzero().flatten().tolist() for row in ours] == usual
@@ -39,7 +39,7 @@ def test_the_usual_code_and_ours_keep_the_same_tokens(budget: int) -> None:
 
 
 def test_a_scene_is_one_picture_with_the_prompt_behind_it() -> None:
-    pools = scene(tokens=100, batch=3).pools
+    pools = scene(tokens=100, batch=3).groups
     assert pools.sizes == (100,) * 3 and pools.prompt_sizes == (TEXT,) * 3 and pools.row_of == (0, 1, 2)
     assert pools.last.tolist() == [139] * 3
 
@@ -48,7 +48,7 @@ def test_a_scene_is_one_picture_with_the_prompt_behind_it() -> None:
     ("tokens", "grid"), [(576, [(24, 24)]), (2880, [(24, 24)] * 5), (64, [(8, 8)]), (96, [(8, 12)])]
 )
 def test_tiles_hold_every_token(tokens: int, grid: list[tuple[int, int]]) -> None:
-    assert tiles(tokens) == grid
+    assert tile_grids(tokens) == grid
 
 
 def test_every_method_keeps_its_budget_on_the_scene_that_is_timed() -> None:
@@ -82,7 +82,7 @@ def test_slow_jobs_are_repeated_less_and_never_beyond_their_time(monkeypatch: py
         calls.append(job)
         return float(job)
 
-    monkeypatch.setattr(timing, "once", once)
+    monkeypatch.setattr(timing, "time_once", once)
     jobs: dict[str, Any] = {"fast": 0.01, "slow": 0.4, "too slow": 1.5}
     timings = interleaved(jobs, CPU, repeats=6, seconds=1.0)
     assert calls == [0.01, 0.4, 1.5] + [0.01, 0.4] * 2 + [0.01] * 4
@@ -103,7 +103,7 @@ def test_without_a_gpu_synchronisations_are_not_counted() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="counts synchronisations of a GPU, and there is none")
 def test_on_a_gpu_selection_never_waits_and_the_usual_code_does() -> None:
     gpu = torch.device("cuda")
-    jobs = jobs_of(Scene.draw(576, 1, 1024, gpu, torch.bfloat16), list(REDUCERS))
+    jobs = jobs_of(SelectionScene.draw(576, 1, 1024, gpu, torch.bfloat16), list(REDUCERS))
     counted = {name: host_syncs(job, gpu) for name, job in jobs.items()}
     assert {name: counted[name] for name in REDUCERS} == dict.fromkeys(REDUCERS, 0)
     assert (counted[USUAL] or 0) > 64

@@ -16,7 +16,7 @@ import torch
 from dart_train import DART, attach
 from dart_train.__main__ import main
 from dart_train.benchmarks import goals
-from dart_train.benchmarks.decode import Answer, cache_bytes
+from dart_train.benchmarks.decode import Answer
 from dart_train.benchmarks.ideal import Ideal, layer_work
 from dart_train.benchmarks.options import EAGER, FULL, MASKED, NOTHING, OURS, PIXELS, USUAL, WAYS
 from dart_train.benchmarks.shapes import SHAPES
@@ -26,13 +26,14 @@ from dart_train.benchmarks.table import Table
 from dart_train.benchmarks.training import TrainStep
 from dart_train.benchmarks.ways import LAYER, Way, ways_of
 from dart_train.models.structure import find_parts
-from dart_train.profiling.flops import Peak, Work, counted
-from dart_train.profiling.memory import peak_of
-from dart_train.profiling.timing import Clock, Timing, WithContext, once, ratio, rounds
+from dart_train.profiling.device import DevicePeak
+from dart_train.profiling.memory import kv_cache_bytes, peak_memory
+from dart_train.profiling.op_count import OpCount, count_ops
+from dart_train.profiling.timing import Clock, Timing, WithContext, ratio, rounds, time_once
 from dart_train.training.objective import tell
 
 CPU = torch.device("cpu")
-PEAK = Peak(1e9, 1e9)
+PEAK = DevicePeak(1e9, 1e9)
 TINY = 0.03
 
 
@@ -143,7 +144,7 @@ def test_fewer_pixels_run_and_leave_the_model_as_it_was(key: str) -> None:
 
 def test_products_are_counted_with_what_they_read_and_write() -> None:
     a, b = torch.randn(8, 16), torch.randn(16, 32)
-    work = counted(lambda: (a @ b).t(), Peak(1e6, 1e3))
+    work = count_ops(lambda: (a @ b).t(), DevicePeak(1e6, 1e3))
     assert work.flops == 2 * 8 * 16 * 32 and work.bytes == 4 * (8 * 16 + 16 * 32 + 8 * 32)
     assert work.seconds == work.bytes / 1e3
 
@@ -151,16 +152,16 @@ def test_products_are_counted_with_what_they_read_and_write() -> None:
 def test_attention_that_looks_back_counts_the_half_that_it_computes() -> None:
     q = torch.randn(1, 2, 64, 16)
     attend = torch.nn.functional.scaled_dot_product_attention
-    whole = counted(lambda: attend(q, q, q), PEAK).flops
+    whole = count_ops(lambda: attend(q, q, q), PEAK).flops
     assert whole == 4 * 2 * 64 * 64 * 16
-    assert counted(lambda: attend(q, q, q, is_causal=True), PEAK).flops == whole / 2
+    assert count_ops(lambda: attend(q, q, q, is_causal=True), PEAK).flops == whole / 2
 
 
 @pytest.mark.parametrize("mode", ["lora", "full", None])
 def test_the_bound_counts_short_layers_where_they_are_short(mode: Any) -> None:
     found = subject("llava", mode)
     training = mode is not None
-    ideal = Ideal(Work(), lambda n: layer_work(found, n, PEAK, training), found.depth, found.length)
+    ideal = Ideal(OpCount(), lambda n: layer_work(found, n, PEAK, training), found.depth, found.length)
     saved = ideal.at(found.short)
     long, short = (layer_work(found, n, PEAK, training) for n in (found.length, found.short))
     assert saved.flops == pytest.approx((short.flops - long.flops) * (found.depth - 2)) and saved.flops < 0
@@ -182,7 +183,7 @@ def test_the_peak_is_what_lies_there_at_once() -> None:
         del first
         second.sum()
 
-    assert peak_of(work, CPU) == pytest.approx(8e6, rel=0.01)
+    assert peak_memory(work, CPU) == pytest.approx(8e6, rel=0.01)
 
 
 def test_the_cache_holds_its_true_share() -> None:
@@ -193,7 +194,7 @@ def test_the_cache_holds_its_true_share() -> None:
         sizes[name] = answer.size()
         with way(name, found, "expand").ready():
             answer.more()
-        assert cache_bytes(answer.cache) > sizes[name]
+        assert kv_cache_bytes(answer.cache) > sizes[name]
         assert answer.tokens == {FULL: 576, OURS: 64}[name]
     assert sizes[OURS] / sizes[FULL] == pytest.approx(found.true_share, rel=1e-6)
 
@@ -212,7 +213,7 @@ def test_what_surrounds_a_job_is_not_timed() -> None:
             happened.append("out")
 
     job = WithContext(Around, lambda: happened.append("job"))
-    assert once(job, CPU) >= 0 and happened == ["in", "job", "out"]
+    assert time_once(job, CPU) >= 0 and happened == ["in", "job", "out"]
     first, times = rounds({"a": job}, CPU, 2, 10.0)
     assert set(first) == {"a"} and len(times["a"]) == 2
 

@@ -15,9 +15,10 @@ from dart_train.config import load_recipe
 from dart_train.evaluation import comparison as verb
 from dart_train.evaluation.comparison import compare
 from dart_train.evaluation.comparison_grid import prepare
-from dart_train.evaluation.cost import Arithmetic, Shape, kv_bytes, typical
+from dart_train.evaluation.cost import Arithmetic, Shape, typical
 from dart_train.evaluation.generate import Subject, TokenTimestamps
 from dart_train.evaluation.tables import COSTS, read_costs, write_costs
+from dart_train.profiling.memory import kv_cache_bytes
 from dart_train.profiling.timing import clock
 from tests.zoo import FAMILIES, make_batch
 
@@ -62,7 +63,7 @@ def test_flops_are_those_that_the_forward_does(reduced: bool, done: Path) -> Non
     (attention within the tower, the choice) is little."""
     model, batch = FAMILIES["llava"].model("eager"), make_batch("llava", images=(1, 1), question_words=(4, 4))
     visual = int((batch["input_ids"] == model.config.image_token_id).sum())
-    arithmetic = Arithmetic(load_recipe(done / "compare.yaml"), model, batch, visual)
+    arithmetic = Arithmetic(model, batch, visual)
     rows, length = batch["input_ids"].shape
     counter = FlopCounterMode(display=False)
     if reduced:
@@ -79,7 +80,7 @@ def test_flops_are_those_that_the_forward_does(reduced: bool, done: Path) -> Non
 def test_kv_bytes_count_storages_and_each_once() -> None:
     whole = torch.zeros(2, 10)
     layer = SimpleNamespace(keys=whole[:, :3], values=whole[:, 3:])
-    assert kv_bytes(SimpleNamespace(layers=[layer])) == 80  # what is held, not what is looked at
+    assert kv_cache_bytes(SimpleNamespace(layers=[layer])) == 80  # what is held, not what is looked at
 
 
 def test_ticks_are_counted_behind_every_token(monkeypatch: pytest.MonkeyPatch) -> None:

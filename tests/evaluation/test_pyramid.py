@@ -121,7 +121,7 @@ def test_its_flops_are_those_that_the_forward_does() -> None:
     counter = FlopCounterMode(display=False)
     with attach(model, [DART(keep=32, layer=1), DART(keep=8, layer=3)]), torch.no_grad(), counter:
         model(**batch, logits_to_keep=1)
-    arithmetic = Arithmetic(_recipe(), model, batch, rows * TOKENS)
+    arithmetic = Arithmetic(model, batch, rows * TOKENS)
     steps = ((1, length - TOKENS + 32), (3, length - TOKENS + 8))
     assert arithmetic.prefill(Shape(rows, length, steps, rows * TOKENS)) == pytest.approx(
         counter.get_total_flops(), rel=0.12

@@ -11,10 +11,10 @@ from transformers import LlavaConfig
 
 from dart_train import KeepAll, attach
 from dart_train.planning.batch import encoded
-from dart_train.planning.ghost import FakeLayer, Kept, layer_flops
 from dart_train.planning.memory import passing, standing
 from dart_train.planning.probe import Probe
 from dart_train.planning.setup import Setup
+from dart_train.profiling.flops import SavedActivations, layer_flops
 from dart_train.training.trainable import choose_parameters
 from tests.planning.cases import CPU, FIXED, case_of, recipe_of
 from tests.zoo import FAMILIES
@@ -64,38 +64,38 @@ def test_each_stage_of_zero_shares_one_more_thing(text: str) -> None:
 @pytest.mark.parametrize("mode", ["lora", "full"])
 def test_counted_activations_are_what_autograd_saves(text: str, models: Path, name: str, mode: str) -> None:
     case = case_of(text, f"model.path={models}/{name}", *MODES[mode], "parts.lora.dropout=0.1", rows=4)
-    ghost, probe = FakeLayer(case.config, case.setup, "cpu"), Probe(case.config, case.setup, CPU)
+    ghost, probe = case.setup.fake_layer(case.config, "cpu"), Probe(case.config, case.setup, CPU)
     for rows, length, padded in ((2, 40, True), (3, 33, False)):
         layer, hidden, args, kwargs = probe._layer_call(rows, length, padded)
         kwargs = kwargs if padded else {**kwargs, "attention_mask": None}
         shared = [t for value in kwargs.values() for t in (value if isinstance(value, tuple) else [value])]
-        kept = Kept([*layer.parameters(), *(t for t in shared if isinstance(t, torch.Tensor))])
-        with kept.watching():
+        kept = SavedActivations([*layer.parameters(), *(t for t in shared if isinstance(t, torch.Tensor))])
+        with kept.recording():
             layer(hidden, *args, **kwargs)
-        assert ghost.saved(rows, length, padded) == kept.size
+        assert ghost.saved_bytes(rows, length, padded) == kept.size
 
 
 @pytest.mark.parametrize("mode", ["lora", "full"])
 def test_passing_memory_is_nearly_all_that_a_whole_forward_keeps(text: str, mode: str) -> None:
     """What is left out is of one layer's size or less: the final norm, masks, the choice itself."""
     case = case_of(text, *MODES[mode], FIXED, "train.gradient_checkpointing=false", rows=8)
-    ghost, probe = FakeLayer(case.config, case.setup, "cpu"), Probe(case.config, case.setup, CPU)
+    ghost, probe = case.setup.fake_layer(case.config, "cpu"), Probe(case.config, case.setup, CPU)
     for load in (case.full, *case.loads):
         work, at = load.work, load.work.longest
         batch = encoded(case.rows, case.workload.batches[at].tolist(), case.setup, CPU)
         model = choose_parameters(FAMILIES["llava"].model(), case.recipe.parts).train()
-        kept = Kept([*model.parameters(), *batch.values()])
-        with attach(model, load.budget.reducers or KeepAll(layer=0)), kept.watching():
+        kept = SavedActivations([*model.parameters(), *batch.values()])
+        with attach(model, load.budget.reducers or KeepAll(layer=0)), kept.recording():
             model(**batch, logits_to_keep=1, use_cache=False)
-        counted = passing(work, ghost, 1, probe.tower_saved(batch) / float(work.pixels[at]))
+        counted = passing(work, ghost, case.setup, 1, probe.tower_saved(batch) / float(work.pixels[at]))
         assert 0.94 < sum(counted.values()) / kept.size <= 1
 
 
 def test_a_large_model_is_counted_without_its_memory(text: str) -> None:
     setup = Setup.of(recipe_of(text, "parts.language.mode=full"))
-    ghost, config = FakeLayer(LlavaConfig(), setup, "cpu"), LlavaConfig().text_config
-    assert ghost.saved(16, 640) == 16 * ghost.saved(1, 640) > 2**30
-    forward, backward = layer_flops(LlavaConfig(), setup)
+    ghost, config = setup.fake_layer(LlavaConfig(), "cpu"), LlavaConfig().text_config
+    assert ghost.saved_bytes(16, 640) == 16 * ghost.saved_bytes(1, 640) > 2**30
+    forward, backward = layer_flops(setup.one_layer(LlavaConfig()))
     weights = 4 * config.hidden_size**2 + 3 * config.hidden_size * config.intermediate_size
     assert forward.token == pytest.approx(2 * weights) and backward.token == pytest.approx(4 * weights)
     assert forward.pair == pytest.approx(4 * config.hidden_size)

@@ -10,8 +10,7 @@ import pytest
 
 from dart_train.__main__ import main
 from dart_train.planning import predict, room
-from dart_train.planning.ghost import layer_flops
-from dart_train.planning.quadratic import Quadratic
+from dart_train.profiling.flops import QuadraticCost, layer_flops
 from tests.planning.cases import CPU, FIXED, case_of, quick, recipe_of
 
 
@@ -37,7 +36,7 @@ def test_a_layer_that_finds_no_room_is_timed_narrower(text: str, monkeypatch: py
     monkeypatch.setattr(room, "free_bytes", lambda device: enough)
     small, factor = room.fitting(case.config, case.setup, CPU)
     assert factor == 2 and small.text_config.hidden_size == 32
-    true, narrow = (sum(layer_flops(each, case.setup), Quadratic()) for each in (case.config, small))
+    true, narrow = (sum(layer_flops(case.setup.one_layer(each)), QuadraticCost()) for each in (case.config, small))
     assert room.widened(narrow, case.config, small, case.setup) == pytest.approx(true)
     rates = case.seconds(0.02)
     assert "1/2 of its width" in rates.notes[-1] and rates.layer(4, 100) > 0

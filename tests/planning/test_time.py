@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from dart_train import KeepAll
 from dart_train.planning.case import Case
 from dart_train.planning.payoff import breaks_even
-from dart_train.planning.quadratic import Quadratic
 from dart_train.planning.rates import Rates
+from dart_train.profiling.flops import QuadraticCost
 from tests.planning.cases import case_of, quick
 
-RATES = Rates(Quadratic(1e-4, 1e-5, 1e-8), Quadratic(0, 3e-6), Quadratic(0, 1e-6), 1e-6, other=1e-3)
+RATES = Rates(QuadraticCost(1e-4, 1e-5, 1e-8), QuadraticCost(0, 3e-6), QuadraticCost(0, 1e-6), 1e-6, other=1e-3)
 
 
 def test_keep_all_gains_nothing_and_pays_for_the_choice(text: str) -> None:
@@ -72,13 +72,13 @@ _TERMS = st.floats(1e-9, 1e-2)
 
 @given(call=_TERMS, token=_TERMS, pair=_TERMS)
 def test_a_quadratic_is_found_again(call: float, token: float, pair: float) -> None:
-    true = Quadratic(call, token, pair)
+    true = QuadraticCost(call, token, pair)
     points = [(rows, length, float(true(rows, length))) for rows, length in ((4, 50), (4, 120), (4, 300), (1, 80))]
-    found = Quadratic.fit(points)
+    found = QuadraticCost.fit(points)
     assert all(found(rows, length) == pytest.approx(cost, rel=1e-6) for rows, length, cost in points)
 
 
 @given(costs=st.lists(st.floats(1e-6, 10), min_size=3, max_size=3))
 def test_no_noise_makes_a_cost_negative(costs: list[float]) -> None:
-    found = Quadratic.fit([(4, length, cost) for length, cost in zip((50, 100, 200), costs, strict=True)])
+    found = QuadraticCost.fit([(4, length, cost) for length, cost in zip((50, 100, 200), costs, strict=True)])
     assert min(found.call, found.token, found.pair) >= 0 < found(1, 10)

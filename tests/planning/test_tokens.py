@@ -16,7 +16,7 @@ from dart_train.data.collator import Collator
 from dart_train.models.resize import fewer_pixels
 from dart_train.planning.batch import encoded
 from dart_train.planning.budgets import budgets_of
-from dart_train.planning.work import Workload
+from dart_train.planning.work import StepWorkload
 from dart_train.reduction.budget import Keep
 from dart_train.reduction.schedule import budget_at_step
 from dart_train.training.data_feed import TrainFeed
@@ -31,7 +31,7 @@ def test_tokens_are_those_that_the_model_really_keeps(text: str, models: Path, n
     case = case_of(text, f"model.path={models}/{name}", rows=6)
     numbers, model = list(range(4)), FAMILIES[name].model()
     batch = encoded(case.rows, numbers, case.setup, CPU)
-    workload = Workload(case.rows, np.array([numbers]), case.workload.depth, None)
+    workload = StepWorkload(case.rows, np.array([numbers]), case.workload.depth, None)
     choices: list[tuple[Keep, dict[str, Any]]] = [(0.333, {}), (9, {}), (9, {"rule": "paper"}), (5, {"per": "image"})]
     for keep, options in choices:
         reducer = DART(keep=keep, layer=2, **options)

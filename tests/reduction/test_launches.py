@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dart_train.benchmarks.scene import Scene
+from dart_train.profiling.selection_scene import SelectionScene
 from dart_train.reduction import REDUCERS
 
 MOST = 90  # DART's 82 and some air: who adds launches should notice
@@ -31,11 +31,11 @@ class Launches(TorchDispatchMode):
 
 def launches(method: str, tokens: int, batch: int) -> int:
     """Of one selection on a device that is no CPU: the meta device takes the same path as a GPU."""
-    meta, here = torch.device("meta"), Scene.draw(tokens, batch, 256, torch.device("cpu"), torch.float32)
-    there = {name: getattr(here, name).to(meta) for name in ("states", "keys", "query", "scale", "pools", "real")}
+    meta, here = torch.device("meta"), SelectionScene.draw(tokens, batch, 256, torch.device("cpu"), torch.float32)
+    there = {name: getattr(here, name).to(meta) for name in ("states", "keys", "query", "scale", "groups", "real")}
     reducer, scene = REDUCERS[method](keep=tokens // 9), replace(here, **there)
     with Launches() as seen:
-        view = scene.view(reducer)
+        view = scene.context(reducer)
         reducer.content(view, reducer.select(view))
     return seen.count
 
