@@ -14,7 +14,7 @@ from ..data.check import check_rows
 from ..data.check_report import as_text
 from ..data.encoder import Encoder
 from ..data.images import ImageStore
-from ..data.sources import Source, SourceSpec, open_sources
+from ..data.sources import DataSource, SourceSpec, open_sources
 from ..data.truncation import POLICIES
 from ..models.processors import load_processor
 
@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
     text = as_text(result)
     print(text.encode(errors="backslashreplace").decode())  # rows may hold anything, a terminal may not
     print(f"\nwritten: {options.out / 'check.json'}, and every finding by row in check_rows.jsonl beside it")
-    return 1 if result["errors"] else 0
+    return 1 if result["errors"] or result["too_many_dropped"] else 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -54,19 +54,19 @@ def _parser() -> argparse.ArgumentParser:
 def _check(options: argparse.Namespace) -> dict[str, Any]:
     if bool(options.recipe) == bool(options.rows):
         raise ValueError("give either a recipe, or --rows FILE with --images FOLDER")
-    sources, encoder, reducers = _of_recipe(options) if options.recipe else _of_rows(options)
-    return check_rows(sources, encoder, reducers, max(1, options.workers), options.out, not options.quiet)
+    sources, encoder, reducers, limit = _of_recipe(options) if options.recipe else _of_rows(options)
+    return check_rows(sources, encoder, reducers, max(1, options.workers), options.out, not options.quiet, limit)
 
 
-def _of_rows(options: argparse.Namespace) -> tuple[list[Source], Encoder | None, Sequence[Any]]:
+def _of_rows(options: argparse.Namespace) -> tuple[list[DataSource], Encoder | None, Sequence[Any], float | None]:
     store = ImageStore(allow_urls=options.allow_urls)
     sources = open_sources([SourceSpec(options.rows, options.images)], store)
     if options.model is None:
-        return sources, None, ()
-    return sources, Encoder(_processor(options.model), options.max_length, options.on_too_long), ()
+        return sources, None, (), None
+    return sources, Encoder(_processor(options.model), options.max_length, options.on_too_long), (), None
 
 
-def _of_recipe(options: argparse.Namespace) -> tuple[list[Source], Encoder | None, Sequence[Any]]:
+def _of_recipe(options: argparse.Namespace) -> tuple[list[DataSource], Encoder | None, Sequence[Any], float | None]:
     recipe = load_recipe(options.recipe, options.overrides, needs=("data.train",))
     data = recipe.data
     store = ImageStore(None, data.allow_urls, data.max_pixels, data.min_pixels)
@@ -77,8 +77,9 @@ def _of_recipe(options: argparse.Namespace) -> tuple[list[Source], Encoder | Non
         if options.model is not None:
             raise
         print(f"data check: tokens are not measured: {error}", file=sys.stderr)  # its model may be out of reach here
-        return sources, None, recipe.reduction.reducers()
-    return sources, Encoder(processor, data.max_length, data.on_too_long), recipe.reduction.reducers()
+        return sources, None, recipe.reduction.reducers(), data.max_bad_fraction
+    encoder = Encoder(processor, data.max_length, data.on_too_long)
+    return sources, encoder, recipe.reduction.reducers(), data.max_bad_fraction
 
 
 def _processor(path: str) -> Any:

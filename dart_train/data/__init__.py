@@ -1,29 +1,30 @@
-"""Rows in the formats people have, checked, in a fixed order, through the model's own processor, into batches."""
+"""Training data: rows in common formats, checked, in a deterministic order, encoded by the model's processor, in
+batches."""
 
 from .check import check_rows, row_lengths
 from .collator import Collator, dummy_inputs
-from .dataset import Reader, RowDataset, RowStream, SkippedRow
+from .dataset import RowDataset, RowReader, RowStream, SkippedRow
 from .encoder import Encoded, Encoder
 from .formats import normalise
 from .images import ImageStore
-from .issues import BadRowError, Finding
+from .issues import BadRowError, RowIssue
 from .sampler import DeterministicOrder, RankBatchSampler, steps_for
-from .sources import Source, SourceSpec, open_source, open_sources
+from .sources import DataSource, SourceSpec, open_source, open_sources
 
 __all__ = [
     "BadRowError",
     "Collator",
+    "DataSource",
     "DeterministicOrder",
     "Encoded",
     "Encoder",
-    "Finding",
     "ImageStore",
     "RankBatchSampler",
-    "Reader",
     "RowDataset",
+    "RowIssue",
+    "RowReader",
     "RowStream",
     "SkippedRow",
-    "Source",
     "SourceSpec",
     "check_rows",
     "dummy_inputs",

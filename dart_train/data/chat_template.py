@@ -1,8 +1,8 @@
-"""The model's own chat template: what a conversation looks like, and where in it the assistant speaks.
+"""The model's own chat template: the text of a conversation, and the spans of the assistant's answers in it.
 
-Where the template marks answers (`{% generation %}`), its marks are used. Where it does not, as most templates of
-vision models do not, an answer is what rendering the conversation up to and with it adds to rendering it up to the
-prompt to answer. Text is never searched for. A template that allows neither is refused before training."""
+If the template marks answers (`{% generation %}`), its marks are used. If it does not, as in most vision models, an
+answer is the difference between the conversation rendered up to the prompt and rendered up to the answer. Text is
+never searched for. A template that allows neither is refused before training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from ..models.prompts import chat_template
+from ..models.prompts import assistant_message, chat_template, user_message
 from .issues import BadRowError
 
 Messages = Sequence[dict[str, Any]]
@@ -21,41 +21,45 @@ Span = tuple[int, int]
 _MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
-def _say(role: str, text: str) -> dict[str, Any]:
-    return {"role": role, "content": [{"type": "text", "text": text}]}
-
-
-_PROBE = [_say("user", "Is it?"), _say("assistant", "Yes, 3."), _say("user", "And now"), _say("assistant", "No!")]
+# A conversation on which the template is tried before training.
+_PROBE = [
+    user_message("Is it?"),
+    assistant_message("Yes, 3."),
+    user_message("And now"),
+    assistant_message("No!"),
+]
+_NOT_SEPARABLE = "the chat template cannot separate the assistant's turns"
+_REMEDY = "Put {% generation %} ... {% endgeneration %} around the answer in processor.chat_template"
 
 
 class ChatTemplate:
-    """`answers` gives the rendered text and the character spans of what the model must learn to write."""
+    """`answers` gives the rendered text and the character spans that are supervised."""
 
     def __init__(self, processor: Any) -> None:
         self.tokenizer = processor.tokenizer
         self.source = chat_template(processor)
         self.marked = _MARK.search(self.source) is not None
         self.control = control_tokens(processor)
-        self._openers = {token[0] for token in self.control}
+        self._first_characters = {token[0] for token in self.control}
         self.end, self.appends_end = "", False
         self._find_end()
-        self._check_tokens()
+        self._check_prompt_tokens()
 
     def render(self, messages: Messages, prompt: bool = False) -> str:
         return self._render(messages, prompt)[0]
 
     def answers(self, messages: Messages) -> tuple[str, list[Span]]:
-        """The text, and one (start, end) for each assistant turn, its end-of-turn token included."""
-        text, spans = self._spans(messages)
+        """The text, and one (start, end) for each assistant turn, with its end-of-turn token."""
+        text, spans = self._answer_spans(messages)
         if self.appends_end:
             start, end = spans[-1]
             return text[:end] + self.end, [*spans[:-1], (start, end + len(self.end))]
         return text, [(start, end + len(self.end) * text.startswith(self.end, end)) for start, end in spans]
 
     def find_control_token(self, text: str) -> str | None:
-        """A control token that stands in what should be plain text. Most texts hold no opening bracket at all, and
-        some tokenizers have thousands of control tokens."""
-        if self._openers.isdisjoint(text):
+        """A control token inside text that should be plain, or None. Most texts have no opening bracket at all, and
+        some tokenizers have thousands of control tokens, so first characters are compared first."""
+        if self._first_characters.isdisjoint(text):
             return None
         return next((token for token in self.control if token in text), None)
 
@@ -72,7 +76,7 @@ class ChatTemplate:
             raise BadRowError("template_failed", f"the chat template refuses the conversation: {error}") from None
         return texts[0], spans[0] if marks else []
 
-    def _spans(self, messages: Messages) -> tuple[str, list[Span]]:
+    def _answer_spans(self, messages: Messages) -> tuple[str, list[Span]]:
         text, marks = self._render(messages, marks=self.marked)
         spans = marks if self.marked else self._spans_by_prefix(messages, text)
         return text, [(start, start + len(text[start:end].rstrip())) for start, end in spans]
@@ -84,54 +88,52 @@ class ChatTemplate:
                 continue
             before, after = self.render(messages[:i], prompt=True), self.render(messages[: i + 1]).rstrip()
             if not (text.startswith(before) and text.startswith(after) and len(before) < len(after)):
-                raise BadRowError("template_failed", f"turn {i + 1} is rendered in another way once turns follow it")
+                raise BadRowError("template_failed", f"turn {i + 1} is rendered differently when turns follow it")
             spans.append((len(before), len(after)))
         return spans
 
     def _find_end(self) -> None:
-        """What ends a turn: inside the span already, right behind the template's mark, or nothing at all; then
-        the tokenizer's end token is put behind the last answer, or the model would never learn to stop."""
+        """Find what ends a turn. It is inside the span already, directly after the template's mark, or missing; then
+        the tokenizer's EOS token is added after the last answer, or the model would never learn to stop."""
         try:
-            text, spans = self._spans(_PROBE)
+            text, spans = self._answer_spans(_PROBE)
         except BadRowError as bad:
-            raise ValueError(f"{_CANNOT}: {bad.message}. {_REMEDY}") from None
+            raise ValueError(f"{_NOT_SEPARABLE}: {bad.message}. {_REMEDY}") from None
         if len(spans) != 2 or any(start >= end for start, end in spans):
-            raise ValueError(f"{_CANNOT}: it marks {len(spans)} stretches of two answers. {_REMEDY}")
+            raise ValueError(f"{_NOT_SEPARABLE}: it marks {len(spans)} spans for two answers. {_REMEDY}")
         start, end = spans[-1]
         rest = text[end:].strip()
         if any(text[start:end].endswith(token) for token in self.control):
             return
         self.end = next((token for token in self.control if rest == token), "")
         if not self.end and rest:
-            raise ValueError(f"{_CANNOT}: {rest!r} follows the last answer and is no end token. {_REMEDY}")
+            raise ValueError(f"{_NOT_SEPARABLE}: {rest!r} follows the last answer and is not an end token. {_REMEDY}")
         if not self.end:
             self.end, self.appends_end = self.tokenizer.eos_token or "", True
         if not self.end:
             raise ValueError("the chat template ends no turn and the tokenizer has no eos_token; set one of the two")
 
-    def _check_tokens(self) -> None:
-        """The prompt that generation starts from must be, token by token, how the training text begins."""
+    def _check_prompt_tokens(self) -> None:
+        """The prompt that generation starts from must be, token by token, the start of the training text."""
         if self.marked:
             return
         text, _ = self.answers(_PROBE)
-        whole = self._ids(text)
+        full = self._ids(text)
         for i in (1, 3):
             prompt = self._ids(self.render(_PROBE[:i], prompt=True))
-            if whole[: len(prompt)] != prompt:
-                shown = self.tokenizer.decode(prompt[-3:])
-                raise ValueError(f"{_CANNOT}: the prompt ends in {shown!r}, whose tokens change when an answer "
-                                 f"follows. {_REMEDY}")  # fmt: skip
+            if full[: len(prompt)] != prompt:
+                ending = self.tokenizer.decode(prompt[-3:])
+                raise ValueError(
+                    f"{_NOT_SEPARABLE}: the prompt ends in {ending!r}, whose tokens change when an answer follows. "
+                    f"{_REMEDY}"
+                )
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-_CANNOT = "the chat template cannot tell the assistant's turns apart"
-_REMEDY = "Put {% generation %} ... {% endgeneration %} round the answer in processor.chat_template"
-
-
 def control_tokens(processor: Any) -> list[str]:
-    """Every token that means something else than its letters, longest first."""
+    """Every token with a meaning other than its letters, longest first."""
     tokenizer = processor.tokenizer
     tokens = {*tokenizer.all_special_tokens, *(t.content for t in tokenizer.added_tokens_decoder.values() if t.special)}
     tokens |= {getattr(processor, name, None) for name in ("image_token", "video_token")}

@@ -1,22 +1,20 @@
-"""Reports on single rows, added up: what check.json holds and what a person reads."""
+"""The report on one row, and the summary of all reports: the content of check.json and the printed text."""
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from .issues import CODES, ERROR, Finding
-
-if TYPE_CHECKING:
-    from .check import RowReport
+from ..reduction import count_kept_by_stage
+from .issues import CODES, ERROR, RowIssue
 
 _EXAMPLES = 5
 _BINS = 12
-_BAR = 40
+_BAR_WIDTH = 40
 _COLUMNS = {
     "total": "all tokens",
     "visual": "visual tokens",
@@ -25,11 +23,41 @@ _COLUMNS = {
 }
 
 
+@dataclass(frozen=True)
+class RowReport:
+    """`digest` 0: the row could not be read. `total` 0: not measured. `used`: tokens that max_length leaves. `visual`,
+    `answer_starts`, `prompt_tokens_after`: for each image, as in `RowLength`."""
+
+    id: str
+    issues: list[RowIssue]
+    digest: int = 0
+    total: int = 0
+    used: int = 0
+    visual: list[int] = field(default_factory=list)
+    answer_starts: list[int] = field(default_factory=list)
+    prompt_tokens_after: list[int] = field(default_factory=list)
+
+    @property
+    def dropped(self) -> bool:
+        return any(issue.severity == ERROR or issue.code == "too_long" for issue in self.issues)
+
+    def kept(self, stages: Sequence[Any]) -> int:
+        """Visual tokens after the last reduction."""
+        if not stages:
+            return sum(self.visual)
+        return count_kept_by_stage(stages, self.visual, self.answer_starts, self.prompt_tokens_after)[-1]
+
+    def cost(self, stages: Sequence[Any]) -> int:
+        """Tokens of the row after max_length and after the reduction; 0 if it is dropped."""
+        return self.used - sum(self.visual) + self.kept(stages) if self.used else 0
+
+
 @dataclass
-class Summary:
-    """Grows by a few numbers a row."""
+class CheckSummary:
+    """Grows by a few numbers for each row."""
 
     reducers: Sequence[Any] = ()
+    max_bad_fraction: float | None = None
     rows: int = 0
     dropped: int = 0
     with_images: int = 0
@@ -39,9 +67,9 @@ class Summary:
 
     def add(self, report: RowReport) -> None:
         self.rows += 1
-        self.dropped += any(f.severity == ERROR or f.code == "too_long" for f in report.findings)
-        for finding in report.findings:
-            self.note(report.id, finding)
+        self.dropped += report.dropped
+        for issue in report.issues:
+            self.note(report.id, issue)
         if report.total:
             visual, kept = sum(report.visual), report.kept(self.reducers)
             self.with_images += visual > 0
@@ -49,28 +77,31 @@ class Summary:
             for name, value in zip(_COLUMNS, values if self.reducers else values[:2], strict=False):
                 self.columns[name].append(value)
 
-    def note(self, row_id: str, finding: Finding) -> None:
-        self.counts[finding.code] = self.counts.get(finding.code, 0) + 1
-        shown = self.examples.setdefault(finding.code, [])
-        if len(shown) < _EXAMPLES:
-            shown.append({"id": row_id, "message": finding.message})
+    def note(self, row_id: str, issue: RowIssue) -> None:
+        self.counts[issue.code] = self.counts.get(issue.code, 0) + 1
+        examples = self.examples.setdefault(issue.code, [])
+        if len(examples) < _EXAMPLES:
+            examples.append({"id": row_id, "message": issue.message})
 
     @property
     def errors(self) -> int:
         return sum(count for code, count in self.counts.items() if CODES[code][0] == ERROR)
 
     def to_dict(self) -> dict[str, Any]:
+        limit = self.max_bad_fraction
         return {
             "version": 1,
             "rows": self.rows,
             "usable": self.rows - self.dropped,
             "dropped": self.dropped,
             "errors": self.errors,
-            "findings": {code: self._finding(code) for code in CODES if code in self.counts},
+            "max_bad_fraction": limit,
+            "too_many_dropped": limit is not None and self.dropped > limit * self.rows,
+            "findings": {code: self._issue(code) for code in CODES if code in self.counts},
             "tokens": {name: _statistics(values) for name, values in self.columns.items() if values},
         }
 
-    def _finding(self, code: str) -> dict[str, Any]:
+    def _issue(self, code: str) -> dict[str, Any]:
         severity, meaning = CODES[code]
         return {"severity": severity, "count": self.counts[code], "meaning": meaning, "examples": self.examples[code]}
 
@@ -78,26 +109,32 @@ class Summary:
 def _statistics(values: array[int]) -> dict[str, Any]:
     numbers = np.frombuffer(values, dtype=np.int64)
     counts, edges = np.histogram(numbers, bins=_edges(int(numbers.min()), int(numbers.max())))
-    marks = dict(zip(("median", "p95", "p99"), np.percentile(numbers, (50, 95, 99)).tolist(), strict=True))
+    percentiles = dict(zip(("median", "p95", "p99"), np.percentile(numbers, (50, 95, 99)).tolist(), strict=True))
     return {
         "sum": int(numbers.sum()),
         "mean": float(numbers.mean()),
         "min": int(numbers.min()),
-        **marks,
+        **percentiles,
         "max": int(numbers.max()),
         "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
     }
 
 
 def _edges(low: int, high: int) -> np.ndarray:
-    """Bins of equal whole width that hold all of low ... high."""
+    """Bins of equal integer width that contain all of low ... high."""
     width = max(1, -(-(high - low + 1) // _BINS))
     return low + width * np.arange(-(-(high - low + 1) // width) + 1)
 
 
 def as_text(summary: dict[str, Any]) -> str:
-    """What a person reads."""
+    """The summary (`CheckSummary.to_dict`) as text for a terminal."""
     lines = [f"{summary['rows']} rows: {summary['usable']} usable, {summary['dropped']} dropped"]
+    if summary["too_many_dropped"]:
+        share, limit = summary["dropped"] / summary["rows"], summary["max_bad_fraction"]
+        lines.append(
+            f"{share:.1%} of the rows are dropped, more than data.max_bad_fraction {limit:.1%}: training would stop. "
+            "Correct the rows, raise data.max_length if they are too long, or raise data.max_bad_fraction"
+        )
     for severity, title in ((ERROR, "errors: these rows are dropped"), ("warning", "warnings")):
         found = {code: item for code, item in summary["findings"].items() if item["severity"] == severity}
         lines += ["", title] if found else []
@@ -110,8 +147,8 @@ def as_text(summary: dict[str, Any]) -> str:
 
 def _tokens_text(tokens: dict[str, Any]) -> list[str]:
     if not tokens:
-        return ["", "token lengths: not measured (no row could be, or no model was named: --model FOLDER)"]
-    lines = ["", f"{'tokens a row':<24}{'min':>8}{'median':>8}{'mean':>8}{'95%':>8}{'max':>8}{'sum':>14}"]
+        return ["", "token lengths: not measured (no row could be measured, or no model was given: --model FOLDER)"]
+    lines = ["", f"{'tokens per row':<24}{'min':>8}{'median':>8}{'mean':>8}{'95%':>8}{'max':>8}{'sum':>14}"]
     for name, title in ((name, _COLUMNS[name]) for name in tokens):
         values = [tokens[name][key] for key in ("min", "median", "mean", "p95", "max")]
         lines.append(f"{title:<24}" + "".join(f"{value:>8.0f}" for value in values) + f"{tokens[name]['sum']:>14}")
@@ -124,4 +161,6 @@ def _histogram_text(histogram: dict[str, list[int]]) -> list[str]:
     edges, counts = histogram["edges"], histogram["counts"]
     most = max(counts)
     rows = zip(edges, edges[1:], counts, strict=False)
-    return [f"  {low:>7} - {high - 1:<7} {'#' * round(_BAR * n / most):<{_BAR}} {n}" for low, high, n in rows]
+    return [
+        f"  {low:>7} - {high - 1:<7} {'#' * round(_BAR_WIDTH * n / most):<{_BAR_WIDTH}} {n}" for low, high, n in rows
+    ]

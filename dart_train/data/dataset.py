@@ -1,5 +1,5 @@
-"""What a `DataLoader` reads: rows opened, checked and encoded when they are asked for. A bad row is skipped, logged
-by its id and counted, or ends the run; it is replaced by nothing, so no other row moves to another place."""
+"""What a `DataLoader` reads: rows are opened, checked and encoded on demand. A bad row is skipped, logged with its id
+and counted, or ends the run. It is not replaced, so no other row changes its position."""
 
 from __future__ import annotations
 
@@ -17,80 +17,85 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from .encoder import Encoded, Encoder
 from .issues import BadRowError
-from .sources import Source
+from .sources import DataSource
 
 log = logging.getLogger(__name__)
-_SLOTS = 256  # loader processes that may count at once
-_KINDS = ("rows", "bad", "too_long", "shortened")
-_FIRST = 100  # rows before which the fraction of bad ones says little
+_MAX_WORKERS = 256  # loader processes that have a counter of their own
+_COUNTED = ("rows", "bad", "too_long", "shortened")
+_MIN_ROWS = 100  # before so many rows are read, the fraction of unusable ones is not meaningful
 
 
 @dataclass(frozen=True)
 class SkippedRow:
-    """Stands where a bad row was; the collator leaves it out."""
+    """Placeholder for a skipped row; the collator drops it."""
 
     id: str
     code: str
 
 
-class Reader:
+class RowReader:
     """One row of one source -> `Encoded` or `SkippedRow`. Counts are shared with the loader's processes."""
 
     def __init__(
-        self, sources: Sequence[Source], encoder: Encoder, on_bad_row: str = "skip", max_bad_fraction: float = 0.05
+        self, sources: Sequence[DataSource], encoder: Encoder, on_bad_row: str = "skip", max_bad_fraction: float = 0.05
     ) -> None:
         if on_bad_row not in ("skip", "error"):
             raise ValueError(f"on_bad_row: got {on_bad_row!r}, expected skip or error")
         self.sources, self.encoder = list(sources), encoder
         self.on_bad_row, self.max_bad_fraction = on_bad_row, max_bad_fraction
-        self._counts = torch.zeros(_SLOTS, len(_KINDS), dtype=torch.int64).share_memory_()
+        self._counts = torch.zeros(_MAX_WORKERS, len(_COUNTED), dtype=torch.int64).share_memory_()
 
     @property
     def counts(self) -> dict[str, int]:
-        """Rows read (ahead of the model, as loaders do); of them bad and skipped, dropped for their length,
-        shortened to max_length."""
-        return dict(zip(_KINDS, self._counts.sum(0).tolist(), strict=True))
+        """Rows read (loaders read ahead of the model), and how many of them were bad and skipped, dropped because they
+        are longer than max_length, or shortened to it."""
+        return dict(zip(_COUNTED, self._counts.sum(0).tolist(), strict=True))
 
-    def read(self, source: Source, row: Any, index: int) -> Encoded | SkippedRow:
+    def read(self, source: DataSource, row: Any, index: int) -> Encoded | SkippedRow:
         self._count("rows")
-        row_id = source.row_id(index)
         try:
             sample = source.sample(row, index)
-            row_id = sample.named(row_id)
             encoded = self.encoder.encode(sample, [source.store.open(ref) for ref in sample.images])
         except BadRowError as bad:
-            return self._skip(row_id, bad)
+            return self._skip(source.label(row, index), bad)
         if encoded.notes:
             self._count("shortened")
         return encoded
 
-    def _skip(self, row_id: str, bad: BadRowError) -> SkippedRow:
-        if bad.code == "too_long":  # the user's choice, not a fault of the data
+    def _skip(self, label: str, bad: BadRowError) -> SkippedRow:
+        if bad.code == "too_long":  # a choice of the user (on_too_long: drop), so on_bad_row does not apply
             self._count("too_long")
-            log.info("row %s dropped: %s", row_id, bad.message)
-            return SkippedRow(row_id, bad.code)
-        if self.on_bad_row == "error":
-            raise ValueError(f"row {row_id}: {bad} (on_bad_row: error; skip would go on without it)") from bad
-        self._count("bad")
-        log.warning("row %s skipped: %s", row_id, bad)
+            log.info("row %s dropped: %s", label, bad.message)
+        elif self.on_bad_row == "error":
+            raise ValueError(f"row {label}: {bad} (on_bad_row: error; on_bad_row: skip would leave it out)") from bad
+        else:
+            self._count("bad")
+            log.warning("row %s skipped: %s", label, bad)
+        self._check_fraction(label, bad)
+        return SkippedRow(label, bad.code)
+
+    def _check_fraction(self, label: str, bad: BadRowError) -> None:
         counts = self.counts
-        if counts["bad"] > self.max_bad_fraction * max(counts["rows"], _FIRST):
-            raise ValueError(
-                f"{counts['bad']} of {counts['rows']} rows are bad, more than max_bad_fraction "
-                f"{self.max_bad_fraction}; the last one is {row_id}: {bad}. "
-                "Look at all of them: python -m dart_train data check RECIPE"
-            )
-        return SkippedRow(row_id, bad.code)
+        unusable = counts["bad"] + counts["too_long"]
+        if unusable <= self.max_bad_fraction * max(counts["rows"], _MIN_ROWS):
+            return
+        limit = self.encoder.max_length
+        too_long = f", {counts['too_long']} of them longer than max_length {limit}" if counts["too_long"] else ""
+        raise ValueError(
+            f"{unusable} of {counts['rows']} rows are bad{too_long}: more than max_bad_fraction "
+            f"{self.max_bad_fraction}; the last one is {label}: {bad}. "
+            "Check all rows with: python -m dart_train data check RECIPE"
+        )
 
     def _count(self, kind: str) -> None:
         worker = get_worker_info()
-        self._counts[0 if worker is None else 1 + worker.id % (_SLOTS - 1), _KINDS.index(kind)] += 1
+        self._counts[0 if worker is None else 1 + worker.id % (_MAX_WORKERS - 1), _COUNTED.index(kind)] += 1
 
 
 class RowDataset(Dataset[Encoded | SkippedRow]):
-    """Map-style, for sources that are on disk. Row numbers run through the sources, as in `DeterministicOrder`."""
+    """Map-style, for sources on disk. Rows are numbered across the sources, as in `DeterministicOrder`."""
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: RowReader) -> None:
         self.reader = reader
         self.sizes = [len(source.rows) for source in reader.sources]
         self._ends = list(itertools.accumulate(self.sizes))
@@ -102,28 +107,29 @@ class RowDataset(Dataset[Encoded | SkippedRow]):
         source, index = self.locate(number)
         return self.reader.read(source, source.rows[index], index)
 
-    def locate(self, number: int) -> tuple[Source, int]:
-        """The source that row `number` lies in, and its place there."""
+    def locate(self, number: int) -> tuple[DataSource, int]:
+        """The source of row `number`, and the row's index in it."""
         if not 0 <= number < len(self):
             raise IndexError(f"row {number} of {len(self)}")
         at = bisect.bisect_right(self._ends, number)
         return self.reader.sources[at], number - (self._ends[at] - self.sizes[at])
 
 
-# Sources that are read as they come. The order is as deterministic as on disk: every rank and every loader process
-# goes through the same line of rows and takes those at its own positions.
-
-_BUFFER = 1000
-_READ = 64
+_SHUFFLE_BUFFER = 1000
+_READ_BATCH = 64
+_INDEX_COLUMN = "__number__"
+_StreamedRow = tuple[DataSource, Any, int]  # source, row, its index
 
 
 class RowStream(IterableDataset[Encoded | SkippedRow]):
-    """For a `DataLoader` with the same `batch_size`. Sources are mixed at the rates of their weights, each to its
-    end; then the next epoch begins. `start` skips what a run has seen, `stop` ends it, both in positions."""
+    """For streamed sources, in a `DataLoader` with the same `batch_size`. The order is as deterministic as on disk:
+    every rank and every loader process reads the same sequence of rows and takes those at its own positions. Sources
+    are mixed at the rates of their weights, each to its end; then the next epoch starts. `start` skips positions that
+    a run has read, `stop` ends it."""
 
     def __init__(
         self,
-        reader: Reader,
+        reader: RowReader,
         weights: Sequence[float],
         batch_size: int,
         stop: int,
@@ -131,7 +137,7 @@ class RowStream(IterableDataset[Encoded | SkippedRow]):
         rank: int = 0,
         world: int = 1,
         seed: int = 0,
-        buffer: int = _BUFFER,
+        buffer: int = _SHUFFLE_BUFFER,
     ) -> None:
         if not 0 <= rank < world:
             raise ValueError(f"rank: got {rank}, expected 0 to {world - 1}")
@@ -140,52 +146,48 @@ class RowStream(IterableDataset[Encoded | SkippedRow]):
         self.seed, self.buffer = seed, buffer
 
     def __iter__(self) -> Iterator[Encoded | SkippedRow]:
-        worker = get_worker_info()
-        mine, workers = (worker.id, worker.num_workers) if worker else (0, 1)
-        for position, (source, row, index) in enumerate(self._line()):
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        for position, (source, row, index) in enumerate(self._rows()):
             if position >= self.stop:
                 return
             batch = (position - self.start) // self.batch_size
-            if position >= self.start and batch % self.world == self.rank and batch // self.world % workers == mine:
+            if position >= self.start and batch % self.world == self.rank and batch // self.world % workers == worker:
                 yield self.reader.read(source, row, index)
 
-    def _line(self) -> Iterator[tuple[Source, Any, int]]:
-        epoch = 0
-        while True:
+    def _rows(self) -> Iterator[_StreamedRow]:
+        """The endless sequence of rows, epoch after epoch."""
+        for epoch in itertools.count():
             empty = True
             for item in self._epoch(epoch):
                 empty = False
                 yield item
             if empty:
-                raise ValueError("the data set is empty: none of its sources gives a row")
-            epoch += 1
+                raise ValueError("the data set is empty: none of its sources has a row")
 
-    def _epoch(self, epoch: int) -> Iterator[tuple[Source, Any, int]]:
-        draw = np.random.RandomState(np.random.MT19937(np.random.SeedSequence([self.seed, epoch])))
+    def _epoch(self, epoch: int) -> Iterator[_StreamedRow]:
+        random = np.random.RandomState(np.random.MT19937(np.random.SeedSequence([self.seed, epoch])))
         sources = self.reader.sources
-        live = {i: _rows(source, self.seed + epoch, self.buffer) for i, source in enumerate(sources)}
-        while live:
-            rates = np.array([self.weights[i] for i in live])
-            at = list(live)[int(draw.choice(len(rates), p=rates / rates.sum()))]
-            item = next(live[at], None)
+        unfinished = {i: _shuffled_rows(source, self.seed + epoch, self.buffer) for i, source in enumerate(sources)}
+        while unfinished:
+            rates = np.array([self.weights[i] for i in unfinished])
+            chosen = list(unfinished)[int(random.choice(len(rates), p=rates / rates.sum()))]
+            item = next(unfinished[chosen], None)
             if item is None:
-                del live[at]
+                del unfinished[chosen]
             else:
-                yield sources[at], *item
+                yield sources[chosen], *item
 
 
-def _rows(source: Source, seed: int, buffer: int) -> Iterator[tuple[Any, int]]:
-    """(row, its number) shuffled within the buffer. Read by `iter`, which, unlike iterating the data set itself,
-    does not divide the rows among the loader's processes behind our back."""
+def _shuffled_rows(source: DataSource, seed: int, buffer: int) -> Iterator[tuple[Any, int]]:
+    """(row, its index), shuffled within the buffer. Read with `iter`, which, unlike iterating the data set itself,
+    does not silently divide the rows among the loader's processes."""
     rows = source.rows if isinstance(source.rows, Rows) else source.rows.to_iterable_dataset()
-    numbered = rows.map(_with_number, with_indices=True)
-    for batch in numbered.shuffle(seed=seed, buffer_size=buffer).iter(batch_size=_READ):
-        for i, number in enumerate(batch.pop(_NUMBER)):
-            yield {name: values[i] for name, values in batch.items()}, number
+    numbered = rows.map(_with_index, with_indices=True)
+    for batch in numbered.shuffle(seed=seed, buffer_size=buffer).iter(batch_size=_READ_BATCH):
+        for i, index in enumerate(batch.pop(_INDEX_COLUMN)):
+            yield {name: values[i] for name, values in batch.items()}, index
 
 
-_NUMBER = "__number__"
-
-
-def _with_number(row: dict[str, Any], index: int) -> dict[str, Any]:
-    return {**row, _NUMBER: index}
+def _with_index(row: dict[str, Any], index: int) -> dict[str, Any]:
+    return {**row, _INDEX_COLUMN: index}

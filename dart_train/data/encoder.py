@@ -1,4 +1,4 @@
-"""One sample through the model's own processor: token ids, labels, and whatever the family feeds its model."""
+"""One sample through the model's own processor: token ids, labels, and the image features of the model family."""
 
 from __future__ import annotations
 
@@ -13,53 +13,54 @@ from PIL import Image
 
 from ..models.prompts import special_tokens
 from .chat_template import ChatTemplate
-from .issues import BadRowError, Finding
+from .issues import BadRowError, RowIssue
 from .sample import Sample
-from .truncation import IGNORED, POLICIES, Tokens, TooLongError, fit, make_tokens
+from .supervision import IGNORED, SampleTokens, make_tokens
+from .truncation import POLICIES, TooLongError, shorten_to_fit
 
-# What the processor writes for a picture of a given size, without reading the picture.
-
-Sizes = tuple[tuple[int, int], ...]
-_REMEMBERED = 256  # the text of one large picture may be a quarter of a megabyte
+ImageSizes = tuple[tuple[int, int], ...]  # (width, height) of each image of a conversation
+_CACHE_SIZE = 256  # the text of one large image may be a quarter of a megabyte
 
 
 class ImageTokenCounter:
-    """The placeholders of pictures depend on their sizes alone, so a blank of the same size tells; every size is
-    asked for once. `visual` are the ids that the model replaces by image features."""
+    """The placeholder text that the processor writes for images of given sizes. It depends on the sizes alone, so a
+    blank image of the same size is enough; results are cached. `visual` are the ids that the model replaces by image
+    features."""
 
     def __init__(self, processor: Any) -> None:
         self.processor = processor
         self.visual = visual_token_ids(processor)
-        self._marks = processor.tokenizer.convert_ids_to_tokens(sorted(self.visual))
-        self.texts = functools.lru_cache(maxsize=_REMEMBERED)(self._texts)
+        self._tokens = processor.tokenizer.convert_ids_to_tokens(sorted(self.visual))
+        self.texts = functools.lru_cache(maxsize=_CACHE_SIZE)(self._texts)
 
-    def __getstate__(self) -> dict[str, Any]:  # a cache does not travel to workers
+    def __getstate__(self) -> dict[str, Any]:  # the cache is not sent to worker processes
         return {"processor": self.processor}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["processor"])  # type: ignore[misc]
 
-    def counts(self, sizes: Sizes) -> list[int]:
-        """Visual tokens of each picture of one conversation, from their (width, height)."""
-        return [sum(text.count(mark) for mark in self._marks) for text in self.texts(sizes)]
+    def counts(self, sizes: ImageSizes) -> list[int]:
+        """The number of visual tokens of each image of one conversation."""
+        return [sum(text.count(token) for token in self._tokens) for text in self.texts(sizes)]
 
-    def _texts(self, sizes: Sizes) -> list[str]:
+    def _texts(self, sizes: ImageSizes) -> list[str]:
         if not sizes:
             return []
         blanks = [Image.new("RGB", size) for size in sizes]
         text = " ".join([self.processor.image_token] * len(sizes))
         output = self.processor(text=[text], images=[blanks], return_text_replacement_offsets=True)
-        return [picture["replacement"] for picture in output["text_replacement_offsets"][0]]
+        return [image["replacement"] for image in output["text_replacement_offsets"][0]]
 
 
 def visual_token_ids(processor: Any) -> frozenset[int]:
-    """The ids that stand for image features. A processor may count the marks round them in as well, or name the
-    mark in the text instead (Gemma); what is in both lists, or else in the list, is the placeholder."""
+    """The ids that are replaced by image features. `image_token_ids` of a processor may also contain the markers
+    around them, and `image_token_id` may be the marker in the text instead (Gemma). The placeholder is the id that
+    both name, or the list if they share none."""
     ids = [number for number in processor.image_token_ids if number is not None]
-    alone = processor.image_token_id
+    single = processor.image_token_id
     if not ids:
         raise ValueError(f"{type(processor).__name__} has no image token; a processor of a vision model is needed")
-    return frozenset([alone] if alone in ids else ids)
+    return frozenset([single] if single in ids else ids)
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Encoded:
     """`features` are tensors for a batch of one, `labels` among them."""
 
     features: dict[str, torch.Tensor]
-    notes: tuple[Finding, ...] = ()
+    notes: tuple[RowIssue, ...] = ()
 
     @property
     def length(self) -> int:
@@ -75,89 +76,89 @@ class Encoded:
 
 
 @dataclass(frozen=True)
-class Length:
-    """What a row costs: all its tokens, those that are used (0: dropped), and of each picture the visual ones, the
-    turn that it is in, and the tokens of text behind it (see `count_kept_by_stage`)."""
+class RowLength:
+    """The tokens of a row: all of them, those that are used (0: the row is dropped), and for each image its visual
+    tokens, the start of the next answer, and the prompt tokens after it (see `count_kept_by_stage`)."""
 
     total: int
     used: int
     visual: tuple[int, ...]
-    turns: tuple[int, ...] = ()
-    behind: tuple[int, ...] = ()
-    note: Finding | None = None  # what the length limit does to the row
+    answer_starts: tuple[int, ...] = ()
+    prompt_tokens_after: tuple[int, ...] = ()
+    note: RowIssue | None = None  # what the length limit does to the row
 
 
 class Encoder:
-    """Built once for a run: refuses a processor whose chat template cannot be trained with."""
+    """Built once for a run. Raises ValueError for a processor whose chat template does not mark answers."""
 
     def __init__(self, processor: Any, max_length: int | None = None, on_too_long: str = "drop") -> None:
         if on_too_long not in POLICIES:
             raise ValueError(f"on_too_long: got {on_too_long!r}, expected one of {', '.join(POLICIES)}")
         self.processor, self.max_length, self.on_too_long = processor, max_length, on_too_long
         self.template = ChatTemplate(processor)
-        self.expander = ImageTokenCounter(processor)
+        self.image_tokens = ImageTokenCounter(processor)
 
     def encode(self, sample: Sample, images: Sequence[Image.Image]) -> Encoded:
         """Raises `BadRowError`; `TooLongError` under on_too_long: error."""
-        features, tokens, pictures = self._process(sample, images)
-        shorter, end = self._fit(sample, tokens, [picture["replacement"] for picture in pictures])
+        features, tokens, found = self._process(sample, images)
+        shorter, end = self._fit(sample, tokens, [image["replacement"] for image in found])
         before = len(tokens.ids)
         if end == before:
-            return Encoded(_checked(features))
+            return Encoded(_require_supervision(features))
         if shorter is not sample:
             features, _, _ = self._process(shorter, images)
-        note = Finding("truncated_text", f"{before - end} of {before} tokens cut")
-        return Encoded(_checked(_cut(features, end)), (note,))
+        note = RowIssue("truncated_text", f"{before - end} of {before} tokens cut")
+        return Encoded(_require_supervision(_cut(features, end)), (note,))
 
-    def measure(self, sample: Sample, sizes: Sizes) -> Length:
-        """What `encode` would give, from the (width, height) of the pictures alone. Raises `BadRowError` too, but not
+    def measure(self, sample: Sample, sizes: ImageSizes) -> RowLength:
+        """The lengths that `encode` would give, from the sizes of the images alone. Raises `BadRowError` too, but not
         for a row that is too long."""
-        self._refuse_forged(sample)
-        expansions = self._expansions(sizes)
-        tokens = self._tokens(sample, expansions)
-        whole = len(tokens.ids)
-        length = Length(whole, whole, tuple(self.expander.counts(sizes)), tokens.turns(),
-                        tokens.behind(self.expander.visual))  # fmt: skip
+        self._refuse_control_tokens(sample)
+        replacements = self._replacements(sizes)
+        tokens = self._tokenise(sample, replacements)
+        total, visual = len(tokens.ids), self.image_tokens.visual
+        counts = tuple(self.image_tokens.counts(sizes))
+        length = RowLength(total, total, counts, tokens.answer_starts(), tokens.prompt_tokens_after(visual))
         try:
-            _, used = self._fit(sample, tokens, expansions)
+            _, used = self._fit(sample, tokens, replacements)
         except BadRowError as bad:
-            return replace(length, used=0, note=bad.finding)
+            return replace(length, used=0, note=bad.issue)
         except TooLongError as error:
-            return replace(length, used=0, note=Finding("over_limit", str(error)))
-        note = None if used == whole else Finding("truncated_text", f"{whole - used} of {whole} tokens cut")
+            return replace(length, used=0, note=RowIssue("over_limit", str(error)))
+        note = None if used == total else RowIssue("truncated_text", f"{total - used} of {total} tokens cut")
         return replace(length, used=used, note=note)
-
-    def _fit(self, sample: Sample, tokens: Tokens, expansions: list[str]) -> tuple[Sample, int]:
-        if self.max_length is None or len(tokens.ids) <= self.max_length:
-            return sample, len(tokens.ids)
-
-        def tokenise(shorter: Sample) -> Tokens:
-            return self._tokens(shorter, expansions)
-
-        return fit(sample, tokens, self.max_length, self.on_too_long, tokenise, self.processor.tokenizer)
 
     def key(self) -> str:
         """Equal for encoders that measure equally."""
         parts = (self.template.source, self.processor.to_json_string(), self.processor.tokenizer.get_vocab())
         return Hasher.hash((parts, self.max_length, self.on_too_long))
 
-    def _expansions(self, sizes: Sizes) -> list[str]:
+    def _fit(self, sample: Sample, tokens: SampleTokens, replacements: list[str]) -> tuple[Sample, int]:
+        if self.max_length is None or len(tokens.ids) <= self.max_length:
+            return sample, len(tokens.ids)
+
+        def tokenise(shorter: Sample) -> SampleTokens:
+            return self._tokenise(shorter, replacements)
+
+        tokenizer = self.processor.tokenizer
+        return shorten_to_fit(sample, tokens, self.max_length, self.on_too_long, tokenise, tokenizer)
+
+    def _replacements(self, sizes: ImageSizes) -> list[str]:
         try:
-            return self.expander.texts(sizes)
+            return self.image_tokens.texts(sizes)
         except Exception as error:
             raise BadRowError("template_failed", f"the processor refuses the images: {error}") from error
 
-    def _tokens(self, sample: Sample, expansions: list[str]) -> Tokens:
+    def _tokenise(self, sample: Sample, replacements: list[str]) -> SampleTokens:
         text, answers = self.template.answers(sample.messages())
-        texts, pictures = self.processor.get_text_with_replacements([text], list(expansions))
+        texts, found = self.processor.get_text_with_replacements([text], list(replacements))
         output = self.processor.tokenizer(texts[0], return_offsets_mapping=True, **special_tokens(self.processor, text))
-        found = pictures[0] if pictures else []
-        return make_tokens(output["input_ids"], output["offset_mapping"], text, answers, found)
+        return make_tokens(output["input_ids"], output["offset_mapping"], text, answers, found[0] if found else [])
 
     def _process(
         self, sample: Sample, images: Sequence[Image.Image]
-    ) -> tuple[dict[str, torch.Tensor], Tokens, list[dict[str, Any]]]:
-        self._refuse_forged(sample)
+    ) -> tuple[dict[str, torch.Tensor], SampleTokens, list[dict[str, Any]]]:
+        self._refuse_control_tokens(sample)
         text, answers = self.template.answers(sample.messages())
         try:
             output = self.processor(
@@ -167,14 +168,14 @@ class Encoder:
                 return_text_replacement_offsets=True,
                 **special_tokens(self.processor, text),
             )
-        except Exception as error:  # a processor may refuse a picture's shape, a number of images, ...
+        except Exception as error:  # a processor may refuse an image's shape, a number of images, ...
             raise BadRowError("template_failed", f"the processor refuses the row: {error}") from error
-        offsets, pictures = output.pop("offset_mapping")[0], (output.pop("text_replacement_offsets", None) or [[]])[0]
-        tokens = make_tokens(output["input_ids"][0], offsets, text, answers, pictures)
+        offsets, found = output.pop("offset_mapping")[0], (output.pop("text_replacement_offsets", None) or [[]])[0]
+        tokens = make_tokens(output["input_ids"][0], offsets, text, answers, found)
         features = dict(output.convert_to_tensors("pt"))
-        return {**features, "labels": torch.from_numpy(tokens.labels)[None]}, tokens, pictures
+        return {**features, "labels": torch.from_numpy(tokens.labels)[None]}, tokens, found
 
-    def _refuse_forged(self, sample: Sample) -> None:
+    def _refuse_control_tokens(self, sample: Sample) -> None:
         for turn in sample.turns:
             for text in turn.texts:
                 if token := self.template.find_control_token(text):
@@ -182,15 +183,12 @@ class Encoder:
 
 
 def _cut(features: dict[str, torch.Tensor], end: int) -> dict[str, torch.Tensor]:
-    """The first `end` places of everything that has one entry for each token."""
+    """The first `end` positions of every tensor that has one entry for each token."""
     shape = features["input_ids"].shape
     return {name: value[:, :end] if value.shape == shape else value for name, value in features.items()}
 
 
-def _checked(features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _require_supervision(features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     if not (features["labels"] != IGNORED).any():
         raise BadRowError("nothing_supervised")
     return features
-
-
-__all__ = ["Encoded", "Encoder", "Length", "TooLongError"]

@@ -1,4 +1,4 @@
-"""Which format a row is in, and the row as a `Sample`. Pure: no file is opened, and junk raises `BadRowError` only."""
+"""The format of a row, and the row as a `Sample`. Pure: no file is opened; invalid data raises only `BadRowError`."""
 
 from __future__ import annotations
 
@@ -12,15 +12,52 @@ from typing import Any
 from .issues import BadRowError
 from .sample import ImageRef, Sample, Turn
 
-# From one message's content to text and images: marks, OpenAI parts, paths, bytes, base64 and URLs.
-
 MARK = "<image>"
-PLACEHOLDER = ImageRef()  # stands where a mark was, until the row's own image takes its place
+PLACEHOLDER = ImageRef()  # for a mark, until the row's own image replaces it
 _DATA_URI = re.compile(r"data:[\w/+.-]*;base64,", re.ASCII)
 _URL = re.compile(r"https?://", re.ASCII | re.IGNORECASE)
 _TEXT_TYPES = {"text", "input_text", "output_text"}
 _IMAGE_TYPES = {"image", "image_url", "input_image"}
 _PAYLOADS = ("image", "path", "url", "image_url", "base64", "bytes")
+Row = Mapping[str, Any]
+_ROLE_NAMES = {
+    "system": "system", "developer": "system",
+    "user": "user", "human": "user",
+    "assistant": "assistant", "gpt": "assistant", "model": "assistant", "bot": "assistant",
+}  # fmt: skip
+_TAR_IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm")
+
+
+def normalise(row: Any, columns: Mapping[str, str] | None = None, format: str = "auto", row_id: str = "") -> Sample:
+    """A row in any of the formats -> a `Sample`. `columns` maps our names (id, image, question, ...) to the row's.
+    Raises `BadRowError`."""
+    row = _rename(_unpack_tar(_parsed(row)), columns or {})
+    name = detect(row) if format in ("auto", "datasets") else format  # "datasets": columns of any of the formats
+    if name not in READERS:
+        raise ValueError(f"format: got {format!r}; expected auto or one of {', '.join(READERS)}")
+    if name != "qa" and not isinstance(_turn_list(row, name), list):
+        raise BadRowError("unknown_format", f"format {name} needs a list of turns; the row has {_keys(row)}")
+    _refuse_media(row)
+    turns = [_read_turn(role, content) for role, content in READERS[name](row)]
+    if not turns:
+        raise BadRowError("empty_conversation")
+    turns = _fill(turns, _row_images(row))
+    _check_order(turns)
+    return Sample(_row_id(row, row_id), tuple(turns))
+
+
+def detect(row: Row) -> str:
+    """llava: `conversations` of from/value. messages: role/content, marks in strings. openai: content is a list
+    of parts. qa: one question and one answer a row."""
+    if isinstance(_turn_list(row, "llava"), list):
+        return "llava"
+    turns = _turn_list(row, "messages")
+    if isinstance(turns, list):
+        parts = any(isinstance(turn, Mapping) and isinstance(turn.get("content"), list) for turn in turns)
+        return "openai" if parts else "messages"
+    if row.get("question") is not None and row.get("answer") is not None:
+        return "qa"
+    raise BadRowError("unknown_format", f"no conversations, messages, or question and answer; the row has {_keys(row)}")
 
 
 def read_content(content: Any) -> list[str | ImageRef]:
@@ -35,8 +72,8 @@ def read_content(content: Any) -> list[str | ImageRef]:
 
 
 def split_marks(text: str) -> list[str | ImageRef]:
-    """'a <image>\\nb' -> ['a ', placeholder, 'b']. The line break that ties a mark to its text belongs to the
-    data format, not to the question: the chat template writes its own."""
+    """'a <image>\\nb' -> ['a ', placeholder, 'b']. The line break between a mark and its text belongs to the data
+    format, not to the question: the chat template writes its own."""
     check_text(text)
     pieces: list[str | ImageRef] = []
     chunks = text.split(MARK)
@@ -61,7 +98,7 @@ def read_part(part: Any) -> list[str | ImageRef]:
     if kind is None:
         kind = "text" if isinstance(part.get("text"), str) else "image"
     if not isinstance(kind, str) or kind not in _TEXT_TYPES | _IMAGE_TYPES:
-        raise BadRowError("unsupported_media", f"content part of type {shown(kind)}; text and image are read")
+        raise BadRowError("unsupported_media", f"content part of type {shown(kind)}; only text and image are supported")
     if kind in _TEXT_TYPES:
         text = part.get("text")
         if not isinstance(text, str):
@@ -117,7 +154,7 @@ def decode_base64(value: Any) -> ImageRef:
 
 
 def check_text(text: str) -> None:
-    """A lone surrogate is legal JSON and no text: tokenizers and files refuse it."""
+    """A lone surrogate is legal JSON but not text: tokenizers and files refuse it."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -125,45 +162,8 @@ def check_text(text: str) -> None:
 
 
 def shown(value: Any) -> str:
-    """A value for a message: never the repr of something nested, which may be huge or endlessly deep."""
+    """A value for a message: never the repr of something nested, which may be huge or infinitely deep."""
     return repr(value[:40]) if isinstance(value, str) else type(value).__name__
-
-
-Row = Mapping[str, Any]
-_ROLE_NAMES = {
-    "system": "system", "developer": "system",
-    "user": "user", "human": "user",
-    "assistant": "assistant", "gpt": "assistant", "model": "assistant", "bot": "assistant",
-}  # fmt: skip
-_TAR_IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm")
-
-
-def normalise(row: Any, columns: Mapping[str, str] | None = None, format: str = "auto", row_id: str = "") -> Sample:
-    """Any row in any of the formats -> a `Sample`; `columns` maps our names (id, image, question, ...) to the row's."""
-    row = _rename(_unpack_tar(_parsed(row)), columns or {})
-    name = detect(row) if format in ("auto", "datasets") else format  # datasets: columns of any of the formats
-    if name not in READERS:
-        raise ValueError(f"format {format!r} is not known; expected auto or one of {', '.join(READERS)}")
-    if name != "qa" and not isinstance(_turn_list(row, name), list):
-        raise BadRowError("unknown_format", f"format {name} needs a list of turns; the row has {_keys(row)}")
-    _refuse_media(row)
-    turns = _fill([_read_turn(role, content) for role, content in READERS[name](row)], _row_images(row))
-    _check_order(turns)
-    return Sample(_row_id(row, row_id), tuple(turns))
-
-
-def detect(row: Row) -> str:
-    """llava: `conversations` of from/value. messages: role/content, marks in strings. openai: content is a list
-    of parts. qa: one question and one answer a row."""
-    if isinstance(_turn_list(row, "llava"), list):
-        return "llava"
-    turns = _turn_list(row, "messages")
-    if isinstance(turns, list):
-        parts = any(isinstance(turn, Mapping) and isinstance(turn.get("content"), list) for turn in turns)
-        return "openai" if parts else "messages"
-    if row.get("question") is not None and row.get("answer") is not None:
-        return "qa"
-    raise BadRowError("unknown_format", f"no conversations, messages, or question and answer; the row has {_keys(row)}")
 
 
 def _conversations(row: Row) -> list[tuple[Any, Any]]:
@@ -175,7 +175,7 @@ def _messages(row: Row) -> list[tuple[Any, Any]]:
 
 
 def _question_answer(row: Row) -> list[tuple[Any, Any]]:
-    """A flat row: the images come first unless the question says where, of several answers the first counts."""
+    """A flat row: images come first unless the question marks their places; of several answers the first is used."""
     question, answer = _as_text(row["question"]), row["answer"]
     if isinstance(answer, list) and answer:
         answer = answer[0]
@@ -220,7 +220,7 @@ def _row_images(row: Row) -> list[ImageRef]:
 
 
 def _fill(turns: list[Turn], images: list[ImageRef]) -> list[Turn]:
-    """Every mark gets the row's next image; one too many or too few of either is a broken row."""
+    """Every mark gets the row's next image; a row with too many or too few of either is bad."""
     marks = sum(part is PLACEHOLDER for turn in turns for part in turn.parts)
     if marks != len(images):
         raise BadRowError("mark_mismatch", f"{marks} {MARK} mark(s), {len(images)} image(s)")
@@ -262,25 +262,33 @@ def _rename(row: Row, columns: Mapping[str, str]) -> Row:
 
 
 def _unpack_tar(row: Row) -> Row:
-    """A webdataset row: the fields lie in its .json, the pictures beside it under their file ending."""
+    """A webdataset row: the fields are in its .json, the images in entries named by their file extensions."""
     inner = row.get("json")
     if "__key__" not in row or not isinstance(inner, Mapping):
         return row
-    pictures = [row[key] for key in _TAR_IMAGES if row.get(key) is not None]
+    images = [row[key] for key in _TAR_IMAGES if row.get(key) is not None]
     flat = {"id": row["__key__"], **inner}
-    return {**flat, "image": None, "images": pictures} if pictures else flat
+    return {**flat, "image": None, "images": images} if images else flat
 
 
 def _refuse_media(row: Row) -> None:
     for key in ("video", "videos", "audio", "audios"):
         if row.get(key):
-            raise BadRowError("unsupported_media", f"the row has {key}; only images are read")
+            raise BadRowError("unsupported_media", f"the row has {key}; only images are supported")
 
 
 def _as_text(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise BadRowError("bad_type", f"a question or an answer is {type(value).__name__}; expected text")
     return str(value)
+
+
+def find_id(row: Any, columns: Mapping[str, str] | None = None) -> str:
+    """The id that a row has, "" if it has none; also of a row that `normalise` refuses."""
+    try:
+        return _row_id(_unpack_tar(_rename(_parsed(row), {k: v for k, v in (columns or {}).items() if k == "id"})), "")
+    except BadRowError:
+        return ""
 
 
 def _row_id(row: Row, fallback: str) -> str:
@@ -292,4 +300,4 @@ def _row_id(row: Row, fallback: str) -> str:
 
 
 def _keys(row: Row) -> str:
-    return ", ".join(sorted(shown(key) for key in list(row)[:12])) or "nothing"
+    return ", ".join(sorted(shown(key) for key in list(row)[:12])) or "no keys"

@@ -1,4 +1,4 @@
-"""Opening pictures that nobody has vouched for: inside one folder, within limits, always as RGB."""
+"""Opening images that come from untrusted data: inside one folder, within limits, always as RGB."""
 
 from __future__ import annotations
 
@@ -17,34 +17,105 @@ from typing import BinaryIO
 
 from PIL import Image, ImageOps
 
-from .issues import BadRowError, Finding
+from .issues import BadRowError, RowIssue
 from .sample import ImageRef
 
-# Pictures over http(s): refused unless the user allowed it, and never more bytes than a picture has.
-
-TIMEOUT_SECONDS = 20
-MAX_BYTES = 64 * 1024 * 1024
-
-
-def fetch(url: str, allowed: bool) -> BinaryIO:
-    if not allowed:
-        raise BadRowError("url_refused", url[:200])
-    if not url.lower().startswith(("http://", "https://")):
-        raise BadRowError("url_refused", f"{url[:200]}: only http and https are read")
-    try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as answer:
-            data = answer.read(MAX_BYTES + 1)
-    except (OSError, ValueError, HTTPException) as error:
-        raise BadRowError("url_unreachable", f"{url[:200]}: {error}") from None
-    if len(data) > MAX_BYTES:
-        raise BadRowError("url_unreachable", f"{url[:200]}: more than {MAX_BYTES} bytes")
-    return io.BytesIO(data)
-
-
-# Pictures in any mode, orientation and size to the RGB that a model sees.
-
+# Only decoders of ordinary images: Pillow would pass an .eps to Ghostscript, and has many formats that are not fuzzed.
+Image.init()
+FORMATS = tuple(f for f in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF") if f in Image.OPEN)
+MAX_PIXELS = 100_000_000
+MAX_ASPECT = 200
+MAX_URL_BYTES = 64 * 1024 * 1024
+URL_TIMEOUT_SECONDS = 20
+TINY = 8
 _EXIF_ORIENTATION = 0x0112
-_SIDEWAYS = (5, 6, 7, 8)
+_SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
+
+
+@dataclass(frozen=True)
+class ImageStore:
+    """Opens image references below `root`. `max_pixels` and `min_pixels` resize; images over `limit` pixels are
+    refused. `follow_links`: whether symbolic links may lead out of `root` (False, True, or the folders that they may
+    lead to)."""
+
+    root: Path | None = None
+    allow_urls: bool = False
+    max_pixels: int | None = None
+    min_pixels: int | None = None
+    limit: int = MAX_PIXELS
+    follow_links: bool | tuple[str, ...] = False
+
+    def open(self, ref: ImageRef) -> Image.Image:
+        """The first frame, upright, RGB, within the pixel limits. Raises `BadRowError`."""
+        with self._file(ref) as file, _decoder_errors():
+            image = _read_header(file, self.limit)
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+            return fit_pixels(to_rgb(upright), self.min_pixels, self.max_pixels)
+
+    def probe(self, ref: ImageRef) -> tuple[tuple[int, int], list[RowIssue]]:
+        """((width, height) as `open` would give it before resizing, warnings). Decodes the entire file, because the
+        header of a truncated one is complete; a JPEG at an eighth of its size, which is faster."""
+        with self._file(ref) as file, _decoder_errors():
+            image = _read_header(file, self.limit)
+            size, found = oriented_size(image), _warnings(image)
+            image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
+            image.load()
+            return size, found
+
+    def size(self, ref: ImageRef) -> tuple[int, int]:
+        """(width, height) upright, from the header alone."""
+        with self._file(ref) as file, _decoder_errors():
+            return oriented_size(_read_header(file, self.limit))
+
+    def _file(self, ref: ImageRef) -> BinaryIO:
+        if ref.data is not None:
+            return io.BytesIO(ref.data)
+        if ref.url is not None:
+            return _download(ref.url, self.allow_urls)
+        return open(self._real_path(ref.path or ""), "rb")
+
+    def _real_path(self, path: str) -> str:
+        """The real path, which must be a regular file below the real root: no `..`, no device, and no link that leads
+        out, unless `follow_links` allows its target."""
+        if self.root is None:
+            raise BadRowError("missing_image", f"{path!r} is a path, and no image folder was given")
+        root, shown = os.path.realpath(self.root), repr(path[:200])
+        if "\0" in path:
+            raise BadRowError("missing_image", f"{shown}: a null byte in the name")
+        try:
+            real = os.path.realpath(os.path.join(root, path))
+            if not _is_below(real, root):
+                self._check_link(path, root, real)
+            if not stat.S_ISREG(os.stat(real).st_mode):
+                raise BadRowError("missing_image", f"{shown} is not a file")
+        except OSError as error:
+            raise BadRowError("missing_image", f"{shown}: {error.strerror}") from None
+        return real
+
+    def _check_link(self, path: str, root: str, real: str) -> None:
+        """Refuse a path that leaves the root, unless it is by a link that `follow_links` allows."""
+        shown = repr(path[:200])
+        named_below = _is_below(os.path.join(root, path), root) and ".." not in Path(path).parts
+        if not named_below:  # the row itself names a place outside: never allowed
+            raise BadRowError("outside_folder", f"{shown} leaves the image folder")
+        if self.follow_links is True:
+            return
+        if not self.follow_links:
+            raise BadRowError(
+                "outside_folder",
+                f"{shown} is a link that leaves the image folder; to allow links, set data.follow_links to true, or to "
+                "a list of the folders that they may lead to",
+            )
+        if not any(_is_below(real, os.path.realpath(allowed)) for allowed in self.follow_links):
+            raise BadRowError(
+                "outside_folder",
+                f"{shown} is a link to a place outside the image folder and outside the folders of data.follow_links",
+            )
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return os.path.commonpath([folder, path]) == folder
 
 
 def oriented_size(image: Image.Image) -> tuple[int, int]:
@@ -54,20 +125,20 @@ def oriented_size(image: Image.Image) -> tuple[int, int]:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode -> RGB: transparency lies on white, 16 bit and float are scaled into 8 bit, not clipped."""
+    """Any mode -> RGB: transparent pixels become white; 16 bit and float are scaled to 8 bit, not clipped."""
     if image.mode == "RGB":
         return image
     if image.mode.startswith("I") or image.mode == "F":
-        return _scaled_to_8_bit(image).convert("RGB")
+        return _scale_to_8_bit(image).convert("RGB")
     if image.mode in ("RGBA", "LA", "La", "RGBa", "PA") or "transparency" in image.info:
         rgba = image.convert("RGBA")
-        ground = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return Image.alpha_composite(ground, rgba).convert("RGB")
+        background = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(background, rgba).convert("RGB")
     return image.convert("RGB")
 
 
-def _scaled_to_8_bit(image: Image.Image) -> Image.Image:
-    """16-bit greys use the top 8 bits; 32-bit and float, whose scale nobody knows, the range they have."""
+def _scale_to_8_bit(image: Image.Image) -> Image.Image:
+    """16-bit greys use the top 8 bits; 32-bit and float, whose scale is unknown, the range that they have."""
     values = image.convert("F")
     if image.mode.startswith("I;16"):
         return values.point(lambda v: v * (1 / 257) + 0).convert("L")
@@ -82,7 +153,7 @@ def _scaled_to_8_bit(image: Image.Image) -> Image.Image:
 
 
 def fitted_size(size: tuple[int, int], min_pixels: int | None, max_pixels: int | None) -> tuple[int, int]:
-    """(width, height) scaled, shape kept, so that the area lies between the two limits."""
+    """(width, height) scaled, aspect ratio kept, so that the area is between the two limits."""
     area = size[0] * size[1]
     if max_pixels and area > max_pixels:
         factor = math.sqrt(max_pixels / area)
@@ -98,70 +169,20 @@ def fit_pixels(image: Image.Image, min_pixels: int | None, max_pixels: int | Non
     return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
 
 
-# Only decoders of plain pictures: Pillow would hand an .eps to Ghostscript, and knows many formats nobody fuzzes.
-Image.init()
-FORMATS = tuple(f for f in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF") if f in Image.OPEN)
-MAX_PIXELS = 100_000_000
-MAX_ASPECT = 200
-TINY = 8
-
-
-@dataclass(frozen=True)
-class ImageStore:
-    """Opens image references below `root`. `max_pixels` and `min_pixels` resize; `limit` refuses."""
-
-    root: Path | None = None
-    allow_urls: bool = False
-    max_pixels: int | None = None
-    min_pixels: int | None = None
-    limit: int = MAX_PIXELS
-
-    def open(self, ref: ImageRef) -> Image.Image:
-        """The first frame, upright, RGB, within the pixel limits. Raises `BadRowError`."""
-        with self._file(ref) as file, _decoding():
-            image = _read_header(file, self.limit)
-            image.load()
-            upright = ImageOps.exif_transpose(image)
-            return fit_pixels(to_rgb(upright), self.min_pixels, self.max_pixels)
-
-    def probe(self, ref: ImageRef) -> tuple[tuple[int, int], list[Finding]]:
-        """((width, height) as `open` would give it before resizing, warnings). Decodes all of the file, because
-        a truncated one looks whole in its header; a JPEG at an eighth of its size, which is cheaper."""
-        with self._file(ref) as file, _decoding():
-            image = _read_header(file, self.limit)
-            size, found = oriented_size(image), _warnings(image)
-            image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
-            image.load()
-            return size, found
-
-    def size(self, ref: ImageRef) -> tuple[int, int]:
-        """(width, height) upright, from the header alone."""
-        with self._file(ref) as file, _decoding():
-            return oriented_size(_read_header(file, self.limit))
-
-    def _file(self, ref: ImageRef) -> BinaryIO:
-        if ref.data is not None:
-            return io.BytesIO(ref.data)
-        if ref.url is not None:
-            return fetch(ref.url, self.allow_urls)
-        return open(self._inside(ref.path or ""), "rb")
-
-    def _inside(self, path: str) -> str:
-        """The real path, which must be a regular file below the real root: no `..`, no link out, no device."""
-        if self.root is None:
-            raise BadRowError("missing_image", f"{path!r} is a path, and no image folder was given")
-        root, shown = os.path.realpath(self.root), repr(path[:200])
-        if "\0" in path:
-            raise BadRowError("missing_image", f"{shown}: a null byte in the name")
-        try:
-            real = os.path.realpath(os.path.join(root, path))
-            if os.path.commonpath([root, real]) != root:
-                raise BadRowError("outside_folder", f"{shown} leaves the image folder")
-            if not stat.S_ISREG(os.stat(real).st_mode):
-                raise BadRowError("missing_image", f"{shown} is not a file")
-        except OSError as error:
-            raise BadRowError("missing_image", f"{shown}: {error.strerror}") from None
-        return real
+def _download(url: str, allowed: bool) -> BinaryIO:
+    """An image over http(s): refused unless the user allowed it, and limited in size."""
+    if not allowed:
+        raise BadRowError("url_refused", url[:200])
+    if not url.lower().startswith(("http://", "https://")):
+        raise BadRowError("url_refused", f"{url[:200]}: only http and https are supported")
+    try:
+        with urllib.request.urlopen(url, timeout=URL_TIMEOUT_SECONDS) as answer:
+            data = answer.read(MAX_URL_BYTES + 1)
+    except (OSError, ValueError, HTTPException) as error:
+        raise BadRowError("url_unreachable", f"{url[:200]}: {error}") from None
+    if len(data) > MAX_URL_BYTES:
+        raise BadRowError("url_unreachable", f"{url[:200]}: more than {MAX_URL_BYTES} bytes")
+    return io.BytesIO(data)
 
 
 def _read_header(file: BinaryIO, limit: int) -> Image.Image:
@@ -174,22 +195,22 @@ def _read_header(file: BinaryIO, limit: int) -> Image.Image:
     return image
 
 
-def _warnings(image: Image.Image) -> list[Finding]:
+def _warnings(image: Image.Image) -> list[RowIssue]:
     found = []
-    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # MPO: a photograph with a preview beside it
-        found.append(Finding("animated_image", f"{image.n_frames} frames"))  # type: ignore[attr-defined]
+    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # MPO: a photograph with its preview
+        found.append(RowIssue("animated_image", f"{image.n_frames} frames"))  # type: ignore[attr-defined]
     if image.mode != "RGB":
-        found.append(Finding("mode_converted", f"mode {image.mode}"))
-    if oriented_size(image) != image.size or image.getexif().get(0x0112, 1) not in (0, 1):
-        found.append(Finding("rotated_image", f"EXIF orientation {image.getexif().get(0x0112)}"))
+        found.append(RowIssue("mode_converted", f"mode {image.mode}"))
+    if oriented_size(image) != image.size or image.getexif().get(_EXIF_ORIENTATION, 1) not in (0, 1):
+        found.append(RowIssue("rotated_image", f"EXIF orientation {image.getexif().get(_EXIF_ORIENTATION)}"))
     if min(image.size) < TINY:
-        found.append(Finding("tiny_image", f"{image.width} x {image.height} pixels"))
+        found.append(RowIssue("tiny_image", f"{image.width} x {image.height} pixels"))
     return found
 
 
 @contextmanager
-def _decoding() -> Iterator[None]:
-    """Whatever Pillow raises on a damaged file becomes one `BadRowError`: decoders raise almost any exception."""
+def _decoder_errors() -> Iterator[None]:
+    """Every exception that Pillow raises for a damaged file becomes one `BadRowError`; decoders raise many types."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # damaged EXIF, palettes with transparency, sizes near the bomb limit
         try:

@@ -1,4 +1,4 @@
-"""What can be wrong with a row, each under one short code that the check, the log and the tests share."""
+"""What can be wrong with a row. Every fault has one short code, which the check, the log and the tests share."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 ERROR, WARNING = "error", "warning"
 
-# code -> (severity, what it means and what to do). An error drops the row, a warning only tells.
+# code -> (severity, what it means and what to do). An error drops the row; a warning is only reported.
 CODES: dict[str, tuple[str, str]] = {
-    "bad_json": (ERROR, "the line is not a JSON object: mend the file"),
+    "bad_json": (ERROR, "the line is not a JSON object: correct the file"),
     "unknown_format": (
         ERROR,
         "no known format: give conversations, messages, or question + answer (see data/README.md)",
@@ -16,36 +16,41 @@ CODES: dict[str, tuple[str, str]] = {
     "bad_type": (ERROR, "a field has the wrong type"),
     "bad_text": (ERROR, "text that is not valid Unicode (a lone surrogate)"),
     "bad_base64": (ERROR, "an embedded image is not valid base64"),
-    "control_token": (ERROR, "the text holds a control token of the tokenizer, which would forge turns or images"),
+    "control_token": (ERROR, "the text contains a control token of the tokenizer, which would forge turns or images"),
+    "empty_conversation": (ERROR, "the conversation has no turns"),
     "unknown_role": (ERROR, "a role that is neither system, user (human) nor assistant (gpt)"),
     "role_order": (ERROR, "turns must be an optional system turn, then user and assistant in turn, assistant last"),
     "empty_turn": (ERROR, "a turn with neither text nor image, or an answer without text"),
     "mark_mismatch": (ERROR, "the number of <image> marks differs from the number of images"),
-    "unsupported_media": (ERROR, "video or audio, which the data set does not read"),
-    "missing_image": (ERROR, "the image file does not exist under the image folder"),
-    "outside_folder": (ERROR, "the image path leaves the image folder, by .., an absolute path or a link: refused"),
-    "url_refused": (ERROR, "an image is an http URL: download it, or set allow_urls: true"),
+    "unsupported_media": (ERROR, "video or audio, which is not supported here"),
+    "missing_image": (ERROR, "the image file does not exist in the image folder"),
+    "outside_folder": (
+        ERROR,
+        "the image path leaves the image folder, by .., an absolute path or a link: refused (data.follow_links allows "
+        "links)",
+    ),
+    "url_refused": (ERROR, "an image is an http URL: download it, or set data.allow_urls: true"),
     "url_unreachable": (ERROR, "the image URL could not be read"),
-    "unreadable_image": (ERROR, "the image is not in a format that is read here, or is damaged"),
+    "unreadable_image": (ERROR, "the image is damaged, or in a format that is not supported"),
     "truncated_image": (ERROR, "the image file ends early"),
-    "bomb": (ERROR, "the image has more pixels than the limit: a decompression bomb, or resize it"),
+    "bomb": (ERROR, "the image has more pixels than the limit (a decompression bomb?): resize it"),
     "extreme_shape": (ERROR, "the image is more than 200 times as wide as high, or the reverse"),
     "over_limit": (ERROR, "longer than max_length under on_too_long: error, which would end the run"),
     "template_failed": (ERROR, "the chat template or the processor refuses this row"),
-    "nothing_supervised": (ERROR, "no token of an answer would be learnt from"),
-    "too_long": (WARNING, "dropped: longer than max_length, and not to be shortened, or not enough"),
+    "nothing_supervised": (ERROR, "no token of an answer would be supervised"),
+    "too_long": (WARNING, "dropped: longer than max_length, and not shortened, or not enough"),
     "truncated_text": (WARNING, "text is shortened to fit max_length; image tokens are never cut"),
     "animated_image": (WARNING, "an animated image: only the first frame is used"),
     "mode_converted": (WARNING, "the image is not RGB (grey, palette, alpha, CMYK or 16 bit) and is converted"),
-    "rotated_image": (WARNING, "the image is turned as its EXIF orientation says"),
-    "tiny_image": (WARNING, "the image is under 8 pixels in one direction"),
-    "lost_characters": (WARNING, "text with U+FFFD, which stands where bytes were no valid UTF-8"),
+    "rotated_image": (WARNING, "the image is rotated according to its EXIF orientation"),
+    "tiny_image": (WARNING, "the image is smaller than 8 pixels in one direction"),
+    "lost_characters": (WARNING, "text with U+FFFD, which replaces bytes that were not valid UTF-8"),
     "duplicate": (WARNING, "the same turns and images as an earlier row"),
 }
 
 
 @dataclass(frozen=True)
-class Finding:
+class RowIssue:
     """One fault of one row."""
 
     code: str
@@ -57,7 +62,7 @@ class Finding:
 
 
 class BadRowError(ValueError):
-    """A row that cannot be used, with the code that says why. It is skipped and counted, or ends the run."""
+    """A row that cannot be used, with the code of its fault. It is skipped and counted, or ends the run."""
 
     def __init__(self, code: str, message: str = "") -> None:
         assert code in CODES, code
@@ -68,5 +73,5 @@ class BadRowError(ValueError):
         return BadRowError, (self.code, self.message)
 
     @property
-    def finding(self) -> Finding:
-        return Finding(self.code, self.message)
+    def issue(self) -> RowIssue:
+        return RowIssue(self.code, self.message)

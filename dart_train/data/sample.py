@@ -1,4 +1,4 @@
-"""The one shape that every format is brought into: turns of interleaved text and image references."""
+"""The common form of every row: turns in which text and image references alternate."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ROLES = ("system", "user", "assistant")
 
 @dataclass(frozen=True)
 class ImageRef:
-    """Where a picture is: a path inside the image folder, bytes, or a URL. It is opened only when needed."""
+    """Where an image is: a path inside the image folder, bytes, or a URL. It is opened only when it is needed."""
 
     path: str | None = None
     data: bytes | None = None
@@ -39,19 +39,19 @@ class Sample:
 
     @property
     def images(self) -> list[ImageRef]:
-        """Every image reference, in the order in which the conversation shows them."""
+        """Every image reference, in the order of the conversation."""
         return [part for turn in self.turns for part in turn.parts if isinstance(part, ImageRef)]
 
     def messages(self) -> list[dict[str, Any]]:
-        """What a chat template reads; images are marks only, the pictures go to the processor beside it."""
+        """The input of a chat template. Images are only marked here; the processor gets them separately."""
         return [{"role": turn.role, "content": [_content(part) for part in turn.parts]} for turn in self.turns]
 
-    def named(self, place: str) -> str:
-        """Where the row lies, and its own id where it has one."""
+    def label(self, place: str) -> str:
+        """The place of the row, and its own id if it has one."""
         return place if self.id == place else f"{place} (id {self.id})"
 
     def digest(self, root: str = "") -> int:
-        """64 bits, equal for two rows with the same turns and images, whatever their ids. `root` tells apart equal
+        """64 bits, equal for two rows with the same turns and images, whatever their ids. `root` distinguishes equal
         names in different image folders."""
         hasher = hashlib.blake2b(digest_size=8)
         for turn in self.turns:

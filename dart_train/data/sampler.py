@@ -1,7 +1,7 @@
-"""Which row comes when: a pure function of seed, epoch and position.
+"""Which row is read when: a pure function of seed, epoch and position.
 
-A run is one line of positions. Position p lies in epoch p // N, so batches run over the epoch's end instead of
-padding it, and every row of an epoch is seen once by whatever ranks there are. Where a run stands is one number."""
+A run is one sequence of positions. Position p belongs to epoch p // N, so batches cross the end of an epoch instead
+of padding it, and every row of an epoch is read once, however many ranks there are. To resume, one number is enough."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch.utils.data import Sampler
 
-_POOL = 64  # groups that are sorted together: more is tighter in length, and less shuffled
+_POOL = 64  # groups that are sorted together: more gives closer lengths and less shuffling
 
 
 class DeterministicOrder:
-    """Rows are numbered through the sources: `sizes` are their row counts, `weights` how often an epoch shows them
+    """Rows are numbered across the sources: `sizes` are their row counts, `weights` how often an epoch reads them
     (0.5: half of the rows, the other half in the next epoch; 2: each row twice). With `lengths` (of every row, in
-    tokens that cost), rows are grouped so that `group` of them in a row, one global batch, are of like length."""
+    tokens that it costs), rows are grouped so that `group` consecutive rows, one global batch, have similar lengths,
+    and rows of length 0, which are known to be unusable, are left out."""
 
     def __init__(
         self,
@@ -35,18 +36,22 @@ class DeterministicOrder:
         if lengths is not None and len(lengths) != sum(sizes):
             raise ValueError(f"lengths: got {len(lengths)} for {sum(sizes)} rows")
         self.sizes, self.seed, self.shuffle, self.group = list(sizes), seed, shuffle, max(1, group)
-        self.shown = [round(size * weight) for size, weight in zip(sizes, weights, strict=True)]
         self.lengths = None if lengths is None else np.asarray(lengths)
+        self._usable = _usable_rows(self.sizes, self.lengths)
+        self._shown = [round(len(rows) * weight) for rows, weight in zip(self._usable, weights, strict=True)]
         self._cached: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
         if not len(self):
-            raise ValueError(f"the data set is empty: its sources have {list(sizes)} rows, weighted {list(weights)}")
+            unusable = "" if self.lengths is None else f", {int((self.lengths == 0).sum())} of them unusable"
+            raise ValueError(
+                f"the data set is empty: its sources have {list(sizes)} rows, weighted {list(weights)}{unusable}"
+            )
 
     def __len__(self) -> int:
         """Rows in an epoch."""
-        return sum(self.shown)
+        return sum(self._shown)
 
     def rows(self, start: int, count: int) -> list[int]:
-        """The rows at positions start ... start + count - 1, over epoch ends."""
+        """The rows at positions start ... start + count - 1, across epochs."""
         found: list[int] = []
         while len(found) < count:
             epoch, offset = divmod(start + len(found), len(self))
@@ -56,43 +61,51 @@ class DeterministicOrder:
     def epoch(self, epoch: int) -> np.ndarray:
         """[N] row numbers in the order of that epoch."""
         if self._cached[0] != epoch:
-            starts = np.cumsum([0, *self.sizes])
-            parts = [starts[i] + self._drawn(i, epoch) for i in range(len(self.sizes))]
-            self._cached = (epoch, self._grouped(self._mixed(np.concatenate(parts), epoch), epoch))
+            rows = np.concatenate([self._source_share(i, epoch) for i in range(len(self.sizes))])
+            self._cached = (epoch, self._grouped(self._shuffled(rows, epoch), epoch))
         return self._cached[1]
 
-    def _drawn(self, source: int, epoch: int) -> np.ndarray:
-        """The rows of one source that this epoch shows: its share of an endless line of permutations."""
-        size, shown = self.sizes[source], self.shown[source]
-        first, last = epoch * shown, (epoch + 1) * shown
-        cycles = range(first // size, -(-last // size)) if shown else range(0)
-        line = [self._permutation(size, source, cycle) for cycle in cycles]
+    def _source_share(self, source: int, epoch: int) -> np.ndarray:
+        """The rows of one source in this epoch: its share of an endless sequence of permutations."""
+        usable, shown = self._usable[source], self._shown[source]
+        if not shown:
+            return usable[:0]
+        size, first, last = len(usable), epoch * shown, (epoch + 1) * shown
+        cycles = range(first // size, -(-last // size))
+        sequence = np.concatenate([self._permutation(size, source, cycle) for cycle in cycles])
         skipped = cycles.start * size
-        return np.concatenate(line)[first - skipped : last - skipped] if line else np.empty(0, dtype=np.int64)
+        return usable[sequence[first - skipped : last - skipped]]
 
-    def _mixed(self, rows: np.ndarray, epoch: int) -> np.ndarray:
+    def _shuffled(self, rows: np.ndarray, epoch: int) -> np.ndarray:
         return rows[self._permutation(len(rows), len(self.sizes), epoch)]
 
     def _grouped(self, rows: np.ndarray, epoch: int) -> np.ndarray:
-        """Like lengths together, groups in random order. A group that the last epoch left unfinished comes first,
-        so that groups and global batches stay aligned."""
+        """Similar lengths together, groups in random order. A group that the last epoch left incomplete comes first,
+        so that groups and global batches remain aligned."""
         if self.lengths is None or self.group == 1:
             return rows
         head = min(-epoch * len(self) % self.group, len(rows))
         pool = self.group * _POOL
         body = [part[np.argsort(-self.lengths[part], kind="stable")] for part in _chunks(rows[head:], pool)]
         groups = [group for part in body for group in _chunks(part, self.group)]
-        whole = [group for group in groups if len(group) == self.group]
-        order = self._permutation(len(whole), len(self.sizes) + 1, epoch)
+        complete = [group for group in groups if len(group) == self.group]
+        order = self._permutation(len(complete), len(self.sizes) + 1, epoch)
         rest = [group for group in groups if len(group) < self.group]
-        return np.concatenate([rows[:head], *(whole[i] for i in order), *rest])
+        return np.concatenate([rows[:head], *(complete[i] for i in order), *rest])
 
     def _permutation(self, size: int, stream: int, cycle: int) -> np.ndarray:
         if not self.shuffle:
             return np.arange(size)
-        # RandomState, because NumPy promises that its numbers never change; Generator's may, between versions.
+        # RandomState, because NumPy guarantees that its numbers never change; Generator's may change with a version.
         seeds = np.random.SeedSequence([self.seed, stream, cycle])
         return np.random.RandomState(np.random.MT19937(seeds)).permutation(size)
+
+
+def _usable_rows(sizes: Sequence[int], lengths: np.ndarray | None) -> list[np.ndarray]:
+    """The row numbers of each source, without those of length 0."""
+    ends = np.cumsum(sizes)
+    rows = [np.arange(end - size, end) for size, end in zip(sizes, ends, strict=True)]
+    return rows if lengths is None else [part[lengths[part] > 0] for part in rows]
 
 
 def _chunks(rows: np.ndarray, size: int) -> list[np.ndarray]:
@@ -100,8 +113,8 @@ def _chunks(rows: np.ndarray, size: int) -> list[np.ndarray]:
 
 
 class RankBatchSampler(Sampler[list[int]]):
-    """The batches of one rank, for a `DataLoader`'s `batch_sampler`: already divided among the ranks, so nothing
-    may divide them again. A step takes `batch_size * world * accumulation` positions; `start_step` resumes."""
+    """The batches of one rank, for a `DataLoader`'s `batch_sampler`: already divided among the ranks, so they must
+    not be divided again. A step reads `batch_size * world * accumulation` positions; `start_step` resumes."""
 
     def __init__(
         self,
@@ -127,5 +140,5 @@ class RankBatchSampler(Sampler[list[int]]):
 
 
 def steps_for(order: DeterministicOrder, epochs: float, batch_size: int, world: int = 1, accumulation: int = 1) -> int:
-    """Optimizer steps that show `epochs` epochs. The last step may reach into the epoch after."""
+    """Optimizer steps for `epochs` epochs. The last step may reach into the next epoch."""
     return -(-round(len(order) * epochs) // (batch_size * world * accumulation))

@@ -15,7 +15,7 @@ from ..config import QuestionSet, Recipe
 from ..data.images import ImageStore
 from ..data.issues import BadRowError
 from ..data.sample import ImageRef, Sample, Turn
-from ..data.sources import Source, open_sources
+from ..data.sources import DataSource, open_sources
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Question:
             raise ValueError(f"{self.set}, question {self.id}: {bad}") from bad
 
 
-def open_sets(recipe: Recipe, number: int | None = None) -> list[Source]:
+def open_sets(recipe: Recipe, number: int | None = None) -> list[DataSource]:
     """All sets, under names that tell them apart, or one of them."""
     data, sets = recipe.data, recipe.compare.sets
     return open_sources(
@@ -60,7 +60,7 @@ def open_sets(recipe: Recipe, number: int | None = None) -> list[Source]:
     )
 
 
-def questions_of(source: Source) -> Iterator[Question | BadRowError]:
+def questions_of(source: DataSource) -> Iterator[Question | BadRowError]:
     """In the order of the rows; a row that cannot be asked comes as what is wrong with it. Ids that rows share are
     told apart by the row's number."""
     taken: set[str] = set()
@@ -74,7 +74,7 @@ def questions_of(source: Source) -> Iterator[Question | BadRowError]:
             yield BadRowError(bad.code, f"{source.row_id(index)}: {bad.message}")
 
 
-def _of_row(source: Source, row: Any, index: int) -> Iterator[Question]:
+def _of_row(source: DataSource, row: Any, index: int) -> Iterator[Question]:
     sample, more = source.sample(row, index), _fields(source, row)
     places = [i for i, turn in enumerate(sample.turns) if turn.role == "assistant"]
     if len(places) > 1 and "answers" in more:
@@ -89,7 +89,7 @@ def _of_row(source: Source, row: Any, index: int) -> Iterator[Question]:
                        source.store)  # fmt: skip
 
 
-def _fields(source: Source, row: Any) -> dict[str, Any]:
+def _fields(source: DataSource, row: Any) -> dict[str, Any]:
     """`kind` and `answers` of a row, which training does not read."""
     content = row["text"] if list(row) == ["text"] else row
     content = json.loads(content) if isinstance(content, str) else content

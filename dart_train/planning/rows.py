@@ -16,8 +16,8 @@ from ..data.images import ImageStore, fitted_size
 from ..data.issues import BadRowError
 from ..data.sample import Sample
 from ..data.sampler import DeterministicOrder
-from ..data.sources import Source, open_sources
-from ..data.truncation import make_tokens
+from ..data.sources import DataSource, open_sources
+from ..data.supervision import make_tokens
 from ..models.resize import reached
 from ..reduction import FewerPixels, Reducer, count_kept_by_stage
 
@@ -28,7 +28,7 @@ Size = tuple[int, int]  # width, height
 class Place:
     """Where a row lies."""
 
-    source: Source
+    source: DataSource
     index: int
 
     def sample(self) -> Sample:
@@ -111,7 +111,7 @@ def read_rows(recipe: Recipe, encoder: Encoder, limit: int = 0) -> Rows:
     return rows
 
 
-def _spread(source: Source, every: int, limit: int) -> Iterator[tuple[Place, Any]]:
+def _spread(source: DataSource, every: int, limit: int) -> Iterator[tuple[Place, Any]]:
     rows = source.rows
     if not isinstance(rows, Dataset):
         yield from ((Place(source, i), row) for i, row in enumerate(islice(rows, limit or None)))
@@ -130,7 +130,7 @@ def _look(encoder: Encoder, place: Place, row: Any) -> Row:
             return Row(place)
         text = length.used - sum(length.visual)
         learnt = min(text, learnt_tokens(encoder, sample))
-        return Row(place, text, length.visual, length.turns, length.behind, learnt, sizes)
+        return Row(place, text, length.visual, length.answer_starts, length.prompt_tokens_after, learnt, sizes)
     except BadRowError:
         return Row(place)
 

@@ -13,12 +13,12 @@ from ..common.distributed import RankInfo
 from ..config import Data, Recipe
 from ..data.check import row_lengths
 from ..data.collator import Collator
-from ..data.dataset import Reader, RowDataset, RowStream
+from ..data.dataset import RowDataset, RowReader, RowStream
 from ..data.encoder import Encoder
 from ..data.images import ImageStore
 from ..data.issues import BadRowError
 from ..data.sampler import DeterministicOrder, RankBatchSampler, steps_for
-from ..data.sources import Source, open_sources
+from ..data.sources import DataSource, open_sources
 from ..reduction.budget import Keep
 from .objective import accuracy, tell
 
@@ -34,7 +34,7 @@ class TrainFeed:
 
     recipe: Recipe
     ranks: RankInfo
-    reader: Reader
+    reader: RowReader
     collator: Collator
     order: DeterministicOrder | None
 
@@ -43,7 +43,7 @@ class TrainFeed:
         data = recipe.data
         sources = open_sources(data.train, image_store(data))
         encoder = Encoder(processor, data.max_length, data.on_too_long)
-        reader = Reader(sources, encoder, data.on_bad_row, data.max_bad_fraction)
+        reader = RowReader(sources, encoder, data.on_bad_row, data.max_bad_fraction)
         collator = Collator(processor, data.pad_to_multiple_of)
         return cls(recipe, ranks, reader, collator, _order(recipe, ranks, sources, encoder))
 
@@ -103,16 +103,18 @@ def image_store(data: Data) -> ImageStore:
     return ImageStore(None, data.allow_urls, data.max_pixels, data.min_pixels)
 
 
-def _name(source: Source, index: int) -> str:
+def _name(source: DataSource, index: int) -> str:
     """The id that the row gives itself, else its place."""
     place = source.row_id(index)
     try:
-        return str(source.sample(source.rows[index], index).named(place))
+        return str(source.sample(source.rows[index], index).label(place))
     except BadRowError:
         return place
 
 
-def _order(recipe: Recipe, ranks: RankInfo, sources: Sequence[Source], encoder: Encoder) -> DeterministicOrder | None:
+def _order(
+    recipe: Recipe, ranks: RankInfo, sources: Sequence[DataSource], encoder: Encoder
+) -> DeterministicOrder | None:
     data, train = recipe.data, recipe.train
     if any(source.streaming for source in data.train):
         return None
@@ -154,7 +156,7 @@ class Validation:
             raise ValueError("data.validation: streaming is for training rows; leave it out here")
         sources = open_sources(data.validation, image_store(data))
         encoder = Encoder(processor, data.max_length, data.on_too_long)
-        rows = RowDataset(Reader(sources, encoder, data.on_bad_row, data.max_bad_fraction))
+        rows = RowDataset(RowReader(sources, encoder, data.on_bad_row, data.max_bad_fraction))
         if not len(rows):
             raise ValueError("data.validation: the data set is empty")
         mine = _divided(len(rows), recipe.train.per_device_eval_batch_size, ranks)

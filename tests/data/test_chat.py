@@ -8,7 +8,7 @@ from dart_train.data.encoder import Encoder
 from dart_train.data.formats import normalise
 from dart_train.data.issues import BadRowError
 from dart_train.data.sample import Sample, Turn
-from dart_train.data.truncation import IGNORED
+from dart_train.data.supervision import IGNORED
 from tests.data.processors import LLAVA_STYLE, LLAVA_STYLE_MARKED, llava_with, unmarked
 from tests.zoo import FAMILIES, picture
 
@@ -99,7 +99,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("template", REFUSED.values(), ids=REFUSED.keys())
 def test_a_template_that_cannot_tell_answers_apart_is_refused_before_training(template):
-    with pytest.raises(ValueError, match="cannot tell the assistant's turns apart") as error:
+    with pytest.raises(ValueError, match="cannot separate the assistant") as error:
         ChatTemplate(llava_with(template))
     assert "{% generation %}" in str(error.value) and not isinstance(error.value, BadRowError)
 
@@ -137,11 +137,11 @@ def test_lengths_from_sizes_are_the_lengths_of_the_real_pictures(name):
         length = encoder.measure(row, tuple(image.size for image in images))
         features = encoder.encode(row, images).features
         assert length.total == length.used == features["input_ids"].shape[1]
-        seen = sum(int((features["input_ids"] == token).sum()) for token in encoder.expander.visual)
+        seen = sum(int((features["input_ids"] == token).sum()) for token in encoder.image_tokens.visual)
         assert sum(length.visual) == seen and len(length.visual) == len(images)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_visual_tokens_are_those_that_the_model_replaces(name):
     model_id = FAMILIES[name].model().config.image_token_id
-    assert Encoder(FAMILIES[name].processor()).expander.visual == {model_id}
+    assert Encoder(FAMILIES[name].processor()).image_tokens.visual == {model_id}

@@ -58,6 +58,7 @@ def faulty_rows(folder):
         **rows,
         "lost_characters": talk("What \ufffd?", "That."),
         "mark_mismatch": talk("<image><image>Which?", "That.", image="0.png"),
+        "empty_conversation": {"conversations": [], "image": "0.png"},
         "empty_turn": talk("What?", ""),
         "role_order": talk("What?"),
         "unknown_role": {"conversations": [{"from": "robot", "value": "hi"}]},
@@ -102,8 +103,8 @@ def test_duplicates_are_found_also_across_sources(tmp_path, image_folder):
     found = check_rows(sources, progress=False)["findings"]["duplicate"]
     assert found["count"] == 2
     assert found["examples"] == [
-        {"id": "train.jsonl:2", "message": "of train.jsonl:0"},
-        {"id": "validation.jsonl:1", "message": "of train.jsonl:1"},
+        {"id": "train.jsonl:2 (id x)", "message": "of train.jsonl:0 (id row-0)"},
+        {"id": "validation.jsonl:1 (id row-1)", "message": "of train.jsonl:1 (id row-1)"},
     ]
 
 
@@ -174,6 +175,21 @@ def test_a_good_row_with_one_thing_replaced_never_crashes_the_check(image_folder
     assert result["rows"] == 1 and set(result["findings"]) <= set(CODES)
 
 
+def test_a_row_is_named_by_its_id_also_if_it_cannot_be_read(tmp_path, image_folder):
+    unread = {**llava_row(7), "conversations": [{"from": "robot", "value": "hi"}]}
+    result = run(write(tmp_path / "rows.jsonl", [llava_row(1), unread, "{"]), image_folder)
+    assert result["findings"]["unknown_role"]["examples"][0]["id"] == "rows.jsonl:1 (id row-7)"
+    assert result["findings"]["bad_json"]["examples"][0]["id"] == "rows.jsonl:2"
+
+
+def test_more_dropped_rows_than_max_bad_fraction_fail_the_check(tmp_path, image_folder):
+    path = write(tmp_path / "rows.jsonl", [llava_row(n, "0.png") for n in range(4)])
+    result = run(path, image_folder, encoder=Encoder(TINY, 60, "drop"), max_bad_fraction=0.5)
+    assert result["findings"].keys() == {"too_long"} and result["too_many_dropped"] and not result["errors"]
+    assert "100.0% of the rows are dropped, more than data.max_bad_fraction 50.0%" in as_text(result)
+    assert not run(path, image_folder, encoder=Encoder(TINY), max_bad_fraction=0.5)["too_many_dropped"]
+
+
 def test_the_command_writes_check_json_and_tells_by_its_exit(tmp_path, image_folder, llava_file, capsys):
     out = tmp_path / "out"
     call = ["check", "--rows", str(llava_file), "--images", str(image_folder), "--out", str(out), "--workers", "1"]
@@ -211,7 +227,8 @@ def test_a_recipe_brings_sources_model_limits_and_reduction(tmp_path, image_fold
     assert written["tokens"]["visual"]["sum"] == 4 * 64 and written["tokens"]["visual_reduced"]["sum"] == 4 * 16
     assert written["findings"]["duplicate"]["count"] == 2  # validation rows that are training rows
     assert "visual tokens, reduced" in capsys.readouterr().out
-    assert main([*call[:2], "data.max_length=90", *call[2:]]) == 0
+    assert main([*call[:2], "data.max_length=90", *call[2:]]) == 1  # half of the rows would be dropped
+    assert main([*call[:2], "data.max_length=90", "data.max_bad_fraction=0.6", *call[2:]]) == 0
     assert "too_long" in json.loads((tmp_path / "out" / "check.json").read_text())["findings"]
 
 

@@ -7,7 +7,7 @@ from dart_train.data.collator import Collator
 from dart_train.data.dataset import SkippedRow
 from dart_train.data.encoder import Encoder
 from dart_train.data.formats import normalise
-from dart_train.data.truncation import IGNORED
+from dart_train.data.supervision import IGNORED
 from tests.zoo import FAMILIES, picture
 
 MIXES = {"one": (1,), "ragged": (1, 2, 0), "text first": (0, 1), "text only": (0, 0), "many": (2, 1, 2)}

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from dart_train.data.collator import Collator
-from dart_train.data.dataset import Reader, RowDataset, RowStream, SkippedRow
+from dart_train.data.dataset import RowDataset, RowReader, RowStream, SkippedRow
 from dart_train.data.encoder import Encoded, Encoder
 from dart_train.data.sampler import DeterministicOrder, RankBatchSampler
 from dart_train.data.sources import SourceSpec, open_sources
@@ -36,7 +36,7 @@ def broken_file(tmp_path, image_folder):
 
 def reader_of(*files, images, max_length=None, streaming=False, **options):
     specs = [SourceSpec(str(file), str(images), streaming=streaming) for file in files]
-    return Reader(open_sources(specs), Encoder(PROCESSOR, max_length, "truncate_text"), **options)
+    return RowReader(open_sources(specs), Encoder(PROCESSOR, max_length, "truncate_text"), **options)
 
 
 def answers(batch):
@@ -52,7 +52,10 @@ def test_bad_rows_are_skipped_logged_by_id_and_counted(broken_file, image_folder
     assert [n for n, row in enumerate(rows) if isinstance(row, SkippedRow)] == [2, 5, 7]
     assert [row.code for row in rows if isinstance(row, SkippedRow)] == ["missing_image", "mark_mismatch", "role_order"]
     assert data.reader.counts == {"rows": 9, "bad": 3, "too_long": 0, "shortened": 0}
-    for words in ("broken.jsonl:2 (id row-2) skipped: missing_image", "broken.jsonl:5 skipped: mark_mismatch"):
+    for words in (
+        "broken.jsonl:2 (id row-2) skipped: missing_image",
+        "broken.jsonl:5 (id row-5) skipped: mark_mismatch",
+    ):
         assert words in caplog.text
 
 
@@ -67,7 +70,7 @@ def test_more_bad_rows_than_allowed_end_the_run(tmp_path, image_folder):
     rows = [llava_row(n, "0.png" if n % 10 else "none.png") for n in range(200)]
     file = write(tmp_path / "rows.jsonl", rows)
     data = RowDataset(reader_of(file, images=image_folder, max_bad_fraction=0.05))
-    with pytest.raises(ValueError, match=r"6 of 51 rows are bad, more than max_bad_fraction 0.05"):
+    with pytest.raises(ValueError, match=r"6 of 51 rows are bad: more than max_bad_fraction 0.05"):
         [data[n] for n in range(200)]
     enough = RowDataset(reader_of(file, images=image_folder, max_bad_fraction=0.12))
     assert len([enough[n] for n in range(200)]) == 200
@@ -118,6 +121,13 @@ def test_rows_dropped_for_their_length_are_counted_and_are_not_bad_rows(llava_fi
     data = RowDataset(reader_of(llava_file, images=image_folder, max_length=60, on_bad_row="error"))
     assert [isinstance(data[n], SkippedRow) for n in range(6)] == [True, False] * 3
     assert data.reader.counts == {"rows": 6, "bad": 0, "too_long": 3, "shortened": 0}
+
+
+def test_max_length_below_an_image_ends_the_run_instead_of_training_on_nothing(tmp_path, image_folder):
+    file = write(tmp_path / "rows.jsonl", [llava_row(n, "0.png") for n in range(100)])
+    data = RowDataset(reader_of(file, images=image_folder, max_length=60, max_bad_fraction=0.05))
+    with pytest.raises(ValueError, match="6 of 6 rows are bad, 6 of them longer than max_length 60"):
+        [data[n] for n in range(100)]
 
 
 def test_rows_are_numbered_through_the_sources(llava_file, broken_file, image_folder):

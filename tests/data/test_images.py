@@ -51,6 +51,43 @@ def test_a_path_that_leaves_the_folder_is_refused(folder, tmp_path):
         refused(ImageStore(folder), ImageRef(path=path), "outside_folder")
 
 
+@pytest.fixture
+def snapshot(tmp_path):
+    """Laid out as a hub cache: links into ../../blobs, and a folder that is a link to another disk."""
+    for name in ("blobs", "snapshots/1/images", "coco"):
+        (tmp_path / name).mkdir(parents=True)
+    noise().save(tmp_path / "blobs" / "abc.png")
+    noise().save(tmp_path / "coco" / "b.png")
+    root = tmp_path / "snapshots" / "1" / "images"
+    (root / "a.png").symlink_to("../../../blobs/abc.png")
+    (root / "coco").symlink_to(tmp_path / "coco")
+    return root
+
+
+def test_links_out_of_the_folder_need_follow_links(snapshot, tmp_path):
+    a, b = ImageRef(path="a.png"), ImageRef(path="coco/b.png")
+    for ref in (a, b):
+        with pytest.raises(BadRowError, match=r"outside_folder.*set data.follow_links to true"):
+            ImageStore(snapshot).open(ref)
+        assert ImageStore(snapshot, follow_links=True).open(ref).size == (40, 30)
+    allowed = ImageStore(snapshot, follow_links=(str(tmp_path / "blobs"),))
+    assert allowed.open(a).size == (40, 30)
+    with pytest.raises(BadRowError, match=r"outside the folders of data.follow_links"):
+        allowed.open(b)
+
+
+@pytest.mark.parametrize("path", ["../../../blobs/abc.png", "coco/../blobs/abc.png", "/etc/hostname", "deep/../../x"])
+def test_follow_links_does_not_allow_a_row_to_name_a_place_outside(snapshot, path):
+    refused(ImageStore(snapshot, follow_links=True), ImageRef(path=path), "outside_folder")
+
+
+def test_a_link_to_a_device_or_to_itself_is_refused_with_follow_links(snapshot):
+    (snapshot / "zero.png").symlink_to("/dev/zero")
+    (snapshot / "loop.png").symlink_to("loop.png")
+    for name in ("zero.png", "loop.png"):
+        refused(ImageStore(snapshot, follow_links=True), ImageRef(path=name), "missing_image")
+
+
 def test_a_folder_that_is_itself_a_link_is_no_escape(folder, tmp_path):
     (tmp_path / "alias").symlink_to(folder)
     assert ImageStore(tmp_path / "alias").open(ImageRef(path="a.png")).size == (40, 30)

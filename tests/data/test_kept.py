@@ -58,7 +58,7 @@ def test_the_count_is_what_the_model_keeps(name: str) -> None:
             model(**batch, use_cache=False)
         kept = attached.last
         assert kept is not None
-        told = [count_kept_by_stage(stages, x.visual, x.turns, x.behind) for x in lengths]
+        told = [count_kept_by_stage(stages, x.visual, x.answer_starts, x.prompt_tokens_after) for x in lengths]
         assert kept.visual_before == tuple(sum(x.visual) for x in lengths)
         assert kept.visual_after == tuple(counts[-1] for counts in told), stages
         for stage, mask in enumerate(kept.stages):
@@ -67,6 +67,6 @@ def test_the_count_is_what_the_model_keeps(name: str) -> None:
 
 def test_a_picture_is_in_the_turn_of_the_answer_behind_it() -> None:
     for name in NAMES:
-        turns = [length.turns for length in encoded(name)[1]]
+        turns = [length.answer_starts for length in encoded(name)[1]]
         alike = [[each.count(turn) for turn in dict.fromkeys(each)] for each in turns]
         assert alike == [[1], [3], [1, 2], [1, 1, 2], []]

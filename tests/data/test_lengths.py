@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from dart_train.data.encoder import Encoder
 from dart_train.data.formats import normalise
 from dart_train.data.issues import BadRowError
-from dart_train.data.truncation import IGNORED, TooLongError
+from dart_train.data.supervision import IGNORED
+from dart_train.data.truncation import TooLongError
 from tests.zoo import FAMILIES, picture, sentence
 
 IMAGES = [picture(seed) for seed in range(4)]
@@ -32,7 +33,7 @@ def encode(name, row, limit=None, policy="truncate_text"):
 
 def visual(encoder, encoded):
     ids = encoded.features["input_ids"]
-    return sum(int((ids == token).sum()) for token in encoder.expander.visual)
+    return sum(int((ids == token).sum()) for token in encoder.image_tokens.visual)
 
 
 EXCHANGES = st.lists(st.tuples(st.integers(0, 2), st.integers(1, 60), st.integers(1, 60)), min_size=1, max_size=3)

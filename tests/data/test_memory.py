@@ -13,7 +13,7 @@ RUN = """
 import json, resource, sys, time
 import datasets
 from dart_train.data.check import check_rows
-from dart_train.data.dataset import Reader, RowDataset
+from dart_train.data.dataset import RowReader, RowDataset
 from dart_train.data.encoder import Encoder
 from dart_train.data.sources import SourceSpec, open_sources
 from tests.zoo import FAMILIES
@@ -25,7 +25,7 @@ sources = open_sources([SourceSpec(path, images)])
 began = time.perf_counter()
 result = check_rows(sources, encoder, workers=2, progress=False)
 seconds = time.perf_counter() - began
-data = RowDataset(Reader(sources, encoder))
+data = RowDataset(RowReader(sources, encoder))
 for row in range(0, len(data), max(1, len(data) // 200)):
     data[row]
 peaks = [resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]

@@ -20,7 +20,7 @@ SIZES = st.lists(st.integers(1, 40), min_size=1, max_size=4)
 @given(SIZES, st.integers(0, 5), st.integers(1, 9), st.booleans())
 def test_every_epoch_shows_every_row_once(sizes, seed, group, grouped):
     total = sum(sizes)
-    lengths = np.arange(total) * 7919 % 101 if grouped else None
+    lengths = 1 + np.arange(total) * 7919 % 101 if grouped else None
     order = DeterministicOrder(sizes, seed=seed, lengths=lengths, group=group)
     for epoch in range(3):
         assert sorted(order.rows(epoch * total, total)) == list(range(total))
@@ -28,7 +28,7 @@ def test_every_epoch_shows_every_row_once(sizes, seed, group, grouped):
 
 @given(st.integers(3, 60), st.integers(0, 3), st.integers(1, 7), st.integers(0, 20))
 def test_an_order_depends_on_seed_and_epoch_and_on_nothing_else(size, seed, group, epoch):
-    lengths = np.arange(size) % 5
+    lengths = 1 + np.arange(size) % 5
     first, again = (DeterministicOrder([size], seed=seed, lengths=lengths, group=group) for _ in range(2))
     again.epoch(epoch + 3)
     assert first.epoch(epoch).tolist() == again.epoch(epoch).tolist()
@@ -79,6 +79,18 @@ def test_the_steps_of_an_epoch_cover_it():
     assert steps_for(DeterministicOrder([100]), 1, 8, 2) == 7 and steps_for(DeterministicOrder([100]), 3, 5, 2, 2) == 15
 
 
+@given(SIZES, st.integers(0, 5), st.integers(1, 9), st.data())
+def test_rows_that_are_known_to_be_unusable_leave_the_order(sizes, seed, group, data):
+    total = sum(sizes)
+    lengths = np.array(data.draw(st.lists(st.integers(0, 2), min_size=total, max_size=total)))
+    usable = np.flatnonzero(lengths).tolist()
+    if not usable:
+        return
+    order = DeterministicOrder(sizes, seed=seed, lengths=lengths, group=group)
+    for epoch in range(3):
+        assert sorted(order.rows(epoch * len(usable), len(usable))) == usable
+
+
 @pytest.mark.parametrize("worlds", [(2, 2), (2, 1), (1, 4), (4, 2)])
 def test_a_run_that_goes_on_with_other_ranks_repeats_nothing_and_leaves_nothing_out(worlds):
     order, seen = DeterministicOrder([101], seed=5), []
@@ -101,7 +113,7 @@ class Rows(Dataset):
 
 journal, rank, steps = sys.argv[1], int(sys.argv[2]), 40
 done = [json.loads(line) for line in open(journal)]
-order = DeterministicOrder([83], seed=7, lengths=[row % 13 for row in range(83)], group=8)
+order = DeterministicOrder([83], seed=7, lengths=[1 + row % 13 for row in range(83)], group=8)
 batches = RankBatchSampler(order, 4, steps, rank, 2, start_step=len(done))
 with open(journal, "a", buffering=1) as file:
     for rows in DataLoader(Rows(), batch_sampler=batches, num_workers=1, collate_fn=list):
@@ -147,6 +159,7 @@ def test_rows_are_counted_over_a_real_kill(tmp_path):
         ({"sizes": [3], "weights": [0]}, "one positive number"),
         ({"sizes": [0]}, "the data set is empty"),
         ({"sizes": [3], "lengths": [1]}, "got 1 for 3 rows"),
+        ({"sizes": [3], "lengths": [0, 0, 0]}, "the data set is empty.*3 of them unusable"),
     ],
 )
 def test_impossible_orders_are_refused(arguments, words):

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import dart_train.data.sources as jsonrows
+from dart_train.data import sources as json_source
 from dart_train.data.issues import BadRowError
 from dart_train.data.sample import ImageRef
 from dart_train.data.sources import SourceSpec, open_source, open_sources
@@ -149,8 +149,8 @@ JSON = st.recursive(
 def test_a_list_read_piece_by_piece_is_the_list(items, indent, ascii_only, chunk):
     text = json.dumps(items, indent=indent, ensure_ascii=ascii_only)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jsonrows, "CHUNK", chunk)
-        read = [json.loads(item) for item in jsonrows._list_items(io.StringIO(text, newline="\n"))]
+        patch.setattr(json_source, "CHUNK", chunk)
+        read = [json.loads(item) for item in json_source._list_items(io.StringIO(text, newline="\n"))]
     assert read == items
 
 
@@ -165,13 +165,13 @@ def test_wrong_paths_are_told_with_what_was_expected(tmp_path, llava_file):
     (tmp_path / "empty" / "rows.pkl").write_bytes(pickle.dumps([1]))
     for path, words in (
         (tmp_path / "none.json", "does not exist"),
-        (tmp_path / "empty", "holds no data files; expected"),
-        (tmp_path / "empty" / "rows.pkl", "rows.pkl.* is not read; expected"),
+        (tmp_path / "empty", "contains no data files; expected"),
+        (tmp_path / "empty" / "rows.pkl", "rows.pkl.* is not supported; expected"),
     ):
         with pytest.raises(ValueError, match=words):
             open_source(SourceSpec(str(path)))
     (tmp_path / "blank.jsonl").write_text("\n \n")
-    with pytest.raises(ValueError, match="holds no rows"):
+    with pytest.raises(ValueError, match="contains no rows"):
         open_source(SourceSpec(str(tmp_path / "blank.jsonl")))
     with pytest.raises(ValueError, match="split 'test' is not in"):
         datasets.Dataset.from_dict(flat([0])).to_parquet(tmp_path / "empty" / "train.parquet")
@@ -184,10 +184,10 @@ def test_wrong_paths_are_told_with_what_was_expected(tmp_path, llava_file):
 def test_a_list_on_one_line_is_a_list_however_the_file_ends(tmp_path, end):
     rows = [{"a": 1}, {"b": [2]}, 3]
     (tmp_path / "rows.json").write_text(json.dumps(rows) + end)
-    assert [json.loads(row["text"]) for row in jsonrows.json_rows([str(tmp_path / "rows.json")], [])] == rows
+    assert [json.loads(row["text"]) for row in json_source.json_rows([str(tmp_path / "rows.json")], [])] == rows
 
 
 def test_lines_that_are_lists_are_rows_each(tmp_path):
     (tmp_path / "rows.jsonl").write_text("[1, 2]\n[3]\n")
-    found = [json.loads(row["text"]) for row in jsonrows.json_rows([str(tmp_path / "rows.jsonl")], [])]
+    found = [json.loads(row["text"]) for row in json_source.json_rows([str(tmp_path / "rows.jsonl")], [])]
     assert found == [[1, 2], [3]]
