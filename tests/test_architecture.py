@@ -24,7 +24,7 @@ LAYERS = (
     ("checkpoints", "data", "profiling"),
     ("chat", "conformance", "visualization"),
     ("evaluation", "exporting", "training"),
-    ("base", "benchmarks", "lmms_eval", "planning"),
+    ("benchmarks", "lmms_eval", "planning"),
     ("cli",),
     ("__init__", "__main__"),
 )

@@ -1,68 +1,53 @@
-"""`python -m dart_train base recipe.yaml key=value ...`: train the small base model from nothing."""
+"""`python -m dart_train base recipe.yaml key=value ...`: train the small base model from random weights.
+
+The training code is in the repository, data/tiny_base/train, with the images that it draws; it is not in the wheel."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
-from ..base.recipe import Base, load_base
+CHECKOUT = Path(__file__).resolve().parents[2]
+NOT_IN_CHECKOUT = (
+    "base: the training code of the base model (data/tiny_base/train) is in the repository and not in the installed "
+    "package. Clone the repository and run this command in its folder"
+)
 
 
 def main(argv: Sequence[str]) -> int:
     options = _parser().parse_args(argv)
-    recipe = load_base(options.recipe, options.overrides)
-    try:
-        import data.shapes  # noqa: F401
-    except ImportError as error:
-        raise ImportError(f"{error}: the pictures are drawn by data/shapes.py; start this in the checkout") from error
-    train(recipe, options.until)
+    command = _import_command()
+    if command is None:
+        print(NOT_IN_CHECKOUT, file=sys.stderr)
+        return 2
+    recipe = command.load_base(options.recipe, options.overrides)
+    command.train(recipe, options.until)
     if options.until is None:
-        judge(recipe, options.recipe)
+        command.evaluate(recipe, options.recipe)
     return 0
 
 
-def train(recipe: Base, until: str | None = None) -> None:
-    """All stages, or those up to `until`; the model and its processor as they then are, in `output_dir`."""
-    from transformers import set_seed
-
-    from ..base.learn import learn
-    from ..base.model import TrainingBundle
-    from ..base.processor import processor
-    from ..base.stages import Stages
-
-    set_seed(recipe.seed)
-    workshop = TrainingBundle(recipe)
-    made = processor(workshop.model.config.vision_config.image_size, recipe.vision.patch)
-    stages, offset = Stages(recipe, workshop, made.image_processor), 0
-    for name, stage in recipe.stages.named().items():
-        learn(name, stage, recipe, workshop, stages, offset)
-        offset += stage.steps * stage.batch_size
-        if name == until:
-            break
-    workshop.model.save_pretrained(recipe.output_dir)
-    made.save_pretrained(recipe.output_dir)
-
-
-def judge(recipe: Base, source: str) -> None:
-    """Measures what lies in `output_dir`, as anybody would load it, and writes the card."""
-    from transformers import LlavaForConditionalGeneration
-
-    from ..base.card import write_card
-    from ..base.measure import measure, table
-    from ..models.processors import load_processor
-
-    model = LlavaForConditionalGeneration.from_pretrained(recipe.output_dir)
-    scores = measure(model, load_processor(recipe.output_dir), recipe)
-    write_card(Path(recipe.output_dir), recipe, scores, model, source)
-    print(table(scores))
+def _import_command() -> ModuleType | None:
+    """data.tiny_base.train.command of the checkout that this package or the working folder is in, or None."""
+    if (CHECKOUT / "data" / "tiny_base" / "train").is_dir() and str(CHECKOUT) not in sys.path:
+        sys.path.append(str(CHECKOUT))
+    try:
+        return importlib.import_module("data.tiny_base.train.command")
+    except ModuleNotFoundError as error:
+        if error.name is not None and "data.tiny_base.train".startswith(error.name):
+            return None
+        raise
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m dart_train base", description="Train a small base model on drawn shapes, from nothing."
+        prog="python -m dart_train base", description="Train a small base model on drawn shapes, from random weights."
     )
     parser.add_argument("recipe", help="recipe.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as stages.joint.steps=100")
-    parser.add_argument("--until", choices=("vision", "language", "projector", "joint"), help="and no further")
+    parser.add_argument("--until", choices=("vision", "language", "projector", "joint"), help="the last stage to train")
     return parser

@@ -10,16 +10,16 @@ import torch
 from transformers import LlavaForConditionalGeneration
 
 from dart_train.__main__ import main
-from dart_train.base.blindness import masked
-from dart_train.base.lessons import NO_LABEL, lesson, pack
-from dart_train.base.model import TrainingBundle
-from dart_train.base.processor import UNKNOWN, processor, tokenizer
-from dart_train.base.recipe import Base, Stage, load_base
-from dart_train.base.stages import Stages
-from dart_train.cli.base import train
 from dart_train.config.errors import RecipeError
 from dart_train.models.processors import load_processor
 from data.shapes import LEVELS, draw, questions, scene
+from data.tiny_base.train.command import train
+from data.tiny_base.train.mask import masked
+from data.tiny_base.train.model import TrainingBundle
+from data.tiny_base.train.processor import UNKNOWN, processor, tokenizer
+from data.tiny_base.train.recipe import Base, Stage, load_base
+from data.tiny_base.train.samples import NO_LABEL, lesson, pack
+from data.tiny_base.train.stages import Stages
 
 ROOT = Path(__file__).parents[2]
 RECIPE = """

@@ -11,9 +11,9 @@ from typing import Any
 
 from transformers import LlavaForConditionalGeneration
 
-from dart_train.base.measure import Scores, measure
-from dart_train.base.recipe import load_base
 from dart_train.models.processors import load_processor
+from data.tiny_base.train.measure import Scores, measure
+from data.tiny_base.train.recipe import load_base
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "data" / "tiny_base"

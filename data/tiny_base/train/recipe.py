@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ..config.errors import Problem, RecipeError, expected
-from ..config.overrides import override
-from ..config.ranges import Count, Fraction, Keep, NotNegative, Positive, Text, Whole
-from ..config.reader import Reader
-from ..config.text import parse
+from dart_train.config.errors import Problem, RecipeError, expected
+from dart_train.config.overrides import override
+from dart_train.config.ranges import Count, Fraction, Keep, NotNegative, Positive, Text, Whole
+from dart_train.config.reader import Reader
+from dart_train.config.text import parse
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blindness import masked
-from .lessons import NO_LABEL, Lesson, PackedQuestions, pixels
+from .mask import masked
 from .model import TrainingBundle
 from .recipe import Base, Stage
+from .samples import NO_LABEL, Lesson, PackedQuestions, pixels
 
 Loss = Callable[[Lesson], tuple[Tensor, float]]  # what goes down, and an accuracy to be shown
 SOMETHING = 4.0  # a patch that shows something counts so often

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from dart_train.common.statistics import wilson
+from dart_train.common.tables import markdown_table
+from dart_train.hooks import attach
+from dart_train.reduction import DART
+from dart_train.reduction.budget import Keep
 from data.shapes import KINDS, Question, Scene, draw, questions, scene
 
-from ..common.statistics import wilson
-from ..common.tables import markdown_table
-from ..hooks import attach
-from ..reduction import DART
-from ..reduction.budget import Keep
 from .recipe import Base
 
 Asked = tuple[Scene, Question]

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
-from ..config.reader import plain
-from .lessons import lesson
+from dart_train.config.reader import plain
+
 from .model import TrainingBundle
 from .recipe import Base, Measure, Stage
+from .samples import lesson
 from .stages import Stages
 
 PACE = 0.05  # how fast the shown loss and accuracy follow the last step

@@ -6,9 +6,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlavaProcessor, PreTrainedTokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from dart_train.models.processors import assemble
 from data.shapes import LABELS, LEVELS, vocabulary
-
-from ..models.processors import assemble
 
 PAD, START, END, UNKNOWN, IMAGE, USER, ASSISTANT = (
     "<pad>", "<s>", "</s>", "<unk>", "<image>", "<user>", "<assistant>",
