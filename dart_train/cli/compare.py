@@ -30,8 +30,8 @@ def main(argv: Sequence[str]) -> int:
         from ..evaluation.tables import quality_table
 
         for name in results.prepared.sets:
-            print(f"\n{name}\n\n{quality_table(results.entries, name)}")
-        print(f"\ncompare: {len(results.lines)} answers; the report is {results.folder / 'report.html'}")
+            print(f"\n{name}\n\n{quality_table(results.scores, name)}")
+        print(f"\ncompare: {len(results.records)} answers; the report is {results.folder / 'report.html'}")
     return 0
 
 

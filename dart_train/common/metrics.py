@@ -1,4 +1,4 @@
-"""The metrics, by name: what one answer scores, and how scores become one number."""
+"""Metrics of short answers, by name: the score of one answer, and how scores are aggregated to one number."""
 
 from __future__ import annotations
 
@@ -9,119 +9,130 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Texts made comparable: what the metrics count as the same answer.
-
-ARTICLES = frozenset({"a", "an", "the"})
-_COUNTED = "zero one two three four five six seven eight nine ten"
-NUMBERS = {word: str(number) for number, word in enumerate(_COUNTED.split())} | {"none": "0"}
-_SHORT = (
-    "ain't aren't can't couldn't didn't doesn't don't hadn't hasn't haven't how's i'm i've isn't mightn't mustn't "
-    "she's shouldn't somebody's someone's that's there's they're they've wasn't weren't what's where's who's won't "
-    "wouldn't y'all you're you've"
-)
-CONTRACTIONS = {word.replace("'", ""): word for word in _SHORT.split()}  # how people write them, and should
-_BETWEEN_DIGITS = re.compile(r"(?<=\d)[.,:](?=\d)")
-_MARKS = re.compile(r"[^\w\s']|_", re.UNICODE)
-_WORD = re.compile(r"\w+", re.UNICODE)
-
-
-def tidy(text: str) -> str:
-    """Case, white space and a closing full stop do not tell answers apart."""
-    return " ".join(text.casefold().split()).removesuffix(".").rstrip()
-
-
-def words(text: str) -> list[str]:
-    """The bare words of a text, in lower case."""
-    return _WORD.findall(text.casefold())
-
-
-def plain_answer(text: str) -> str:
-    """As the VQA benchmark compares: no marks but those within numbers, no articles, numbers as digits."""
-    kept = _BETWEEN_DIGITS.sub(lambda mark: {".": "\0p", ",": "", ":": "\0c"}[mark[0]], text.casefold())
-    kept = _MARKS.sub(" ", kept.replace("\0p", "DECIMALPOINT").replace("\0c", "TIMECOLON"))
-    found = [CONTRACTIONS.get(word, NUMBERS.get(word, word)) for word in kept.split()]
-    answer = " ".join(word for word in found if word not in ARTICLES)
-    return answer.replace("DECIMALPOINT", ".").replace("TIMECOLON", ":")
-
-
-def edits(one: str, other: str) -> int:
-    """Insertions, deletions and replacements of characters between two texts (Levenshtein)."""
-    before = list(range(len(other) + 1))
-    for i, left in enumerate(one, 1):
-        here = [i]
-        for j, right in enumerate(other, 1):
-            here.append(min(before[j] + 1, here[-1] + 1, before[j - 1] + (left != right)))
-        before = here
-    return before[-1]
-
-
-Score = Callable[[str, Sequence[str]], float | None]
-TokenGroup = Callable[[np.ndarray], np.ndarray]
+ScoreFunction = Callable[[str, Sequence[str]], float | None]
+Aggregate = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Metric:
-    """score: of a prediction, given all answers that count as right; None where it cannot judge such a question.
-    pool: scores [..., n] -> [...] one number. share: scores are 0 or 1, and pooled by their mean."""
+    """score: (prediction, all correct answers) -> the score, or None where the metric does not apply to the question.
+    aggregate: scores [..., n] -> [...]. is_proportion: scores are 0 or 1 and the aggregate is their mean."""
 
     name: str
-    score: Score
-    pool: TokenGroup
-    share: bool
+    score: ScoreFunction
+    aggregate: Aggregate
+    is_proportion: bool
     title: str
 
 
+# Text normalization.
+
+ARTICLES = frozenset({"a", "an", "the"})
+_NUMBER_WORDS = "zero one two three four five six seven eight nine ten"
+NUMBERS = {word: str(n) for n, word in enumerate(_NUMBER_WORDS.split())}
+NUMBERS["none"] = "0"
+_CONTRACTED = (
+    "ain't aren't can't couldn't didn't doesn't don't hadn't hasn't haven't how's i'm i've isn't mightn't mustn't "
+    "she's shouldn't somebody's someone's that's there's they're they've wasn't weren't what's where's who's won't "
+    "wouldn't y'all you're you've"
+)
+CONTRACTIONS = {word.replace("'", ""): word for word in _CONTRACTED.split()}  # "dont" -> "don't"
+_MARK_BETWEEN_DIGITS = re.compile(r"(?<=\d)[.,:](?=\d)")
+_PUNCTUATION = re.compile(r"[^\w\s']|_", re.UNICODE)
+_WORD = re.compile(r"\w+", re.UNICODE)
+
+
+def normalize(text: str) -> str:
+    """Ignore case, repeated white space and a final full stop."""
+    return " ".join(text.casefold().split()).removesuffix(".").rstrip()
+
+
+def words(text: str) -> list[str]:
+    """The words of a text in lower case, without punctuation."""
+    return _WORD.findall(text.casefold())
+
+
+def normalize_vqa(text: str) -> str:
+    """The VQA benchmark's rule: no punctuation except within numbers, no articles, number words as digits."""
+    placeholders = {".": "DECIMALPOINT", ",": "", ":": "TIMECOLON"}
+    text = _MARK_BETWEEN_DIGITS.sub(lambda mark: placeholders[mark[0]], text.casefold())
+    found = [CONTRACTIONS.get(word, NUMBERS.get(word, word)) for word in _PUNCTUATION.sub(" ", text).split()]
+    answer = " ".join(word for word in found if word not in ARTICLES)
+    return answer.replace("DECIMALPOINT", ".").replace("TIMECOLON", ":")
+
+
+def edit_distance(first: str, second: str) -> int:
+    """Levenshtein distance: insertions, deletions and replacements of characters."""
+    previous = list(range(len(second) + 1))
+    for i, left in enumerate(first, 1):
+        row = [i]
+        for j, right in enumerate(second, 1):
+            row.append(min(previous[j] + 1, row[-1] + 1, previous[j - 1] + (left != right)))
+        previous = row
+    return previous[-1]
+
+
+# Scores of one answer.
+
+
 def exact_match(prediction: str, answers: Sequence[str]) -> float:
-    """1 where it is one of the answers, but for case, white space and a closing full stop."""
-    return float(tidy(prediction) in {tidy(answer) for answer in answers})
+    """1 if the normalized prediction equals one of the answers."""
+    return float(normalize(prediction) in {normalize(answer) for answer in answers})
 
 
 def contains(prediction: str, answers: Sequence[str]) -> float:
-    """1 where the words of an answer stand in it, in a row."""
-    said = f" {' '.join(words(prediction))} "
+    """1 if the words of one of the answers occur in the prediction, adjacent and in order."""
+    text = f" {' '.join(words(prediction))} "
     wanted = [" ".join(words(answer)) for answer in answers]
-    return float(any(f" {answer} " in said for answer in wanted if answer))
+    return float(any(f" {answer} " in text for answer in wanted if answer))
 
 
 def vqa(prediction: str, answers: Sequence[str]) -> float:
-    """VQA's soft accuracy: against all answers but one at a time, three that agree are full marks. Where fewer than
-    three others are left, all of them have to agree; a lone answer has to be met."""
-    said, given = plain_answer(prediction), [plain_answer(answer) for answer in answers]
+    """VQA accuracy: the mean over leaving out each answer in turn; three matches among the others are a full score.
+
+    With fewer than three others, all of them have to match. A single answer has to match itself.
+    """
+    predicted, given = normalize_vqa(prediction), [normalize_vqa(answer) for answer in answers]
     if len(given) == 1:
-        return float(said == given[0])
-    agree = sum(said == answer for answer in given)
+        return float(predicted == given[0])
+    matches = sum(predicted == answer for answer in given)
     needed = min(3, len(given) - 1)
-    marks = [min(1.0, (agree - (said == left_out)) / needed) for left_out in given]
-    return sum(marks) / len(marks)
+    scores = [min(1.0, (matches - (predicted == left_out)) / needed) for left_out in given]
+    return sum(scores) / len(scores)
 
 
 def anls(prediction: str, answers: Sequence[str]) -> float:
-    """For reading: 1 less the share of characters to edit, to the nearest answer; 0 from one half on."""
-    return max(_similar(tidy(prediction), tidy(answer)) for answer in answers)
+    """Average normalized Levenshtein similarity to the nearest answer; 0 if half of the characters or more differ."""
+    return max(_similarity(normalize(prediction), normalize(answer)) for answer in answers)
 
 
-def _similar(said: str, answer: str) -> float:
-    longest = max(len(said), len(answer))
-    distance = edits(said, answer) / longest if longest else 0.0
+def _similarity(prediction: str, answer: str) -> float:
+    longest = max(len(prediction), len(answer))
+    distance = edit_distance(prediction, answer) / longest if longest else 0.0
     return 1.0 - distance if distance < 0.5 else 0.0
 
 
-RIGHT_YES, FALSE_YES, FALSE_NO, RIGHT_NO = 0.0, 1.0, 2.0, 3.0
+TRUE_POSITIVE, FALSE_POSITIVE, FALSE_NEGATIVE, TRUE_NEGATIVE = 0.0, 1.0, 2.0, 3.0
 
 
 def yes_or_no(prediction: str, answers: Sequence[str]) -> float | None:
-    """Which of the four cases it is; None where yes or no was not asked. What is neither yes nor no is wrong."""
-    wanted, said = _yes(answers[0]), _yes(prediction)
+    """One of the four cases of the confusion matrix; None unless the answer is yes or no.
+
+    A prediction that is neither yes nor no counts as wrong.
+    """
+    wanted, predicted = _first_yes_or_no(answers[0]), _first_yes_or_no(prediction)
     if wanted is None or len(words(answers[0])) != 1:
         return None
     if wanted:
-        return RIGHT_YES if said else FALSE_NO
-    return RIGHT_NO if said is False else FALSE_YES
+        return TRUE_POSITIVE if predicted else FALSE_NEGATIVE
+    return TRUE_NEGATIVE if predicted is False else FALSE_POSITIVE
 
 
-def _yes(text: str) -> bool | None:
-    """What its first yes or no says."""
+def _first_yes_or_no(text: str) -> bool | None:
     return next((word == "yes" for word in words(text) if word in ("yes", "no", "not")), None)
+
+
+# Aggregation.
 
 
 def mean(scores: np.ndarray) -> np.ndarray:
@@ -129,9 +140,10 @@ def mean(scores: np.ndarray) -> np.ndarray:
 
 
 def f1_of_yes(cases: np.ndarray) -> np.ndarray:
-    """Of the answer yes, as POPE reports it: 2 TP / (2 TP + FP + FN); 0 where there was no yes to find."""
-    hits, wrong = (cases == RIGHT_YES).sum(-1), ((cases == FALSE_YES) | (cases == FALSE_NO)).sum(-1)
-    return np.asarray(2 * hits / np.maximum(2 * hits + wrong, 1))
+    """F1 of the answer yes, as in POPE: 2 TP / (2 TP + FP + FN); 0 if there is no yes at all."""
+    hits = (cases == TRUE_POSITIVE).sum(-1)
+    errors = ((cases == FALSE_POSITIVE) | (cases == FALSE_NEGATIVE)).sum(-1)
+    return np.asarray(2 * hits / np.maximum(2 * hits + errors, 1))
 
 
 METRICS: dict[str, Metric] = {
@@ -139,7 +151,7 @@ METRICS: dict[str, Metric] = {
     for metric in (
         Metric("exact_match", exact_match, mean, True, "exact match"),
         Metric("contains", contains, mean, True, "contains the answer"),
-        Metric("vqa", vqa, mean, False, "VQA soft accuracy"),
+        Metric("vqa", vqa, mean, False, "VQA accuracy"),
         Metric("anls", anls, mean, False, "ANLS"),
         Metric("yes_no_f1", yes_or_no, f1_of_yes, False, "F1 of yes"),
     )
@@ -147,7 +159,7 @@ METRICS: dict[str, Metric] = {
 
 
 def unknown_metric(name: str) -> str | None:
-    """What is wrong with a metric's name, or None."""
+    """The error message for a name that is not a metric, else None."""
     if name in METRICS:
         return None
     near = difflib.get_close_matches(name, METRICS, n=1)

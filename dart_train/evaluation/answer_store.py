@@ -1,97 +1,64 @@
-"""results.jsonl: every answer as it comes, so that a killed comparison goes on where it was."""
+"""results.jsonl: every answer, written batch by batch, so that a killed comparison resumes where it stopped."""
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-NAME = "results.jsonl"
-OLD = "results.old.jsonl"
-Line = dict[str, Any]
-Key = tuple[str, str, str, str]  # fingerprint of the cell, set, id, key of the question
+from ..common.io import append_jsonl, atomic_write, read_jsonl
+
+RESULTS = "results.jsonl"
+OTHER_SETTINGS = "results.old.jsonl"  # answers of settings that are not the current ones
+AnswerRecord = dict[str, Any]
+AnswerKey = tuple[str, str, str, str]  # fingerprint of the cell, set, id, key of the question
 
 
-def key_of(line: Mapping[str, Any]) -> Key:
-    return (line["cell"], line["set"], line["id"], line["key"])
-
-
-def part_of_rank(folder: Path, rank: int) -> Path:
-    """Each rank writes a file of its own; they become one at the end."""
-    return folder / (NAME if rank == 0 else f"results.rank{rank}.jsonl")
-
-
-def parts(folder: Path) -> list[Path]:
-    """Of what was asked before; the newest last."""
-    whole = [folder / name for name in (OLD, NAME)]
-    return [*(file for file in whole if file.is_file()), *sorted(folder.glob("results.rank*.jsonl"))]
-
-
-def read(file: Path) -> Iterator[Line]:
-    """A line that a killed process cut short is passed over."""
-    with file.open(encoding="utf-8", errors="replace") as lines:
-        for text in lines:
-            try:
-                line = json.loads(text)
-                key_of(line)
-            except (ValueError, KeyError, TypeError):
-                continue
-            yield line
-
-
-def known(folder: Path) -> dict[Key, Line]:
-    """All answers that lie here, of these settings or others."""
-    return {key_of(line): line for file in parts(folder) for line in read(file)}
+def answer_key(record: Mapping[str, Any]) -> AnswerKey:
+    return (record["cell"], record["set"], record["id"], record["key"])
 
 
 class AnswerStore:
-    """Appends whole batches; what a torn line left behind is closed first."""
+    """The answers in a comparison's folder. Each rank appends to a file of its own; `finalize` merges them."""
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
+    def __init__(self, folder: Path, rank: int = 0) -> None:
+        self.folder = folder
+        self.file = folder / (RESULTS if rank == 0 else f"results.rank{rank}.jsonl")
 
-    def add(self, lines: Sequence[Line]) -> None:
-        text = "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines)
-        torn = self.file.exists() and not _ends_well(self.file)
-        with self.file.open("a", encoding="utf-8") as file:
-            file.write("\n" * torn + text)
+    def append(self, records: Sequence[AnswerRecord]) -> None:
+        append_jsonl(self.file, *records)
+
+    def load_existing(self) -> dict[AnswerKey, AnswerRecord]:
+        """All complete answers in the folder, of any rank and of any settings. Torn lines are skipped."""
+        files = [self.folder / OTHER_SETTINGS, self.folder / RESULTS, *self._rank_files()]
+        records = [record for file in files for record in read_jsonl(file, tolerant=True)]
+        return {answer_key(each): each for each in records if {"cell", "set", "id", "key"} <= each.keys()}
+
+    def finalize(self, wanted: Iterable[AnswerKey]) -> list[AnswerRecord]:
+        """Writes the wanted answers to results.jsonl, in this order, and returns them. Answers of other settings go to
+        results.old.jsonl, from where they are reused when their settings come back."""
+        existing = self.load_existing()
+        records = [existing.pop(key) for key in wanted]
+        _write(self.folder / OTHER_SETTINGS, list(existing.values()))
+        _write(self.folder / RESULTS, records)
+        for file in self._rank_files():
+            file.unlink()
+        return records
+
+    def _rank_files(self) -> list[Path]:
+        return sorted(self.folder.glob("results.rank*.jsonl"))
 
 
-def settle(folder: Path, wanted: Iterable[Key]) -> list[Line]:
-    """All ranks' answers as one file, in the order that is wanted; those of other settings go to `results.old.jsonl`,
-    where they are found again when their settings come back."""
-    found = known(folder)
-    lines = [found.pop(key) for key in wanted]
-    _write(folder / OLD, list(found.values()))
-    _write(folder / NAME, lines)
-    for file in folder.glob("results.rank*.jsonl"):
-        file.unlink()
-    return lines
-
-
-def _write(file: Path, lines: Sequence[Line]) -> None:
-    """Whole or not at all."""
-    if not lines:
+def _write(file: Path, records: Sequence[AnswerRecord]) -> None:
+    if records:
+        atomic_write(file, "".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in records))
+    else:
         file.unlink(missing_ok=True)
-        return
-    unfinished = file.with_name(f".{file.name}.unfinished")
-    unfinished.write_text("".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines), encoding="utf-8")
-    os.replace(unfinished, file)
 
 
-def _ends_well(file: Path) -> bool:
-    with file.open("rb") as content:
-        content.seek(0, os.SEEK_END)
-        if content.tell() == 0:
-            return True
-        content.seek(-1, os.SEEK_END)
-        return content.read(1) == b"\n"
-
-
-def ranges(numbers: Sequence[int]) -> str:
-    """0, 1, 2, 7 as "0-2,7"."""
+def to_ranges(numbers: Sequence[int]) -> str:
+    """[0, 1, 2, 7] -> "0-2,7"."""
     found: list[list[int]] = []
     for number in sorted(numbers):
         if found and found[-1][1] == number - 1:
@@ -101,7 +68,7 @@ def ranges(numbers: Sequence[int]) -> str:
     return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in found)
 
 
-def numbers(text: str) -> list[int]:
-    """What `ranges` wrote."""
+def from_ranges(text: str) -> list[int]:
+    """The inverse of `to_ranges`."""
     ends = [part.split("-") for part in text.split(",") if part]
     return [number for end in ends for number in range(int(end[0]), int(end[-1]) + 1)]

@@ -1,4 +1,4 @@
-"""The compare verb: checkpoints x methods x budgets are asked, timed, and told."""
+"""The compare command: prepare, answer on all ranks, score, time, and write tables and the report."""
 
 from __future__ import annotations
 
@@ -16,43 +16,41 @@ from tqdm import tqdm
 
 from ..common.distributed import RankInfo, part
 from ..config import Recipe
-from .answer_store import AnswerStore, Line, known, part_of_rank, settle
-from .comparison_grid import Cell, Prepared, open_recipe, prepare
-from .cost import Cost, costs
-from .generate import Subject, Todo, ask, fingerprint, key_for
+from .answer_store import AnswerRecord, AnswerStore
+from .comparison_grid import ComparisonCell, PreparedComparison, open_recipe, prepare
+from .cost import CellCost, measure_costs
+from .generate import CellQuestions, LoadedCheckpoint, answer_cells, fingerprint, key_for
 from .questions import Question
-from .scoring import Entry, Group, Pair, entries, groups, pairs
+from .scoring import PairedTest, ScoreGroup, ScoreRow, paired_tests, score_groups, score_rows
 from .tables import (
     COST,
     COSTS,
     PAIRS,
     TABLE,
-    cost_rows,
+    cost_records,
     markdown,
-    pair_rows,
+    pair_records,
     read_costs,
-    table_rows,
+    score_records,
     write_costs,
     write_csv,
 )
 
-# All that a comparison found, for whoever writes or draws it.
-
 
 @dataclass(frozen=True)
-class Results:
-    """lines: as in results.jsonl, cell after cell; costs: none where nothing was timed."""
+class ComparisonResults:
+    """Everything that a comparison found. records: as in results.jsonl, cell by cell; costs: empty without timing."""
 
-    prepared: Prepared
-    lines: list[Line]
-    costs: list[Cost]
+    prepared: PreparedComparison
+    records: list[AnswerRecord]
+    costs: list[CellCost]
 
     @property
     def folder(self) -> Path:
         return self.prepared.folder
 
     @property
-    def cells(self) -> list[Cell]:
+    def cells(self) -> list[ComparisonCell]:
         return self.prepared.cells
 
     @property
@@ -61,109 +59,123 @@ class Results:
 
     @cached_property
     def questions(self) -> dict[tuple[str, str], Question]:
+        """By (set, id)."""
         return {(question.set, question.id): question for question in self.prepared.questions}
 
     @cached_property
-    def groups(self) -> list[Group]:
-        return groups(self.lines, self.prepared.recipe.compare, self.prepared.sets)
+    def groups(self) -> list[ScoreGroup]:
+        return score_groups(self.records, self.prepared.recipe.compare, self.prepared.sets)
 
     @cached_property
-    def entries(self) -> list[Entry]:
-        return list(entries(self.groups, self.lines, self.seed))
+    def scores(self) -> list[ScoreRow]:
+        return list(score_rows(self.groups, self.records, self.seed))
 
     @cached_property
-    def pairs(self) -> list[Pair]:
-        return pairs(self.groups, self.seed)
+    def pairs(self) -> list[PairedTest]:
+        return paired_tests(self.groups, self.seed)
 
 
-def compare(recipe: Recipe | str | Path) -> Results | None:
-    """All files of the comparison lie in `compare.output_dir` afterwards. None on ranks but the first."""
+def compare(recipe: Recipe | str | Path) -> ComparisonResults | None:
+    """Compares checkpoints, methods and budgets on the recipe's questions, and writes everything to
+    `compare.output_dir`. Answers that are already there are reused. Returns None on all ranks but the first."""
     ranks = RankInfo.read()
     if not isinstance(recipe, Recipe):
         recipe = open_recipe(recipe, progress=ranks.rank == 0)
     prepared = prepare(recipe, progress=ranks.rank == 0)
-    marks = {cell: fingerprint(recipe, cell, prepared.found[cell.checkpoint]) for cell in prepared.cells}
-    here = _todo(prepared, marks, ranks)
-    met = ranks.meet(replace(recipe.train, deepspeed=None, offload_optimizer=False, offload_parameters=False))
+    fingerprints = {cell: fingerprint(recipe, cell, prepared.found[cell.checkpoint]) for cell in prepared.cells}
+    store = AnswerStore(prepared.folder, ranks.rank)
+    work = _missing_answers(prepared, fingerprints, store, ranks)
+    joined = ranks.meet(replace(recipe.train, deepspeed=None, offload_optimizer=False, offload_parameters=False))
     try:
         if dist.is_initialized():
-            dist.barrier()  # every rank has read what was there, before any writes
-        _ask(prepared, here, ranks)
+            dist.barrier()  # every rank has read the existing answers before any rank writes
+        _answer(prepared, work, store, ranks)
         if dist.is_initialized():
             dist.barrier()
     finally:
-        if met:
+        if joined:
             part()
     if ranks.rank:
         return None
-    lines = settle(prepared.folder, [key_for(marks[cell], q) for cell in prepared.cells for q in prepared.questions])
-    results = Results(prepared, lines, _timed(prepared, marks, ranks))
+    wanted = [key_for(fingerprints[cell], question) for cell in prepared.cells for question in prepared.questions]
+    records = store.finalize(wanted)
+    results = ComparisonResults(prepared, records, _measure_costs(prepared, fingerprints, ranks))
     write(results)
     return results
 
 
-def write(results: Results) -> None:
-    """Tables first: a report that fails must not cost them."""
-    folder = results.folder
-    write_csv(folder / TABLE, table_rows(results.entries))
-    write_csv(folder / PAIRS, pair_rows(results.pairs))
-    write_csv(folder / COST, cost_rows(results.costs))
-    (folder / "table.md").write_text(markdown(results.entries, results.costs), encoding="utf-8")
-    (folder / "recipe.yaml").write_text(results.prepared.recipe.to_yaml(), encoding="utf-8")
-    from .report import write_report
-    from .tracking import track
-
-    report = write_report(results)
-    track(results, report)
-
-
-def _todo(prepared: Prepared, marks: Mapping[Cell, str], ranks: RankInfo) -> Todo:
-    """What is not answered yet, dealt out to the ranks."""
-    done = known(prepared.folder)
-    left = {cell: [q for q in prepared.questions if key_for(marks[cell], q) not in done] for cell in prepared.cells}
-    every, new = len(prepared.cells) * len(prepared.questions), sum(map(len, left.values()))
-    if ranks.rank == 0 and 0 < new < every:
-        tqdm.write(f"compare: {every - new} of {every} answers lie there already")
-    return [(cell, marks[cell], questions[ranks.rank :: ranks.world]) for cell, questions in left.items()]
+def _missing_answers(
+    prepared: PreparedComparison, fingerprints: Mapping[ComparisonCell, str], store: AnswerStore, ranks: RankInfo
+) -> list[CellQuestions]:
+    """This rank's share of the questions that are not answered yet."""
+    existing = store.load_existing()
+    missing = {
+        cell: [question for question in prepared.questions if key_for(fingerprints[cell], question) not in existing]
+        for cell in prepared.cells
+    }
+    total, new = len(prepared.cells) * len(prepared.questions), sum(map(len, missing.values()))
+    if ranks.rank == 0 and 0 < new < total:
+        tqdm.write(f"compare: {total - new} of {total} answers exist already")
+    return [
+        CellQuestions(cell, fingerprints[cell], questions[ranks.rank :: ranks.world])
+        for cell, questions in missing.items()
+    ]
 
 
-def _ask(prepared: Prepared, todo: Todo, ranks: RankInfo) -> None:
-    left = sum(len(questions) for *_, questions in todo)
-    journal = AnswerStore(part_of_rank(prepared.folder, ranks.rank))
-    if not left:
+def _answer(prepared: PreparedComparison, work: list[CellQuestions], store: AnswerStore, ranks: RankInfo) -> None:
+    """Loads each checkpoint once, and only if it has questions to answer."""
+    total = sum(len(each.questions) for each in work)
+    if not total:
         return
-    with tqdm(total=left, desc="questions", unit="q", disable=ranks.rank != 0) as bar:
+    with tqdm(total=total, desc="questions", unit="q", disable=ranks.rank != 0) as bar:
         for name in prepared.found:
-            mine = [each for each in todo if each[0].checkpoint == name and each[2]]
-            if mine:
-                ask(_subject(prepared, name, ranks), mine, prepared.recipe, journal, bar)
+            of_checkpoint = [each for each in work if each.cell.checkpoint == name and each.questions]
+            if of_checkpoint:
+                answer_cells(_load(prepared, name, ranks), of_checkpoint, prepared.recipe, store, bar)
 
 
-def _subject(prepared: Prepared, name: str, ranks: RankInfo) -> Subject:
-    path = prepared.paths[name]
+def _load(prepared: PreparedComparison, name: str, ranks: RankInfo) -> LoadedCheckpoint:
+    device = torch.device("cpu")
     if torch.cuda.is_available():
-        return Subject(prepared.recipe, path, torch.device("cuda", ranks.rank % torch.cuda.device_count()))
-    return Subject(prepared.recipe, path, torch.device("cpu"))
+        device = torch.device("cuda", ranks.rank % torch.cuda.device_count())
+    return LoadedCheckpoint(prepared.recipe, prepared.paths[name], device)
 
 
-def _timed(prepared: Prepared, marks: Mapping[Cell, str], ranks: RankInfo) -> list[Cost]:
-    """What was measured before under the same settings on the same machine is not measured again."""
+def _measure_costs(
+    prepared: PreparedComparison, fingerprints: Mapping[ComparisonCell, str], ranks: RankInfo
+) -> list[CellCost]:
+    """Costs that were measured with the same settings on the same machine are reused."""
     if not prepared.recipe.compare.timing:
         return []
     file = prepared.folder / COSTS
-    found = read_costs(file)
+    costs = read_costs(file)
     for name in prepared.found:
-        cells = prepared.cells_at(name)
-        mark = _measured(prepared, [marks[cell] for cell in cells])
-        if name not in found or found[name][0] != mark:
-            found[name] = (mark, costs(_subject(prepared, name, ranks), cells, prepared.questions, prepared.recipe))
-            write_costs(file, found)
-    return [cost for name in prepared.found for cost in found[name][1]]
+        cells = prepared.cells_of(name)
+        measured = _cost_fingerprint(prepared, [fingerprints[cell] for cell in cells])
+        if name not in costs or costs[name][0] != measured:
+            checkpoint = _load(prepared, name, ranks)
+            costs[name] = (measured, measure_costs(checkpoint, cells, prepared.questions, prepared.recipe))
+            write_costs(file, costs)
+    return [cost for name in prepared.found for cost in costs[name][1]]
 
 
-def _measured(prepared: Prepared, marks: list[str]) -> str:
-    say = prepared.recipe.compare
+def _cost_fingerprint(prepared: PreparedComparison, cells: list[str]) -> str:
+    config = prepared.recipe.compare
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.node()} {platform.processor()}"
-    settings = (say.timing_batch_size, say.timing_repeats, say.max_new_tokens, torch.__version__, device)
-    asked = [question.key for question in prepared.questions]
-    return hashlib.blake2b(json.dumps([marks, settings, asked]).encode(), digest_size=8).hexdigest()
+    settings = (config.timing_batch_size, config.timing_repeats, config.max_new_tokens, torch.__version__, device)
+    questions = [question.key for question in prepared.questions]
+    return hashlib.blake2b(json.dumps([cells, settings, questions]).encode(), digest_size=8).hexdigest()
+
+
+def write(results: ComparisonResults) -> None:
+    """Tables first, so that they exist even if the report fails."""
+    from .report import write_report
+    from .tracking import track
+
+    folder = results.folder
+    write_csv(folder / TABLE, score_records(results.scores))
+    write_csv(folder / PAIRS, pair_records(results.pairs))
+    write_csv(folder / COST, cost_records(results.costs))
+    (folder / "table.md").write_text(markdown(results.scores, results.costs), encoding="utf-8")
+    (folder / "recipe.yaml").write_text(results.prepared.recipe.to_yaml(), encoding="utf-8")
+    track(results, write_report(results))

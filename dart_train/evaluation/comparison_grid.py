@@ -1,4 +1,5 @@
-"""Everything about a comparison that can be wrong and is cheap to find out: told in one message, before any model."""
+"""The grid of a comparison, checkpoints x methods x budgets, and everything that it names, checked before any weight
+is read."""
 
 from __future__ import annotations
 
@@ -9,82 +10,90 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..checkpoints import Found, find
+from ..common.io import ProblemCollector
 from ..common.metrics import METRICS
 from ..config import Problem, QuestionSet, Recipe, RecipeError, load_recipe
 from ..config.methods import Given, Method, expand_reduction_alias, labels, read_method
-from ..config.told import Told
 from ..data.issues import BadRowError
 from ..hooks import attach
 from ..models.loading import bones, read_config
 from ..models.resize.families import shrink_of
 from ..reduction import FewerPixels, KeepAll, Reducer
 from ..reduction.budget import Keep
-from .prompts import Prompts
-from .questions import Question, metrics_of, open_sets, questions_of
+from .prompts import QuestionEncoder
+from .questions import Question, open_sets, questions_of, set_configs
 
-# The rows of a comparison: checkpoints x methods x budgets, and each checkpoint once with full tokens.
-
-FULL = "full"
-BASE = "base"
+FULL = "full"  # method and budget of the cell that keeps all tokens
+BASE = "base"  # name of the model where the recipe names no checkpoints
+_PROBLEMS_SHOWN = 5  # of one question set
+# Without valid values of these keys, the cells of a recipe are not known.
+_GRID_KEYS = ("compare.methods", "compare.budgets", "compare.checkpoints", "reduction")
 
 
 @dataclass(frozen=True)
-class Cell:
-    """stages: of the reduction; none: full tokens."""
+class ComparisonCell:
+    """One checkpoint with one method at one budget. stages: of the reduction; empty for full tokens."""
 
     checkpoint: str
     method: str
     keep: Keep
-    stages: tuple[Reducer, ...] = field(hash=False)  # a stranger's options may be lists
+    stages: tuple[Reducer, ...] = field(hash=False)  # options of an external reducer may be lists
 
     @property
     def reducer(self) -> Reducer | None:
-        """The only stage; None where there is none, or several."""
+        """The only stage; None for full tokens and for several stages."""
         return self.stages[0] if len(self.stages) == 1 else None
 
     @property
     def budget(self) -> str:
-        """As it stands in the tables: `full`, a ratio such as 0.111, or a number of tokens such as 64."""
-        return FULL if _is_full(self.keep) else f"{self.keep:g}"
+        """As written in the tables: `full`, a ratio such as 0.111, or a number of tokens such as 64."""
+        return FULL if _keeps_all(self.keep) else f"{self.keep:g}"
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return (self.checkpoint, self.method, self.budget)
 
     @property
     def name(self) -> str:
         return f"{self.checkpoint} / {self.method}" + (f" / {self.budget}" if self.stages else "")
 
 
-def checkpoints_of(recipe: Recipe) -> dict[str, str]:
-    """Name: folder or hub id."""
+def checkpoint_paths(recipe: Recipe) -> dict[str, str]:
+    """Name -> folder or hub id."""
     return dict(recipe.compare.checkpoints) or {BASE: recipe.model.path}
 
 
-def cells_of(recipe: Recipe) -> list[Cell]:
-    found = []
-    for checkpoint in checkpoints_of(recipe):
-        found.append(Cell(checkpoint, FULL, 1.0, ()))
-        for label, method in methods_of(recipe).items():
-            whole, budgets = method.stages[0].name == KeepAll.name, method.budgets or recipe.compare.budgets
-            keeps = [1.0] if whole else _distinct(budgets)
-            found += [Cell(checkpoint, label, keep, method.at(keep)) for keep in keeps]
-    return found
+def grid_cells(recipe: Recipe) -> list[ComparisonCell]:
+    """Each checkpoint with full tokens, then with every method at each of its budgets."""
+    cells = []
+    for checkpoint in checkpoint_paths(recipe):
+        cells.append(ComparisonCell(checkpoint, FULL, 1.0, ()))
+        for label, method in _methods(recipe).items():
+            budgets = method.budgets or recipe.compare.budgets
+            keeps = [1.0] if method.stages[0].name == KeepAll.name else _distinct_reduced(budgets)
+            cells += [ComparisonCell(checkpoint, label, keep, method.at(keep)) for keep in keeps]
+    return cells
 
 
-def _distinct(budgets: Sequence[Keep]) -> list[Keep]:
-    """Once each, full tokens apart, in the order of the recipe."""
-    found = {(type(keep), keep): keep for keep in budgets if not _is_full(keep)}
-    return list(found.values())
+def _distinct_reduced(budgets: Sequence[Keep]) -> list[Keep]:
+    """Each budget once, in the order of the recipe, without full tokens."""
+    return list({(type(keep), keep): keep for keep in budgets if not _keeps_all(keep)}.values())
 
 
-def methods_of(recipe: Recipe) -> dict[str, Method]:
-    """By their labels. A method that is named alone has the options of the recipe's reduction where that is the same
-    method, and its layer where it is another."""
-    given, trained = (
-        expand_reduction_alias(recipe.compare.methods, recipe.reduction.stages),
-        recipe.reduction.reducers(),
-    )
-    return dict(zip(labels(given), (_method(each, trained) for each in given), strict=True))
+def _keeps_all(keep: Keep) -> bool:
+    return isinstance(keep, float) and keep == 1.0
 
 
-def _method(given: Given, trained: Sequence[Reducer]) -> Method:
+def _methods(recipe: Recipe) -> dict[str, Method]:
+    """By label."""
+    trained = recipe.reduction.reducers()
+    given = expand_reduction_alias(recipe.compare.methods, recipe.reduction.stages)
+    return dict(zip(labels(given), (_with_recipe_options(each, trained) for each in given), strict=True))
+
+
+def _with_recipe_options(given: Given, trained: Sequence[Reducer]) -> Method:
+    """A method given by its name alone takes the options of the recipe's reduction if that is the same method, and
+    its layer if it is another one."""
     method = read_method(given)
     if not isinstance(given, str) or len(trained) != 1:
         return method
@@ -92,109 +101,21 @@ def _method(given: Given, trained: Sequence[Reducer]) -> Method:
     return Method((own if type(own) is type(bare) else replace(bare, layer=own.layer, per=own.per),))
 
 
-def _is_full(keep: Keep) -> bool:
-    return isinstance(keep, float) and keep == 1.0
-
-
-# Everything that a comparison's recipe names, looked at: question sets, their pictures, checkpoints, and whether the
-# methods go with them. No weight is read.
-
-_SHOWN = 5  # problems of one kind
-
-
 @dataclass
 class ResolvedInputs:
-    """told: what is wrong with it."""
+    """What the recipe of a comparison names, opened; `problems` has what could not be."""
 
     questions: list[Question] = field(default_factory=list)
     found: dict[str, Found] = field(default_factory=dict)
-    told: Told = field(default_factory=Told)
-
-
-def look(recipe: Recipe, cells: Sequence[Cell], progress: bool) -> ResolvedInputs:
-    named = ResolvedInputs()
-    _questions(named, recipe, progress)
-    for name, path in checkpoints_of(recipe).items():
-        place = f"compare.checkpoints.{name}" if recipe.compare.checkpoints else "model.path"
-        one = named.told.of(lambda path=path: _find(recipe, path), place)  # type: ignore[misc]
-        if one is not None:
-            named.found[name] = one
-            named.told.add(_unfit(one, [cell for cell in cells if cell.checkpoint == name]), place)
-    return named
-
-
-def _find(recipe: Recipe, path: str) -> Found:
-    say = recipe.model
-    revision = say.revision if path == say.path else None
-    return find(
-        path,
-        attn_implementation=say.attn_implementation,
-        revision=revision,
-        trust_remote_code=say.trust_remote_code,
-    )
-
-
-def _questions(named: ResolvedInputs, recipe: Recipe, progress: bool) -> None:
-    told = Told()
-    for number in range(len(recipe.compare.sets)):
-        told.of(lambda number=number: open_sets(recipe, number), f"compare.sets.{number}")  # type: ignore[misc]
-    named.told.add(told.problems)
-    sources = None if told.problems else named.told.of(lambda: open_sets(recipe))
-    for number, source in enumerate(sources or []):
-        rows = list(questions_of(source))
-        bad = [str(row) for row in rows if isinstance(row, BadRowError)]
-        asked = [row for row in rows if isinstance(row, Question)]
-        bad += _unseen(asked, source.name, progress)
-        bad += ["the set is empty"] if not rows else _unjudged(asked, recipe, number)
-        more = [f"and {len(bad) - _SHOWN} more; `data check` tells all"] if len(bad) > _SHOWN else []
-        named.told.add([*bad[:_SHOWN], *more], f"compare.sets.{number}")
-        named.questions += asked
-
-
-def _unseen(questions: Sequence[Question], name: str, progress: bool) -> list[str]:
-    """Pictures that are missing or no pictures, each told once; only their headers are read."""
-    seen: dict[str, None] = {}
-    for question in tqdm(questions, desc=f"pictures of {name}", leave=False, disable=not progress or None):
-        for ref in question.refs:
-            try:
-                question.store.size(ref)
-            except BadRowError as bad:
-                seen[str(bad.message)] = None
-    return list(seen)
-
-
-def _unjudged(questions: Sequence[Question], recipe: Recipe, number: int) -> list[str]:
-    """A set that none of its metrics can say anything of."""
-    chosen = recipe.compare.sets[number]
-    usual = chosen.metrics or recipe.compare.metrics
-    named = {name for q in questions for name in {*usual, *chosen.kind_metrics.get(q.kind, ())} if name in METRICS}
-    if not questions or any(METRICS[name].score("", q.answers) is not None for name in named for q in questions):
-        return []
-    told = ", ".join(sorted(named))
-    return [f"{told} can judge none of its {len(questions)} questions; choose another metric"] if named else []
-
-
-def _unfit(found: Found, cells: Sequence[Cell]) -> list[str]:
-    """Methods that do not go with this model, and a processor that cannot be asked."""
-    told = Told()
-    told.of(lambda: Prompts(found.processor))
-    model = bones(read_config(found.source.path, found.source.revision, found.source.trust_remote_code))
-    for cell in cells:
-        if isinstance(cell.reducer, FewerPixels):
-            told.of(lambda: shrink_of(found.processor), cell.method)
-        elif cell.stages:
-            told.of(lambda stages=cell.stages: attach(model, stages).remove(), cell.method)  # type: ignore[misc]
-    return list(dict.fromkeys(told.problems))
-
-
-NEEDS = ("compare.sets",)
-_CHOOSING = ("compare.methods", "compare.budgets", "compare.checkpoints", "reduction")
+    problems: ProblemCollector = field(default_factory=ProblemCollector)
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedComparison:
+    """found: of each checkpoint, by name. sets: the configuration of each question set, by name."""
+
     recipe: Recipe
-    cells: list[Cell]
+    cells: list[ComparisonCell]
     questions: list[Question]
     found: dict[str, Found]
     folder: Path
@@ -202,28 +123,106 @@ class Prepared:
 
     @property
     def paths(self) -> dict[str, str]:
-        return checkpoints_of(self.recipe)
+        return checkpoint_paths(self.recipe)
 
-    def cells_at(self, checkpoint: str) -> list[Cell]:
+    def cells_of(self, checkpoint: str) -> list[ComparisonCell]:
         return [cell for cell in self.cells if cell.checkpoint == checkpoint]
 
 
 def open_recipe(path: str | Path, overrides: Iterable[str] = (), progress: bool = True) -> Recipe:
-    """Where the recipe is wrong, all that is wrong with what it names is told along with that."""
+    """Loads a recipe. If it has errors, those of the question sets and checkpoints that it names are reported too."""
     try:
-        return load_recipe(path, overrides, NEEDS)
+        return load_recipe(path, overrides, ("compare.sets",))
     except RecipeError as error:
-        if error.read is None or not all(checkpoints_of(error.read).values()):
+        if error.read is None or not all(checkpoint_paths(error.read).values()):
             raise
-        sound = not any(problem.path.startswith(_CHOOSING) for problem in error.problems)  # or there are no rows
-        more = look(error.read, cells_of(error.read) if sound else [], progress).told.problems
+        grid_is_valid = not any(problem.path.startswith(_GRID_KEYS) for problem in error.problems)
+        more = resolve_inputs(error.read, grid_cells(error.read) if grid_is_valid else [], progress).problems.problems
         raise RecipeError([*error.problems, *(Problem("", each) for each in more)], error.source) from error
 
 
-def prepare(recipe: Recipe, progress: bool = True) -> Prepared:
-    """Raises ValueError with all that is wrong."""
-    cells, folder = cells_of(recipe), Path(recipe.compare.output_dir)
-    named = look(recipe, cells, progress)
-    named.told.of(lambda: folder.mkdir(parents=True, exist_ok=True), "compare.output_dir")
-    named.told.check("this cannot be compared")
-    return Prepared(recipe, cells, named.questions, named.found, folder, metrics_of(recipe))
+def prepare(recipe: Recipe, progress: bool = True) -> PreparedComparison:
+    """Raises one ValueError with everything that is wrong."""
+    cells, folder = grid_cells(recipe), Path(recipe.compare.output_dir)
+    inputs = resolve_inputs(recipe, cells, progress)
+    inputs.problems.collect(lambda: folder.mkdir(parents=True, exist_ok=True), "compare.output_dir")
+    inputs.problems.raise_if_any("cannot run the comparison")
+    return PreparedComparison(recipe, cells, inputs.questions, inputs.found, folder, set_configs(recipe))
+
+
+def resolve_inputs(recipe: Recipe, cells: Sequence[ComparisonCell], progress: bool) -> ResolvedInputs:
+    """Opens question sets, headers of images and checkpoints, and tries each method on a model without weights."""
+    inputs = ResolvedInputs()
+    _resolve_questions(inputs, recipe, progress)
+    for name, path in checkpoint_paths(recipe).items():
+        key = f"compare.checkpoints.{name}" if recipe.compare.checkpoints else "model.path"
+        found = inputs.problems.collect(lambda path=path: _find_checkpoint(recipe, path), key)  # type: ignore[misc]
+        if found is not None:
+            inputs.found[name] = found
+            of_checkpoint = [cell for cell in cells if cell.checkpoint == name]
+            inputs.problems.add(_incompatible_methods(found, of_checkpoint), key)
+    return inputs
+
+
+def _find_checkpoint(recipe: Recipe, path: str) -> Found:
+    model = recipe.model
+    return find(
+        path,
+        attn_implementation=model.attn_implementation,
+        revision=model.revision if path == model.path else None,
+        trust_remote_code=model.trust_remote_code,
+    )
+
+
+def _resolve_questions(inputs: ResolvedInputs, recipe: Recipe, progress: bool) -> None:
+    each_set = ProblemCollector()
+    for number in range(len(recipe.compare.sets)):
+        each_set.collect(lambda number=number: open_sets(recipe, number), f"compare.sets.{number}")  # type: ignore[misc]
+    inputs.problems.add(each_set.problems)
+    sources = None if each_set.problems else inputs.problems.collect(lambda: open_sets(recipe))
+    for number, source in enumerate(sources or []):
+        rows = list(questions_of(source))
+        questions = [row for row in rows if isinstance(row, Question)]
+        bad = [str(row) for row in rows if isinstance(row, BadRowError)]
+        bad += _missing_images(questions, source.name, progress)
+        bad += ["the set is empty"] if not rows else _unscorable(questions, recipe, number)
+        hidden = len(bad) - _PROBLEMS_SHOWN
+        more = [f"and {hidden} more; `data check` lists all"] if hidden > 0 else []
+        inputs.problems.add([*bad[:_PROBLEMS_SHOWN], *more], f"compare.sets.{number}")
+        inputs.questions += questions
+
+
+def _missing_images(questions: Sequence[Question], name: str, progress: bool) -> list[str]:
+    """Files that are missing or not images, each reported once; only headers are read."""
+    found: dict[str, None] = {}
+    for question in tqdm(questions, desc=f"images of {name}", leave=False, disable=not progress or None):
+        for ref in question.refs:
+            try:
+                question.store.size(ref)
+            except BadRowError as bad:
+                found[str(bad.message)] = None
+    return list(found)
+
+
+def _unscorable(questions: Sequence[Question], recipe: Recipe, number: int) -> list[str]:
+    """The problem of a set to which none of its metrics applies."""
+    config = recipe.compare.sets[number]
+    usual = config.metrics or recipe.compare.metrics
+    names = {name for q in questions for name in {*usual, *config.kind_metrics.get(q.kind, ())} if name in METRICS}
+    if not questions or any(METRICS[name].score("", q.answers) is not None for name in names for q in questions):
+        return []
+    listed = ", ".join(sorted(names))
+    return [f"{listed} cannot score any of its {len(questions)} questions; choose another metric"] if names else []
+
+
+def _incompatible_methods(found: Found, cells: Sequence[ComparisonCell]) -> list[str]:
+    """Methods that do not work with this model, and a processor that cannot build prompts."""
+    problems = ProblemCollector()
+    problems.collect(lambda: QuestionEncoder(found.processor))
+    model = bones(read_config(found.source.path, found.source.revision, found.source.trust_remote_code))
+    for cell in cells:
+        if isinstance(cell.reducer, FewerPixels):
+            problems.collect(lambda: shrink_of(found.processor), cell.method)
+        elif cell.stages:
+            problems.collect(lambda stages=cell.stages: attach(model, stages).remove(), cell.method)  # type: ignore[misc]
+    return list(dict.fromkeys(problems.problems))

@@ -1,4 +1,4 @@
-"""What answering costs, by the clock: full tokens and every reduction in turn, round after round."""
+"""What answering costs: latency of full tokens and every reduction in interleaved rounds, memory, KV bytes, FLOPs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..config import Recipe
 from ..hooks.transformers_compat import cache_in_output
@@ -18,61 +17,24 @@ from ..models.structure import unwrap
 from ..profiling.flops import flop_rates, patches_in
 from ..profiling.memory import kv_cache_bytes, peak_memory
 from ..profiling.timing import Timing, WithContext, Workload, ratio, rounds
-from .comparison_grid import Cell
-from .generate import Asked, Subject, TokenTimestamps
+from .comparison_grid import ComparisonCell
+from .generate import GenerationContext, LoadedCheckpoint, TokenTimestamps
 from .questions import Question
 
-# FLOPs of a prompt, from its token counts: the speed-up that fewer tokens allow at most.
-
-# No adapters, as they are merged; a frozen tower is one that goes forward only.
-_MODES = {"vision": "frozen", "projector": "frozen", "language": "full"}
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Of one prefill: rows, the padded length that comes in, visual tokens; steps: of each stage its layer, the first
-    to run on that stage's padded length."""
-
-    rows: int
-    length: int
-    steps: tuple[tuple[int, int], ...]
-    visual: int
-
-    def lengths(self, layers: int) -> list[int]:
-        """Of every layer."""
-        found = [self.length] * layers
-        for layer, length in self.steps:
-            found[layer:] = [length] * (layers - layer)
-        return found
-
-
-class Arithmetic:
-    """Of one model; `batch`: any that has pictures."""
-
-    def __init__(self, model: Any, batch: dict[str, Any], visual: int) -> None:
-        plain = unwrap(model)
-        pixels = batch.get("pixel_values")
-        patches = patches_in(pixels, plain.config) / visual if isinstance(pixels, torch.Tensor) and visual else 0.0
-        self.rates = flop_rates(plain, _MODES, gradient_checkpointing=False, patches_per_token=patches)
-        self.text = plain.config.get_text_config()
-
-    def prefill(self, shape: Shape) -> float:
-        """Vision tower, decoder layers at the length that each runs on, and one place of the head for each row."""
-        lengths = Counter(shape.lengths(self.text.num_hidden_layers))
-        cost = sum(n * float(self.rates.forward(shape.rows, length)) for length, n in lengths.items())
-        head = 2 * shape.rows * self.text.hidden_size * self.text.vocab_size
-        return float(np.asarray(cost + head + self.rates.tower * shape.visual))
-
-
-SECONDS = 60.0  # for all repeats of one call
-STEPS = ("prefill", "first_token", "total")
+MAX_SECONDS = 60.0  # for all repeats of one phase of one cell
+PHASES = ("prefill", "first_token", "total")
+# As a merged model answers: no adapters; the vision tower and the projector run forward only.
+_FORWARD_MODES = {"vision": "frozen", "projector": "frozen", "language": "full"}
 
 
 @dataclass(frozen=True)
-class Cost:
-    """Seconds of one batch. prefill: the forward over the prompt, vision tower included; first_token: `generate` until
-    its first token; total: until `new_tokens` of them; decode: from one of these to the next. faster: how many times as
-    fast as full tokens, of the same round. bound: what the FLOPs of the prefill allow at most."""
+class CellCost:
+    """Of one batch, in seconds. prefill: the forward over the prompt with the vision tower; first_token: `generate` up
+    to its first token; total: up to `new_tokens` of them; decode: from one token to the next.
+
+    faster_*: full tokens' time over this cell's, of the same round. flops: of the prefill. bound: full tokens' FLOPs
+    over this cell's, the largest speed-up of the prefill that its FLOPs allow.
+    """
 
     checkpoint: str
     method: str
@@ -94,112 +56,147 @@ class Cost:
     flops: float
     bound: float
 
+    @property
+    def cell(self) -> tuple[str, str, str]:
+        return (self.checkpoint, self.method, self.budget)
 
-def costs(subject: Subject, cells: Sequence[Cell], questions: Sequence[Question], recipe: Recipe) -> list[Cost]:
-    """The first of `cells` is full tokens, which the others are held against."""
-    say = recipe.compare
-    asked = typical(questions, say.timing_batch_size)
-    new = max(2, say.max_new_tokens)
-    stages = [Stage(subject, cell, asked) for cell in cells]
-    jobs: dict[str, Workload] = {
-        f"{number} {step}": WithContext(lambda stage=stage: stage, partial(stage.run, step, new))  # type: ignore[misc]
-        for step in STEPS
-        for number, stage in enumerate(stages)
+
+@dataclass(frozen=True)
+class PrefillShape:
+    """length: of the padded prompt. stages: (layer, padded length); the decoder runs from `layer` on with that length.
+    visual: visual tokens before the reduction."""
+
+    rows: int
+    length: int
+    stages: tuple[tuple[int, int], ...]
+    visual: int
+
+    def layer_lengths(self, layers: int) -> list[int]:
+        lengths = [self.length] * layers
+        for layer, length in self.stages:
+            lengths[layer:] = [length] * (layers - layer)
+        return lengths
+
+
+class PrefillFlops:
+    """FLOPs of a model's prefill from its shape. batch: any inputs with images; visual: their visual tokens."""
+
+    def __init__(self, model: Any, batch: Mapping[str, Any], visual: int) -> None:
+        plain = unwrap(model)
+        pixels = batch.get("pixel_values")
+        patches = patches_in(pixels, plain.config) / visual if isinstance(pixels, torch.Tensor) and visual else 0.0
+        self.rates = flop_rates(plain, _FORWARD_MODES, gradient_checkpointing=False, patches_per_token=patches)
+        self.text = plain.config.get_text_config()
+
+    def of(self, shape: PrefillShape) -> float:
+        """Vision tower, decoder layers at their own lengths, and one position of the head for each row."""
+        lengths = Counter(shape.layer_lengths(self.text.num_hidden_layers))
+        layers = sum(n * float(self.rates.forward(shape.rows, length)) for length, n in lengths.items())
+        head = 2 * shape.rows * self.text.hidden_size * self.text.vocab_size
+        return float(np.asarray(layers + head + self.rates.tower * shape.visual))
+
+
+def measure_costs(
+    checkpoint: LoadedCheckpoint, cells: Sequence[ComparisonCell], questions: Sequence[Question], recipe: Recipe
+) -> list[CellCost]:
+    """cells: of this checkpoint, full tokens first; the others are compared with it."""
+    config = recipe.compare
+    batch = representative_questions(questions, config.timing_batch_size)
+    new_tokens = max(2, config.max_new_tokens)
+    timed = [TimedCell(checkpoint, cell, batch) for cell in cells]
+    workloads: dict[str, Workload] = {
+        f"{number} {phase}": WithContext(lambda each=each: each, partial(each.run, phase, new_tokens))  # type: ignore[misc]
+        for phase in PHASES
+        for number, each in enumerate(timed)
     }
-    first, times = rounds(jobs, subject.device, say.timing_repeats, SECONDS, f"timing {cells[0].checkpoint}")
-    seconds = {name: times[name] or [first[name]] for name in jobs}
-    return _summed(stages, Arithmetic(subject.model, *stages[0].counted()), seconds, new)
-
-
-def typical(questions: Sequence[Question], number: int) -> list[Question]:
-    """Those with pictures, and of them the ones of middle length."""
-    seen = sorted((q for q in questions if q.refs), key=lambda q: (len(q.refs), len(q.text))) or list(questions)
-    start = max(0, (len(seen) - number) // 2)
-    return seen[start : start + number]
-
-
-class Stage:
-    """A cell's batch. Within, its reduction is on; neither that nor reading the pictures is timed."""
-
-    def __init__(self, subject: Subject, cell: Cell, questions: Sequence[Question]) -> None:
-        self.subject, self.cell = subject, cell
-        with subject.at(cell) as asked:
-            self.host = asked.prompts.batch(questions)
-            self.visual = sum(asked.prompts.visual_tokens(self.host["input_ids"]))
-        self.batch = subject.moved(self.host)
-        self.decoding: list[float] = []  # seconds of a token, of each run until all are written
-
-    def __enter__(self) -> Asked:
-        self.context = self.subject.at(self.cell)
-        self.asked = self.context.__enter__()
-        return self.asked
-
-    def __exit__(self, *exception: Any) -> None:
-        self.context.__exit__(*exception)
-
-    def run(self, step: str, new: int) -> object:
-        if step == "prefill":
-            return self.prefill()
-        most, ticks = 1 if step == "first_token" else new, TokenTimestamps()
-        with torch.inference_mode():
-            made = self.asked.generate(self.batch, most, most, ticks)
-        if step == "total":
-            self.decoding.append(ticks.apart())
-        return made
-
-    @torch.inference_mode()
-    def prefill(self) -> Any:
-        return self.asked.model(**self.batch, use_cache=True, logits_to_keep=1)
-
-    def counted(self) -> tuple[dict[str, Tensor], int]:
-        return self.host, self.visual
-
-    def weighed(self) -> tuple[int, int, Shape, int]:
-        """Peak bytes, KV bytes, and of the prefill its shape and how many visual tokens stay."""
-        with self:
-            output = self.prefill()
-            shape, kept = self._shape()
-            kv = kv_cache_bytes(cache_in_output(output))
-            del output
-            return peak_memory(self.prefill, self.subject.device), kv, shape, kept
-
-    def _shape(self) -> tuple[Shape, int]:
-        rows, length = self.host["input_ids"].shape
-        last = self.asked.attached.last if self.asked.attached is not None else None
-        if last is None:
-            return Shape(rows, length, (), self.visual), self.visual
-        lengths = [int(mask.sum(1).max()) for mask in last.stages]
-        steps = tuple(zip((stage.layer for stage in self.cell.stages), lengths, strict=True))
-        return Shape(rows, length, steps, self.visual), sum(last.visual_after)
-
-
-def _summed(
-    stages: Sequence[Stage], arithmetic: Arithmetic, seconds: Mapping[str, list[float]], new: int
-) -> list[Cost]:
-    found: list[Cost] = []
-    for number, stage in enumerate(stages):
-        took = {step: seconds[f"{number} {step}"] for step in STEPS}
-        full = {step: seconds[f"0 {step}"] for step in STEPS}
-        peak, kv, shape, kept = stage.weighed()
-        flops = arithmetic.prefill(shape)
-        cell = stage.cell
-        found.append(
-            Cost(
-                checkpoint=cell.checkpoint,
-                method=cell.method,
-                budget=cell.budget,
+    title = f"timing {cells[0].checkpoint}"
+    first, later = rounds(workloads, checkpoint.device, config.timing_repeats, MAX_SECONDS, title)
+    seconds = {name: later[name] or [first[name]] for name in workloads}
+    full = {phase: seconds[f"0 {phase}"] for phase in PHASES}
+    flops = PrefillFlops(checkpoint.model, timed[0].host_batch, timed[0].visual)
+    costs: list[CellCost] = []
+    for number, each in enumerate(timed):
+        own = {phase: seconds[f"{number} {phase}"] for phase in PHASES}
+        peak_bytes, kv_bytes, shape, kept = each.measure_memory()
+        cell_flops = flops.of(shape)
+        costs.append(
+            CellCost(
+                checkpoint=each.cell.checkpoint,
+                method=each.cell.method,
+                budget=each.cell.budget,
                 rows=shape.rows,
                 prompt_tokens=shape.length,
-                visual_tokens=stages[0].visual,
+                visual_tokens=timed[0].visual,
                 kept=kept,
-                new_tokens=new,
-                decode=Timing.of(stage.decoding[1:] or stage.decoding),  # the first one was the warm-up
-                **{step: Timing.of(took[step]) for step in STEPS},
-                **{f"faster_{step}": ratio(full[step], took[step]) for step in STEPS},
-                peak_bytes=peak,
-                kv_bytes=kv,
-                flops=flops,
-                bound=(found[0].flops if found else flops) / flops,
+                new_tokens=new_tokens,
+                decode=Timing.of(each.token_seconds[1:] or each.token_seconds),  # the first run is the warm-up
+                **{phase: Timing.of(own[phase]) for phase in PHASES},
+                **{f"faster_{phase}": ratio(full[phase], own[phase]) for phase in PHASES},
+                peak_bytes=peak_bytes,
+                kv_bytes=kv_bytes,
+                flops=cell_flops,
+                bound=(costs[0].flops if costs else cell_flops) / cell_flops,
             )
         )
-    return found
+    return costs
+
+
+def representative_questions(questions: Sequence[Question], number: int) -> list[Question]:
+    """Questions with images, of about the median length."""
+    with_images = [question for question in questions if question.refs]
+    by_length = sorted(with_images, key=lambda q: (len(q.refs), len(q.text))) or list(questions)
+    start = max(0, (len(by_length) - number) // 2)
+    return by_length[start : start + number]
+
+
+class TimedCell:
+    """The batch of one cell. As a context manager it activates the cell's reduction; neither that nor the processing
+    of the images is timed."""
+
+    def __init__(self, checkpoint: LoadedCheckpoint, cell: ComparisonCell, questions: Sequence[Question]) -> None:
+        self.checkpoint, self.cell = checkpoint, cell
+        with checkpoint.reduced(cell) as context:
+            self.host_batch = context.encoder.batch(questions)
+            self.visual = sum(context.encoder.visual_tokens(self.host_batch["input_ids"]))
+        self.batch = checkpoint.to_device(self.host_batch)
+        self.token_seconds: list[float] = []  # mean seconds of a token in each complete generation
+
+    def __enter__(self) -> GenerationContext:
+        self._reduced = self.checkpoint.reduced(self.cell)
+        self.context = self._reduced.__enter__()
+        return self.context
+
+    def __exit__(self, *exception: Any) -> None:
+        self._reduced.__exit__(*exception)
+
+    def run(self, phase: str, new_tokens: int) -> object:
+        if phase == "prefill":
+            return self._prefill()
+        number, timestamps = 1 if phase == "first_token" else new_tokens, TokenTimestamps()
+        with torch.inference_mode():
+            generated = self.context.generate(self.batch, number, number, timestamps)
+        if phase == "total":
+            self.token_seconds.append(timestamps.seconds_per_token())
+        return generated
+
+    def measure_memory(self) -> tuple[int, int, PrefillShape, int]:
+        """Of the prefill: peak bytes, KV bytes, its shape and the number of visual tokens kept."""
+        with self:
+            output = self._prefill()
+            shape, kept = self._shape()
+            kv_bytes = kv_cache_bytes(cache_in_output(output))
+            del output
+            return peak_memory(self._prefill, self.checkpoint.device), kv_bytes, shape, kept
+
+    @torch.inference_mode()
+    def _prefill(self) -> Any:
+        return self.context.model(**self.batch, use_cache=True, logits_to_keep=1)
+
+    def _shape(self) -> tuple[PrefillShape, int]:
+        rows, length = self.host_batch["input_ids"].shape
+        last = self.context.attached.last if self.context.attached is not None else None
+        if last is None:
+            return PrefillShape(rows, length, (), self.visual), self.visual
+        lengths = [int(mask.sum(1).max()) for mask in last.stages]
+        stages = tuple(zip((stage.layer for stage in self.cell.stages), lengths, strict=True))
+        return PrefillShape(rows, length, stages, self.visual), sum(last.visual_after)

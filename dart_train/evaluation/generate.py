@@ -1,11 +1,11 @@
-"""The answers of one checkpoint, cell after cell, written down batch by batch."""
+"""The answers of one checkpoint, cell by cell: loaded once, each reduction attached for its cell only."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,21 +19,23 @@ from ..checkpoints import Found, load
 from ..config import Recipe
 from ..hooks import Attached, attach
 from ..models.interpolate_positions import interpolated_positions
+from ..models.prompts import to_device
 from ..models.resize import fewer_pixels
 from ..models.resize.families import Square, shrink_of
 from ..profiling.timing import clock, synchronize
 from ..reduction import FewerPixels
-from .answer_store import AnswerStore, Key, Line, ranges
-from .comparison_grid import Cell
-from .prompts import Prompts
+from .answer_store import AnswerKey, AnswerRecord, AnswerStore, to_ranges
+from .comparison_grid import ComparisonCell
+from .prompts import QuestionEncoder
 from .questions import Question
 
-# When each token of an answer was there, noted while it is written.
+FORMAT = 1  # raise it when answers of the same settings may change
+_WEIGHT_FILES = ("*.safetensors", "*.bin")
 
 
 class TokenTimestamps(StoppingCriteria):
-    """Asked by `generate` behind every token whether to stop, which it never wants. `generate` itself waits for the
-    device there, so that waiting here costs nothing."""
+    """Records when each token is generated; it never stops the generation. `generate` itself waits for the device at
+    this point, so waiting here costs nothing."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -43,177 +45,178 @@ class TokenTimestamps(StoppingCriteria):
         self.times.append(clock.read())
         return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 
-    def apart(self) -> float:
-        """Seconds from one token to the next, the mean over all behind the first."""
+    def seconds_per_token(self) -> float:
+        """The mean over all tokens after the first."""
         return (self.times[-1] - self.times[0]) / max(1, len(self.times) - 1)
 
 
-# A checkpoint that is asked: loaded once, its reductions put on and taken off again.
-
-
 @dataclass
-class Asked:
-    """A subject as one cell asks it."""
+class GenerationContext:
+    """A checkpoint while the reduction of one cell is active."""
 
     model: Any
-    prompts: Prompts
+    encoder: QuestionEncoder
     attached: Attached | None
 
     def generate(
-        self, batch: Mapping[str, Any], most: int, least: int = 0, ticks: TokenTimestamps | None = None
+        self,
+        batch: Mapping[str, Any],
+        max_new_tokens: int,
+        min_new_tokens: int = 0,
+        timestamps: TokenTimestamps | None = None,
     ) -> Tensor:
-        """[B, new] what the model writes, greedily. ticks: notes when each token came."""
-        made = self.model.generate(
+        """[B, new] the generated tokens, greedy."""
+        output = self.model.generate(
             **batch,
-            stopping_criteria=None if ticks is None else [ticks],
-            max_new_tokens=most,
-            min_new_tokens=least or None,
+            stopping_criteria=None if timestamps is None else [timestamps],
+            max_new_tokens=max_new_tokens,
+            min_new_tokens=min_new_tokens or None,
             do_sample=False,
             num_beams=1,
             temperature=None,
             top_p=None,
             top_k=None,
-            pad_token_id=_pad(self.prompts.processor, self.model),
+            pad_token_id=_pad_token_id(self.encoder.processor, self.model),
         )
-        written: Tensor = made[:, batch["input_ids"].shape[1] :]
-        return written
+        generated: Tensor = output[:, batch["input_ids"].shape[1] :]
+        return generated
+
+    def kept_tokens(self, visual: Sequence[int]) -> list[list[int]] | None:
+        """Of each row, the numbers of the visual tokens kept in the last forward; None if all are kept.
+        visual: the number of visual tokens of each row."""
+        last = None if self.attached is None or not any(visual) else self.attached.last
+        if last is None:
+            return None
+        rows = zip(last.kept_visual.cpu(), last.visual.cpu(), strict=True)  # both [L], bool
+        return [kept[is_visual].nonzero().flatten().tolist() for kept, is_visual in rows]
 
 
-class Subject:
+class LoadedCheckpoint:
+    """A model of the comparison, on its device, without a reduction."""
+
     def __init__(self, recipe: Recipe, path: str, device: torch.device) -> None:
-        say = recipe.model
+        model = recipe.model
         loaded = load(
             path,
             reducer=None,
-            dtype=None if say.dtype == "auto" else getattr(torch, say.dtype),
-            attn_implementation=say.attn_implementation,
+            dtype=None if model.dtype == "auto" else getattr(torch, model.dtype),
+            attn_implementation=model.attn_implementation,
             device=device,
-            revision=say.revision if path == say.path else None,
-            trust_remote_code=say.trust_remote_code,
+            revision=model.revision if path == model.path else None,
+            trust_remote_code=model.trust_remote_code,
         )
         self.model, self.processor, self.device = loaded.model, loaded.processor, device
-        self.prompts = Prompts(self.processor)
+        self.encoder = QuestionEncoder(self.processor)
 
     @contextmanager
-    def at(self, cell: Cell) -> Iterator[Asked]:
-        reducer = cell.reducer
+    def reduced(self, cell: ComparisonCell) -> Iterator[GenerationContext]:
+        """The cell's reduction is active inside the context."""
         if not cell.stages:
-            yield Asked(self.model, self.prompts, None)
-            return
-        with ExitStack() as stack:
-            if isinstance(reducer, FewerPixels):
-                if isinstance(shrink_of(self.processor), Square):
-                    stack.enter_context(interpolated_positions(self.model))
-                yield Asked(self.model, Prompts(fewer_pixels(self.processor, reducer.keep)), None)
-                return
-            attached = stack.enter_context(attach(self.model, cell.stages))
-            yield Asked(self.model, self.prompts, attached)
+            yield GenerationContext(self.model, self.encoder, None)
+        elif isinstance(cell.reducer, FewerPixels):
+            fixed_size = isinstance(shrink_of(self.processor), Square)  # its position embeddings have one size
+            with interpolated_positions(self.model) if fixed_size else nullcontext():
+                encoder = QuestionEncoder(fewer_pixels(self.processor, cell.reducer.keep))
+                yield GenerationContext(self.model, encoder, None)
+        else:
+            with attach(self.model, cell.stages) as attached:
+                yield GenerationContext(self.model, self.encoder, attached)
 
-    def moved(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """To the device, pictures in the dtype of the weights."""
-        dtype = self.model.dtype
-        return {
-            name: value.to(self.device, dtype) if value.is_floating_point() else value.to(self.device)
-            for name, value in batch.items()
-        }
+    def to_device(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return to_device(batch, self.model)
 
 
-def _pad(processor: Any, model: Any) -> int | None:
+def _pad_token_id(processor: Any, model: Any) -> int | None:
     tokenizer = processor.tokenizer
     known = (tokenizer.pad_token_id, tokenizer.eos_token_id, model.generation_config.eos_token_id)
     number = next((each for each in known if each is not None), None)
     return number[0] if isinstance(number, list) else number
 
 
-FORMAT = 1  # raise it when answers of the same settings may come out differently
-_WEIGHTS = ("*.safetensors", "*.bin")
-
-
-def fingerprint(recipe: Recipe, cell: Cell, found: Found) -> str:
-    """Equal for cells whose answers may stand side by side: same weights, same method, same way of asking."""
+def fingerprint(recipe: Recipe, cell: ComparisonCell, found: Found) -> str:
+    """Equal for cells whose answers may be mixed: same weights, same method, same generation settings."""
     places = [found.place.folder, Path(found.source.path)]
-    files = [file for place in places if place.is_dir() for glob in _WEIGHTS for file in sorted(place.glob(glob))]
+    files = [file for place in places if place.is_dir() for glob in _WEIGHT_FILES for file in sorted(place.glob(glob))]
     stamps = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     configs = [stage.to_dict() for stage in cell.stages]
     config = configs if len(configs) > 1 else next(iter(configs), None)
-    say = (recipe.compare.max_new_tokens, recipe.model.dtype, found.kernel, found.source.revision)
-    text = json.dumps([FORMAT, found.source.path, stamps, cell.checkpoint, cell.method, config, say])
+    settings = (recipe.compare.max_new_tokens, recipe.model.dtype, found.kernel, found.source.revision)
+    text = json.dumps([FORMAT, found.source.path, stamps, cell.checkpoint, cell.method, config, settings])
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def key_for(cell: str, question: Question) -> Key:
-    return (cell, question.set, question.id, question.key)
+@dataclass(frozen=True)
+class CellQuestions:
+    """The questions of one cell that are not answered yet."""
+
+    cell: ComparisonCell
+    fingerprint: str
+    questions: list[Question]
 
 
-Todo = list[tuple[Cell, str, list[Question]]]  # cell, its fingerprint, what is still to be asked
+def key_for(cell_fingerprint: str, question: Question) -> AnswerKey:
+    return (cell_fingerprint, question.set, question.id, question.key)
 
 
-def ask(subject: Subject, todo: Todo, recipe: Recipe, journal: AnswerStore, bar: tqdm[Any]) -> None:
-    size, most = recipe.compare.batch_size, recipe.compare.max_new_tokens
-    for cell, mark, questions in todo:
-        if not questions:
+def answer_cells(
+    checkpoint: LoadedCheckpoint, work: Sequence[CellQuestions], recipe: Recipe, store: AnswerStore, bar: tqdm[Any]
+) -> None:
+    """Generates the missing answers and stores them batch by batch."""
+    for each in work:
+        if not each.questions:
             continue
-        bar.set_postfix_str(cell.name)
-        with subject.at(cell) as asked:
-            for some in batches(questions, size):
-                journal.add(_answered(subject, asked, cell, mark, some, most))
-                bar.update(len(some))
+        bar.set_postfix_str(each.cell.name)
+        with checkpoint.reduced(each.cell) as context:
+            for batch in _length_batches(each.questions, recipe.compare.batch_size):
+                store.append(answer_batch(checkpoint, context, each, batch, recipe.compare.max_new_tokens))
+                bar.update(len(batch))
 
 
-def batches(questions: Sequence[Question], size: int) -> Iterator[list[Question]]:
-    """Of like length together: padding is computed too."""
+def _length_batches(questions: Sequence[Question], size: int) -> Iterator[list[Question]]:
+    """Questions of similar length together: padding costs compute too."""
     order = sorted(questions, key=lambda question: (len(question.refs), len(question.text)))
     return (order[start : start + size] for start in range(0, len(order), size))
 
 
 @torch.inference_mode()
-def _answered(
-    subject: Subject, asked: Asked, cell: Cell, mark: str, questions: Sequence[Question], most: int
-) -> list[Line]:
-    batch = asked.prompts.batch(questions)
-    visual = asked.prompts.visual_tokens(batch["input_ids"])
-    written = asked.generate(subject.moved(batch), most)
-    said = asked.prompts.processor.batch_decode(written, skip_special_tokens=True)
-    kept = _kept(asked, visual)
+def answer_batch(
+    checkpoint: LoadedCheckpoint,
+    context: GenerationContext,
+    work: CellQuestions,
+    questions: Sequence[Question],
+    max_new_tokens: int,
+) -> list[AnswerRecord]:
+    """The lines of results.jsonl for one batch of the cell's questions."""
+    batch = context.encoder.batch(questions)
+    visual = context.encoder.visual_tokens(batch["input_ids"])
+    generated = context.generate(checkpoint.to_device(batch), max_new_tokens)
+    texts = context.encoder.processor.batch_decode(generated, skip_special_tokens=True)
+    kept = context.kept_tokens(visual)
     before = visual
-    if isinstance(cell.reducer, FewerPixels):
-        before = [_unshrunk(subject.processor, question) for question in questions]
+    if isinstance(work.cell.reducer, FewerPixels):
+        before = [_full_visual_tokens(checkpoint.processor, question) for question in questions]
     return [
         {
-            "cell": mark,
-            "checkpoint": cell.checkpoint,
-            "method": cell.method,
-            "budget": cell.budget,
+            "cell": work.fingerprint,
+            "checkpoint": work.cell.checkpoint,
+            "method": work.cell.method,
+            "budget": work.cell.budget,
             "set": question.set,
             "id": question.id,
             "kind": question.kind,
             "question": question.text,
             "answers": list(question.answers),
-            "prediction": said[row].strip(),
+            "prediction": texts[row].strip(),
             "visual_tokens": before[row],
             "kept": visual[row] if kept is None else len(kept[row]),
-            "kept_tokens": None if kept is None or not visual[row] else ranges(kept[row]),
+            "kept_tokens": None if kept is None or not visual[row] else to_ranges(kept[row]),
             "key": question.key,
         }
         for row, question in enumerate(questions)
     ]
 
 
-def _kept(asked: Asked, visual: Sequence[int]) -> list[list[int]] | None:
-    """Of each row, which of its visual tokens; None where all are."""
-    last = None if asked.attached is None or not any(visual) else asked.attached.last
-    if last is None:
-        return None
-    return [_places(kept, shown) for kept, shown in zip(last.kept_visual.cpu(), last.visual.cpu(), strict=True)]
-
-
-def _places(kept: Tensor, shown: Tensor) -> list[int]:
-    """kept, shown [L] -> numbers of the kept ones among those shown."""
-    return [int(number) for number in kept[shown].nonzero().flatten()]
-
-
-def _unshrunk(processor: Any, question: Question) -> int:
-    """What the processor would have made of the pictures unasked."""
-    shrink, store = shrink_of(processor), question.store
-    sizes = [image.size for image in question.images()] if store else []
-    return sum(shrink.full(height, width).tokens for width, height in sizes)
+def _full_visual_tokens(processor: Any, question: Question) -> int:
+    """The number of visual tokens without `fewer_pixels`."""
+    shrink = shrink_of(processor)
+    return sum(shrink.full(image.height, image.width).tokens for image in question.images())

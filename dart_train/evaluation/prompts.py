@@ -1,4 +1,4 @@
-"""From a question to what a model reads: the family's own template and processor, padding on the left."""
+"""From questions to model inputs: a batch of prompts, padded on the left, each made by the processor once."""
 
 from __future__ import annotations
 
@@ -14,50 +14,50 @@ from ..data.encoder import Encoded, visual_token_ids
 from ..models.prompts import build_inputs, chat_template
 from .questions import Question
 
-REMEMBERED = 256 * 2**20  # bytes
+CACHE_BYTES = 256 * 2**20
 
 
-class Prompts:
-    """Raises ValueError for a processor that cannot be asked: no chat template, no image token.
+class QuestionEncoder:
+    """Every cell has the same questions, so the processor's output is cached, up to CACHE_BYTES.
 
-    Every cell asks the same questions: what the processor made of them is kept, as far as memory is given to it.
+    Raises ValueError for a processor that cannot build prompts: no chat template, no image token.
     """
 
     def __init__(self, processor: Any) -> None:
         self.processor = processor
         chat_template(processor)
-        self.visual = torch.tensor(sorted(visual_token_ids(processor)))
-        self.control = control_tokens(processor)
-        self.collator = Collator(processor, side="left")
-        self._made: dict[tuple[str, ...], dict[str, Tensor]] = {}
-        self._room = REMEMBERED
+        self._visual_ids = torch.tensor(sorted(visual_token_ids(processor)))
+        self._control_tokens = control_tokens(processor)
+        self._collator = Collator(processor, side="left")
+        self._cache: dict[tuple[str, ...], dict[str, Tensor]] = {}
+        self._free_bytes = CACHE_BYTES
 
     def batch(self, questions: Sequence[Question]) -> dict[str, Tensor]:
-        """For `generate`: each row through the processor alone, so that no family minds rows without pictures."""
-        features = self.collator([Encoded(self.features(question)) for question in questions])
+        """Inputs of `generate`. Rows are processed one by one: some processors reject batches in which only some rows
+        have images."""
+        features = self._collator([Encoded(self.features(question)) for question in questions])
         return {name: value for name, value in features.items() if name != "labels"}
 
     def features(self, question: Question) -> dict[str, Tensor]:
-        mark = (question.set, question.id, question.key)
-        if mark in self._made:
-            return self._made[mark]
-        made = self._make(question)
-        size = sum(tensor.nbytes for tensor in made.values())
-        if size <= self._room:
-            self._room -= size
-            self._made[mark] = made
-        return made
+        key = (question.set, question.id, question.key)
+        if key not in self._cache:
+            features = self._process(question)
+            size = sum(tensor.nbytes for tensor in features.values())
+            if size > self._free_bytes:
+                return features
+            self._free_bytes -= size
+            self._cache[key] = features
+        return self._cache[key]
 
-    def _make(self, question: Question) -> dict[str, Tensor]:
-        self._refuse_forged(question)
+    def _process(self, question: Question) -> dict[str, Tensor]:
+        for text in (text for turn in question.turns for text in turn.texts):
+            token = next((token for token in self._control_tokens if token in text), None)
+            if token is not None:
+                raise ValueError(
+                    f"{question.set}, question {question.id}: its text contains the control token {token!r}; remove it"
+                )
         return build_inputs(self.processor, [question.messages], [question.images()])
 
     def visual_tokens(self, ids: Tensor) -> list[int]:
-        """Of each row of ids [B, L]."""
-        return [int(number) for number in torch.isin(ids, self.visual).sum(1)]
-
-    def _refuse_forged(self, question: Question) -> None:
-        for text in (text for turn in question.turns for text in turn.texts):
-            found = next((token for token in self.control if token in text), None)
-            if found is not None:
-                raise ValueError(f"{question.set}, question {question.id}: the control token {found!r} is in its text")
+        """ids [B, L] -> the number of visual tokens of each row."""
+        return [int(number) for number in torch.isin(ids, self._visual_ids).sum(1)]

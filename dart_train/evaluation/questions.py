@@ -1,4 +1,4 @@
-"""The questions of a set: every answer that a row gives is one, asked with the turns before it."""
+"""The questions of a set: each answer of a row gives one question, with the turns before it as the prompt."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from ..data.sources import DataSource, open_sources
 
 @dataclass(frozen=True)
 class Question:
-    """turns: up to the question; answers: all that count as right. key: changes with anything that is asked."""
+    """turns: the prompt, with the question last. answers: all that count as correct. key: a digest of the turns, the
+    images and the answers."""
 
     set: str
     id: str
@@ -32,7 +33,7 @@ class Question:
 
     @property
     def text(self) -> str:
-        """What is asked last."""
+        """The text of the last turn."""
         return " ".join(part.strip() for part in self.turns[-1].texts if part.strip())
 
     @property
@@ -44,7 +45,7 @@ class Question:
         return Sample(self.id, self.turns).messages()
 
     def images(self) -> list[Image.Image]:
-        """Raises ValueError, naming the question."""
+        """Raises a ValueError that names the question."""
         try:
             return [self.store.open(ref) for ref in self.refs]
         except BadRowError as bad:
@@ -52,58 +53,67 @@ class Question:
 
 
 def open_sets(recipe: Recipe, number: int | None = None) -> list[DataSource]:
-    """All sets, under names that tell them apart, or one of them."""
+    """All sets of the recipe, under distinct names, or only the set of that number."""
     data, sets = recipe.data, recipe.compare.sets
-    return open_sources(
-        sets if number is None else sets[number : number + 1],
-        ImageStore(None, data.allow_urls, data.max_pixels, data.min_pixels),
-    )
+    images = ImageStore(None, data.allow_urls, data.max_pixels, data.min_pixels)
+    return open_sources(sets if number is None else sets[number : number + 1], images)
+
+
+def set_configs(recipe: Recipe) -> dict[str, QuestionSet]:
+    """The configuration of each set, by the name that its questions have."""
+    return {source.name: each for source, each in zip(open_sets(recipe), recipe.compare.sets, strict=True)}
 
 
 def questions_of(source: DataSource) -> Iterator[Question | BadRowError]:
-    """In the order of the rows; a row that cannot be asked comes as what is wrong with it. Ids that rows share are
-    told apart by the row's number."""
-    taken: set[str] = set()
+    """In the order of the rows; a bad row yields its error. An id that was used before gets the row number added."""
+    used_ids: set[str] = set()
     for index, row in enumerate(source.rows):
         try:
             for question in _of_row(source, row, index):
-                fresh = question.id not in taken
-                taken.add(question.id)
-                yield question if fresh else replace(question, id=f"{question.id} (row {index})")
+                is_new = question.id not in used_ids
+                used_ids.add(question.id)
+                yield question if is_new else replace(question, id=f"{question.id} (row {index})")
         except BadRowError as bad:
             yield BadRowError(bad.code, f"{source.row_id(index)}: {bad.message}")
 
 
 def _of_row(source: DataSource, row: Any, index: int) -> Iterator[Question]:
-    sample, more = source.sample(row, index), _fields(source, row)
-    places = [i for i, turn in enumerate(sample.turns) if turn.role == "assistant"]
-    if len(places) > 1 and "answers" in more:
-        raise BadRowError("bad_type", "several answers to one question go with rows of one question")
-    for number, place in enumerate(places):
-        kinds = more.get("kind")
+    sample, extra = source.sample(row, index), _extra_fields(source, row)
+    positions = [i for i, turn in enumerate(sample.turns) if turn.role == "assistant"]
+    if len(positions) > 1 and "answers" in extra:
+        raise BadRowError("bad_type", "answers is given, expected a row with one question; this one has several")
+    for number, position in enumerate(positions):
+        kinds = extra.get("kind")
         kind = kinds[number] if isinstance(kinds, list) and number < len(kinds) else kinds
-        answers = _answers(more.get("answers"), sample.turns[place])
-        row_id = sample.id if len(places) == 1 else f"{sample.id}#{number + 1}"
-        key = _key(Sample(row_id, sample.turns[:place]), answers, source.store)
-        yield Question(source.name, row_id, kind if isinstance(kind, str) else "", sample.turns[:place], answers, key,
-                       source.store)  # fmt: skip
+        answers = _answers(extra.get("answers"), sample.turns[position])
+        row_id = sample.id if len(positions) == 1 else f"{sample.id}#{number + 1}"
+        key = _key(Sample(row_id, sample.turns[:position]), answers, source.store)
+        yield Question(
+            set=source.name,
+            id=row_id,
+            kind=kind if isinstance(kind, str) else "",
+            turns=sample.turns[:position],
+            answers=answers,
+            key=key,
+            store=source.store,
+        )
 
 
-def _fields(source: DataSource, row: Any) -> dict[str, Any]:
-    """`kind` and `answers` of a row, which training does not read."""
+def _extra_fields(source: DataSource, row: Any) -> dict[str, Any]:
+    """`kind` and `answers` of a row; training does not read them."""
     content = row["text"] if list(row) == ["text"] else row
     content = json.loads(content) if isinstance(content, str) else content
     inner = content.get("json")
     content = {**content, **inner} if isinstance(inner, Mapping) else content
-    named = {ours: content[theirs] for ours, theirs in source.columns.items() if theirs in content}
-    found = {**content, **named}
+    renamed = {ours: content[theirs] for ours, theirs in source.columns.items() if theirs in content}
+    found = {**content, **renamed}
     if isinstance(found.get("answer"), list) and "answers" not in found:
         found["answers"] = found["answer"]
     return {name: found[name] for name in ("kind", "answers") if found.get(name) is not None}
 
 
 def _answers(given: Any, turn: Turn) -> tuple[str, ...]:
-    """All answers of the row, texts or {answer: text} as VQA writes them; else the one that the turn says."""
+    """The row's `answers`: texts, or {answer: text} as in VQA. Without them, the text of the assistant's turn."""
     if given is None:
         return (" ".join(part.strip() for part in turn.texts),)
     listed = given if isinstance(given, Sequence) and not isinstance(given, str) else [given]
@@ -117,20 +127,15 @@ def _key(sample: Sample, answers: Sequence[str], store: ImageStore) -> str:
     hasher = hashlib.blake2b(digest_size=8)
     hasher.update(json.dumps([sample.digest(), list(answers), store.max_pixels, store.min_pixels]).encode())
     for ref in sample.images:
-        hasher.update(_stamp(ref, store).encode())
+        hasher.update(_file_stamp(ref, store).encode())
     return hasher.hexdigest()
 
 
-def _stamp(ref: ImageRef, store: ImageStore) -> str:
-    """A picture that was drawn anew under the same name has another."""
+def _file_stamp(ref: ImageRef, store: ImageStore) -> str:
+    """Size and modification time: an image that is replaced under the same name changes the key."""
     file = Path(store.root or ".") / (ref.path or "")
     try:
-        found = file.stat()
+        stat = file.stat()
     except (OSError, ValueError):
-        return ""  # missing, which is told elsewhere, or not a file at all
-    return f"{found.st_size}-{found.st_mtime_ns}" if ref.path else ""
-
-
-def metrics_of(recipe: Recipe) -> dict[str, QuestionSet]:
-    """The settings of each set, by the name that its questions carry."""
-    return {source.name: each for source, each in zip(open_sets(recipe), recipe.compare.sets, strict=True)}
+        return ""  # not a file, or missing, which is reported elsewhere
+    return f"{stat.st_size}-{stat.st_mtime_ns}" if ref.path else ""

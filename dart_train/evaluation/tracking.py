@@ -1,4 +1,4 @@
-"""The same to W&B: tables, plots, and pictures of what was lost."""
+"""The comparison in W&B: tables, plots, and images of questions that a reduction lost."""
 
 from __future__ import annotations
 
@@ -6,74 +6,77 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from ..common.trackers import wandb_mode
-from .comparison import Results
 from .comparison_grid import FULL
-from .scoring import ALL
-from .tables import cost_rows, pair_rows, table_rows
+from .scoring import ALL_KINDS
+from .tables import cost_records, pair_records, score_records
 
 if TYPE_CHECKING:
+    from .comparison import ComparisonResults
     from .report import Report
 
 log = logging.getLogger(__name__)
-_PICTURES = 4  # questions of each checkpoint and set
+_QUESTIONS = 4  # with images, of each checkpoint and set
 
 
-def track(results: Results, report: Report) -> None:
-    """Whatever a tracker suffers from, the files are there."""
+def track(results: ComparisonResults, report: Report) -> None:
+    """A tracker that fails does not fail the comparison: its files are already written."""
     if "wandb" not in results.prepared.recipe.log.report_to:
         return
     try:
-        _wandb(results, report)
+        _log_to_wandb(results, report)
     except Exception as error:
-        log.warning("W&B was not told of the comparison: %s", error)
+        log.warning("the comparison was not logged to W&B: %s", error)
 
 
-def _wandb(results: Results, report: Report) -> None:
+def _log_to_wandb(results: ComparisonResults, report: Report) -> None:
     import wandb
 
     from .report.gallery import pictures_of
     from .report.views import Views
 
-    say, folder = results.prepared.recipe.log, results.folder
+    config, folder = results.prepared.recipe.log, results.folder
     run = wandb.init(
-        project=say.project,
-        name=say.name or f"{folder.parent.name}-{folder.name}",
-        group=say.group,
-        tags=list(say.tags) or None,
-        mode=wandb_mode(say.mode),
+        project=config.project,
+        name=config.name or f"{folder.parent.name}-{folder.name}",
+        group=config.group,
+        tags=list(config.tags) or None,
+        mode=wandb_mode(config.mode),
         job_type="compare",
         config=results.prepared.recipe.to_dict(),
         dir=str(folder),
         settings=wandb.Settings(console="off", disable_git=True, save_code=False, x_disable_stats=True),
     )
     try:
-        quality, cost = table_rows(results.entries), cost_rows(results.costs)
-        rows = {"table": quality, "pairs": pair_rows(results.pairs), "cost": cost}
-        told: dict[str, Any] = {f"compare/{name}": _table(wandb, each) for name, each in rows.items() if each}
-        told |= {f"compare/{plot.png.stem}": wandb.Image(str(plot.png)) for plot in report.plots}
-        lost = pictures_of(results, Views(results), _PICTURES)
+        tables = {
+            "table": score_records(results.scores),
+            "pairs": pair_records(results.pairs),
+            "cost": cost_records(results.costs),
+        }
+        logged: dict[str, Any] = {f"compare/{name}": _wandb_table(wandb, each) for name, each in tables.items() if each}
+        logged |= {f"compare/{plot.png.stem}": wandb.Image(str(plot.png)) for plot in report.plots}
+        lost = pictures_of(results, Views(results), _QUESTIONS)
         if lost:
-            told["compare/regressions"] = [wandb.Image(image, caption=caption) for caption, image in lost]
-        told["compare/report"] = wandb.Html(report.page.read_text(encoding="utf-8"), inject=False)
-        run.log(told)
+            logged["compare/regressions"] = [wandb.Image(image, caption=caption) for caption, image in lost]
+        logged["compare/report"] = wandb.Html(report.page.read_text(encoding="utf-8"), inject=False)
+        run.log(logged)
         run.summary.update(_summary(results))
     finally:
         run.finish()
 
 
-def _table(wandb: Any, rows: list[dict[str, Any]]) -> Any:
-    """Every value as text where a column holds both: W&B types its columns."""
-    names = list(rows[0])
-    mixed = {name for name in names if len({type(row[name]) for row in rows}) > 1}
-    data = [[str(row[name]) if name in mixed else row[name] for name in names] for row in rows]
+def _wandb_table(wandb: Any, records: list[dict[str, Any]]) -> Any:
+    """W&B gives each column one type, so the values of a column with several types become text."""
+    names = list(records[0])
+    mixed = {name for name in names if len({type(record[name]) for record in records}) > 1}
+    data = [[str(record[name]) if name in mixed else record[name] for name in names] for record in records]
     return wandb.Table(columns=names, data=data)
 
 
-def _summary(results: Results) -> dict[str, float]:
-    """One number a row, to compare runs by."""
-    found = {}
-    for entry in results.entries:
-        if entry.kind == ALL:
-            place = entry.row[:1] if entry.row[1] == FULL else entry.row
-            found[f"{entry.set}/{entry.metric}/{'/'.join(place)}"] = entry.figure.value
-    return found
+def _summary(results: ComparisonResults) -> dict[str, float]:
+    """One number for each cell, set and metric, by which W&B compares runs."""
+    summary = {}
+    for row in results.scores:
+        if row.kind == ALL_KINDS:
+            cell = row.cell[:1] if row.cell[1] == FULL else row.cell
+            summary[f"{row.set}/{row.metric}/{'/'.join(cell)}"] = row.score.value
+    return summary

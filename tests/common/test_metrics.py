@@ -11,14 +11,14 @@ from dart_train.common.metrics import (
     METRICS,
     anls,
     contains,
-    edits,
+    edit_distance,
     exact_match,
-    plain_answer,
+    normalize_vqa,
     unknown_metric,
     vqa,
     yes_or_no,
 )
-from dart_train.common.statistics import figure
+from dart_train.common.statistics import estimate
 
 CASES = [
     (exact_match, "Red.", ["red"], 1.0),
@@ -63,21 +63,21 @@ def test_a_score_is_as_defined(metric, said, answers, score) -> None:
      ("10:30", "10:30"), ("none", "0"), ("won't", "won't")],
 )  # fmt: skip
 def test_answers_are_compared_as_the_vqa_benchmark_does(text: str, plain: str) -> None:
-    assert plain_answer(text) == plain
+    assert normalize_vqa(text) == plain
 
 
 @given(st.text("ab", max_size=6), st.text("ab", max_size=6), st.text("ab", max_size=6))
-def test_edits_are_a_distance(a: str, b: str, c: str) -> None:
-    assert edits(a, b) == edits(b, a) <= max(len(a), len(b))
-    assert (edits(a, b) == 0) == (a == b)
-    assert edits(a, c) <= edits(a, b) + edits(b, c)
+def test_edit_distance_is_a_distance(a: str, b: str, c: str) -> None:
+    assert edit_distance(a, b) == edit_distance(b, a) <= max(len(a), len(b))
+    assert (edit_distance(a, b) == 0) == (a == b)
+    assert edit_distance(a, c) <= edit_distance(a, b) + edit_distance(b, c)
 
 
 def test_the_f1_of_yes_is_that_of_its_definition() -> None:
     said = [("yes", "yes")] * 6 + [("yes", "no")] * 2 + [("no", "yes")] * 1 + [("no", "no")] * 9
     cases = np.array([yes_or_no(one, [wanted]) for one, wanted in said])
     precision, recall = 6 / 8, 6 / 7
-    assert METRICS["yes_no_f1"].pool(cases) == pytest.approx(2 * precision * recall / (precision + recall))
+    assert METRICS["yes_no_f1"].aggregate(cases) == pytest.approx(2 * precision * recall / (precision + recall))
 
 
 @given(st.sampled_from(sorted(METRICS)), st.text(max_size=12), st.lists(st.text(max_size=12), min_size=1, max_size=4))
@@ -85,7 +85,7 @@ def test_no_answer_breaks_a_metric(name: str, said: str, answers: list[str]) -> 
     metric = METRICS[name]
     score = metric.score(said, answers)
     assert score is None or 0 <= score <= 3
-    found = figure(metric, [] if score is None else [score])
+    found = estimate(metric, [] if score is None else [score])
     assert (found is None) == (score is None)
     assert found is None or 0 <= found.low <= found.value <= found.high <= 1
 

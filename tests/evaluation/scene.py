@@ -10,7 +10,7 @@ import torch
 
 from dart_train.config import Recipe, load_recipe
 from dart_train.evaluation.comparison_grid import prepare
-from dart_train.evaluation.generate import Subject
+from dart_train.evaluation.generate import LoadedCheckpoint
 from dart_train.evaluation.questions import Question
 from tests.zoo import picture, save_folder, sentence
 
@@ -61,7 +61,7 @@ def _write(folder: Path, rows: list[dict[str, Any]]) -> None:
 def answers_of(recipe: Recipe) -> list[str]:
     """What the plain model says, asked one by one through transformers alone."""
     prepared = prepare(recipe, progress=False)
-    subject = Subject(recipe, recipe.model.path, torch.device("cpu"))
+    subject = LoadedCheckpoint(recipe, recipe.model.path, torch.device("cpu"))
     return [plainly(subject.model, subject.processor, question) or "(nothing)" for question in prepared.questions]
 
 

@@ -11,9 +11,9 @@ import torch
 
 from dart_train import DART, attach
 from dart_train.config import load_recipe
-from dart_train.evaluation.answer_store import numbers, ranges
-from dart_train.evaluation.comparison_grid import cells_of, prepare
-from dart_train.evaluation.generate import Subject
+from dart_train.evaluation.answer_store import from_ranges, to_ranges
+from dart_train.evaluation.comparison_grid import grid_cells, prepare
+from dart_train.evaluation.generate import LoadedCheckpoint
 from tests.evaluation import scene
 from tests.evaluation.scene import NUMBER, lines
 
@@ -37,7 +37,7 @@ def test_full_tokens_say_what_plain_transformers_says(done: Path) -> None:
 
 def test_reduced_answers_are_those_of_each_question_asked_alone(done: Path) -> None:
     recipe = load_recipe(done / "compare.yaml")
-    subject = Subject(recipe, recipe.model.path, torch.device("cpu"))
+    subject = LoadedCheckpoint(recipe, recipe.model.path, torch.device("cpu"))
     said = []
     for question in prepare(recipe, progress=False).questions:
         with attach(subject.model, DART(keep=8, layer=2)):
@@ -52,7 +52,7 @@ def test_what_was_kept_is_written_down(done: Path) -> None:
         expected = {"full": shown, "8": min(8, shown), "0.25": shown // 4}[line["budget"]]
         assert (line["visual_tokens"], line["kept"]) == (shown, expected)
         if line["kept_tokens"] is not None:
-            kept = numbers(line["kept_tokens"])
+            kept = from_ranges(line["kept_tokens"])
             assert len(set(kept)) == expected and all(0 <= token < 64 for token in kept)
 
 
@@ -117,19 +117,19 @@ def test_full_tokens_are_one_row_a_checkpoint_and_keep_all_another(done: Path) -
         done / "compare.yaml",
         ["compare.checkpoints={a: x, b: y}", "compare.methods=[keep_all, dart, {method: dart, layer: 1}]"],
     )
-    names = [cell.name for cell in cells_of(recipe) if cell.checkpoint == "a"]
+    names = [cell.name for cell in grid_cells(recipe) if cell.checkpoint == "a"]
     assert names == ["a / full", "a / keep_all / full", "a / dart / 8", "a / dart / 0.25",
                      "a / dart (layer=1) / 8", "a / dart (layer=1) / 0.25"]  # fmt: skip
-    assert len(cells_of(recipe)) == 12
+    assert len(grid_cells(recipe)) == 12
 
 
 def test_a_method_named_alone_goes_by_the_recipes_reduction(done: Path) -> None:
     recipe = load_recipe(done / "compare.yaml", ["reduction={method: dart, keep: 9, layer: 3, image_pivots: 2}"])
-    reducers = {cell.method: cell.reducer for cell in cells_of(recipe)}
+    reducers = {cell.method: cell.reducer for cell in grid_cells(recipe)}
     assert (reducers["dart"].layer, reducers["dart"].image_pivots, reducers["random"].layer) == (3, 2, 3)
     assert reducers["dart"].keep == 0.25
 
 
 @pytest.mark.parametrize("given", [[], [0], [0, 1, 2, 7], [3, 5], list(range(40))])
 def test_kept_tokens_are_written_as_ranges_and_read_back(given: list[int]) -> None:
-    assert numbers(ranges(given)) == given
+    assert from_ranges(to_ranges(given)) == given

@@ -15,8 +15,8 @@ from dart_train.config import load_recipe
 from dart_train.evaluation import comparison as verb
 from dart_train.evaluation.comparison import compare
 from dart_train.evaluation.comparison_grid import prepare
-from dart_train.evaluation.cost import Arithmetic, Shape, typical
-from dart_train.evaluation.generate import Subject, TokenTimestamps
+from dart_train.evaluation.cost import PrefillFlops, PrefillShape, representative_questions
+from dart_train.evaluation.generate import LoadedCheckpoint, TokenTimestamps
 from dart_train.evaluation.tables import COSTS, read_costs, write_costs
 from dart_train.profiling.memory import kv_cache_bytes
 from dart_train.profiling.timing import clock
@@ -63,18 +63,18 @@ def test_flops_are_those_that_the_forward_does(reduced: bool, done: Path) -> Non
     (attention within the tower, the choice) is little."""
     model, batch = FAMILIES["llava"].model("eager"), make_batch("llava", images=(1, 1), question_words=(4, 4))
     visual = int((batch["input_ids"] == model.config.image_token_id).sum())
-    arithmetic = Arithmetic(model, batch, visual)
+    arithmetic = PrefillFlops(model, batch, visual)
     rows, length = batch["input_ids"].shape
     counter = FlopCounterMode(display=False)
     if reduced:
         with attach(model, DART(keep=8, layer=2)) as attached, torch.no_grad(), counter:
             model(**batch, logits_to_keep=1)
-        shape = Shape(rows, length, ((2, attached.last.length),), visual)
+        shape = PrefillShape(rows, length, ((2, attached.last.length),), visual)
     else:
         with torch.no_grad(), counter:
             model(**batch, logits_to_keep=1)
-        shape = Shape(rows, length, (), visual)
-    assert arithmetic.prefill(shape) == pytest.approx(counter.get_total_flops(), rel=0.12)
+        shape = PrefillShape(rows, length, (), visual)
+    assert arithmetic.of(shape) == pytest.approx(counter.get_total_flops(), rel=0.12)
 
 
 def test_kv_bytes_count_storages_and_each_once() -> None:
@@ -89,16 +89,18 @@ def test_ticks_are_counted_behind_every_token(monkeypatch: pytest.MonkeyPatch) -
     model, batch = FAMILIES["llava"].model("eager"), make_batch("llava", images=(1, 1), question_words=(4, 4))
     ticks = TokenTimestamps()
     with_ticks = model.generate(**batch, max_new_tokens=4, min_new_tokens=4, do_sample=False, stopping_criteria=[ticks])
-    assert ticks.times == [10.0, 11.0, 13.0, 16.0] and ticks.apart() == 2.0
+    assert ticks.times == [10.0, 11.0, 13.0, 16.0] and ticks.seconds_per_token() == 2.0
     assert torch.equal(with_ticks, model.generate(**batch, max_new_tokens=4, min_new_tokens=4, do_sample=False))
 
 
 def test_questions_of_middle_length_are_timed(done: Path) -> None:
     questions = prepare(load_recipe(done / "compare.yaml"), progress=False).questions
     lengths = sorted(len(question.text) for question in questions if question.refs)
-    (one,) = typical(questions, 1)
+    (one,) = representative_questions(questions, 1)
     assert len(one.text) == lengths[len(lengths) // 2]
-    assert len(typical(questions, 4)) == 4 and all(question.refs for question in typical(questions, 4))
+    assert len(representative_questions(questions, 4)) == 4 and all(
+        question.refs for question in representative_questions(questions, 4)
+    )
 
 
 def test_costs_are_read_back(done: Path, tmp_path: Path) -> None:
@@ -114,7 +116,7 @@ def test_what_was_timed_is_not_timed_again(done: Path, again: Path, monkeypatch:
     def refuse(*args, **kwargs):
         raise AssertionError("loaded")
 
-    monkeypatch.setattr(Subject, "__init__", refuse)
+    monkeypatch.setattr(LoadedCheckpoint, "__init__", refuse)
     monkeypatch.setattr(verb, "write", lambda results: None)
     same = [f"compare.output_dir={again}", "compare.timing=true", "compare.timing_repeats=2"]
     results = compare(load_recipe(done / "compare.yaml", same))

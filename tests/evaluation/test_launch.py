@@ -26,7 +26,7 @@ def test_two_ranks_go_on_where_two_were_killed_and_say_what_one_says(done: Path,
     (out / "results.rank1.jsonl").write_text("".join(asked[25:30]))
     finished = launch(SCRIPT, str(done / "compare.yaml"), f"compare.output_dir={out}")
     assert finished.returncode == 0, finished.stderr[-3000:]
-    assert f"25 of {len(asked)} answers lie there already" in finished.stdout + finished.stderr
+    assert f"25 of {len(asked)} answers exist already" in finished.stdout + finished.stderr
     assert lines(out) == lines(done / "out")
     assert (out / "table.csv").read_text() == (done / "out" / "table.csv").read_text()
     assert not list(out.glob("results.rank*")) and (out / "report.html").is_file()
@@ -46,7 +46,7 @@ def test_a_killed_comparison_goes_on(done: Path, tmp_path: Path) -> None:
     assert before < 5 * NUMBER, "it was done before it could be killed"
     again = run(command, timeout=300)
     assert again.returncode == 0, again.stderr[-3000:]
-    assert "lie there already" in again.stderr + again.stdout
+    assert "exist already" in again.stderr + again.stdout
     assert lines(out) == lines(done / "out")
 
 
@@ -78,5 +78,5 @@ def test_the_recipe_that_is_shipped_runs_on_a_stand_in(done: Path, tmp_path: Pat
         needs=("compare.sets",),
     )
     results = compare(recipe)
-    assert results is not None and len(results.lines) == 2 * 6 * 4 and len(results.costs) == 12
+    assert results is not None and len(results.records) == 2 * 6 * 4 and len(results.costs) == 12
     assert (tmp_path / "out" / "report.html").is_file()

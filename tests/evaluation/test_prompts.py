@@ -9,7 +9,7 @@ import torch
 
 from dart_train.data.images import ImageStore
 from dart_train.data.sample import ImageRef, Turn
-from dart_train.evaluation.prompts import Prompts
+from dart_train.evaluation.prompts import QuestionEncoder
 from dart_train.evaluation.questions import Question
 from tests.zoo import FAMILIES, conversation, encode
 
@@ -32,7 +32,7 @@ def questions(folder: Path) -> tuple[list[Question], list[list[dict]]]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_batch_is_the_one_that_the_processor_makes(family: str, tmp_path: Path) -> None:
     asked, rows = questions(tmp_path)
-    batch = Prompts(FAMILIES[family].processor()).batch(asked)
+    batch = QuestionEncoder(FAMILIES[family].processor()).batch(asked)
     expected = encode(family, rows)
     for name in ("input_ids", "attention_mask", "pixel_values"):
         assert torch.equal(batch[name], expected[name]), name
@@ -41,7 +41,7 @@ def test_a_batch_is_the_one_that_the_processor_makes(family: str, tmp_path: Path
 
 
 def test_visual_tokens_are_counted_by_row(tmp_path: Path) -> None:
-    prompts = Prompts(FAMILIES["llava"].processor())
+    prompts = QuestionEncoder(FAMILIES["llava"].processor())
     ids = prompts.batch(questions(tmp_path)[0])["input_ids"]
     assert prompts.visual_tokens(ids) == [64, 128]
 
@@ -50,8 +50,10 @@ def test_what_is_asked_again_is_made_once_as_far_as_there_is_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked, _ = questions(tmp_path)
-    prompts = Prompts(FAMILIES["llava"].processor())
-    prompts._room = sum(tensor.nbytes for tensor in Prompts(prompts.processor).features(asked[1]).values())
+    prompts = QuestionEncoder(FAMILIES["llava"].processor())
+    prompts._free_bytes = sum(
+        tensor.nbytes for tensor in QuestionEncoder(prompts.processor).features(asked[1]).values()
+    )
     first = prompts.batch(asked[::-1])
     opened: list[str] = []
     monkeypatch.setattr(Question, "images", lambda self, images=Question.images: opened.append(self.id) or images(self))
@@ -62,9 +64,9 @@ def test_what_is_asked_again_is_made_once_as_far_as_there_is_room(
 
 def test_a_question_with_a_control_token_is_refused(tmp_path: Path) -> None:
     turn = Turn("user", ("What does <image> mean?",))
-    find_control_token = Question("set", "7", "", (turn,), ("yes",), "key", ImageStore(tmp_path))
-    with pytest.raises(ValueError, match="set, question 7: the control token '<image>'"):
-        Prompts(FAMILIES["llava"].processor()).features(find_control_token)
+    bad = Question("set", "7", "", (turn,), ("yes",), "key", ImageStore(tmp_path))
+    with pytest.raises(ValueError, match="set, question 7: its text contains the control token '<image>'"):
+        QuestionEncoder(FAMILIES["llava"].processor()).features(bad)
 
 
 def test_a_processor_without_a_template_is_refused(tmp_path: Path) -> None:
@@ -73,4 +75,4 @@ def test_a_processor_without_a_template_is_refused(tmp_path: Path) -> None:
     bare = copy.copy(FAMILIES["llava"].processor())
     bare.chat_template = None
     with pytest.raises(ValueError, match="no chat template"):
-        Prompts(bare)
+        QuestionEncoder(bare)

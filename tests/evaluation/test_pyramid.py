@@ -12,9 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from dart_train import DART, attach
 from dart_train.config import RecipeError, load_recipe
 from dart_train.evaluation.comparison import compare
-from dart_train.evaluation.comparison_grid import cells_of, prepare
-from dart_train.evaluation.cost import Arithmetic, Shape
-from dart_train.evaluation.generate import Subject
+from dart_train.evaluation.comparison_grid import grid_cells, prepare
+from dart_train.evaluation.cost import PrefillFlops, PrefillShape
+from dart_train.evaluation.generate import LoadedCheckpoint
 from dart_train.reduction import Random
 from tests.evaluation import scene
 from tests.zoo import FAMILIES, make_batch
@@ -26,7 +26,7 @@ HEAD, KV_HEADS, LAYERS, FLOAT = 16, 2, 5, 4
 
 
 def cells(done: Path, *overrides: str):
-    return [cell for cell in cells_of(load_recipe(done / "compare.yaml", overrides)) if cell.stages]
+    return [cell for cell in grid_cells(load_recipe(done / "compare.yaml", overrides)) if cell.stages]
 
 
 def test_the_budget_is_the_last_stages_and_earlier_ones_keep_their_proportion(done: Path) -> None:
@@ -98,7 +98,7 @@ def asked(done: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_its_answers_are_those_of_its_stages(done: Path, asked: Path) -> None:
     recipe = load_recipe(done / "compare.yaml", ["compare.sets.0.limit=6"])
-    subject = Subject(recipe, recipe.model.path, torch.device("cpu"))
+    subject = LoadedCheckpoint(recipe, recipe.model.path, torch.device("cpu"))
     here = [line for line in scene.lines(asked) if line["method"] == "pyramid"]
     with attach(subject.model, [DART(keep=16, layer=1), Random(keep=8, layer=3)]):
         for line, question in zip(here, prepare(recipe, progress=False).questions, strict=True):
@@ -121,9 +121,9 @@ def test_its_flops_are_those_that_the_forward_does() -> None:
     counter = FlopCounterMode(display=False)
     with attach(model, [DART(keep=32, layer=1), DART(keep=8, layer=3)]), torch.no_grad(), counter:
         model(**batch, logits_to_keep=1)
-    arithmetic = Arithmetic(model, batch, rows * TOKENS)
+    arithmetic = PrefillFlops(model, batch, rows * TOKENS)
     steps = ((1, length - TOKENS + 32), (3, length - TOKENS + 8))
-    assert arithmetic.prefill(Shape(rows, length, steps, rows * TOKENS)) == pytest.approx(
+    assert arithmetic.of(PrefillShape(rows, length, steps, rows * TOKENS)) == pytest.approx(
         counter.get_total_flops(), rel=0.12
     )
 

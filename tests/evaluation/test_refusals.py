@@ -78,7 +78,7 @@ def test_everything_wrong_with_folders_is_one_message(done: Path, tmp_path: Path
         "compare.methods=[{method: dart, layer: 9}]",
     )
     lines = told.splitlines()
-    assert lines[0] == "this cannot be compared: 6 problems"
+    assert lines[0] == "cannot run the comparison: 6 problems"
     expected = ["unknown_format", "gone.png", "bare: ", "newer: ", "gone: ", "good: dart (layer=9)"]
     for words, line in zip(["no conversations", "gone.png", "bare: ", "newer: ", "gone: ", "layer=9"], lines[1:],
                            strict=True):  # fmt: skip
@@ -125,10 +125,10 @@ def test_a_set_that_is_not_there_is_told(done: Path) -> None:
     assert "nowhere.json" in refusal(done, "compare.sets.0.path=nowhere.json")
 
 
-def test_a_set_that_no_metric_can_judge_is_told(done: Path, tmp_path: Path) -> None:
+def test_a_set_that_no_metric_can_score_is_an_error(done: Path, tmp_path: Path) -> None:
     here = f"compare.output_dir={tmp_path}/out"
     told = refusal(done, "compare.metrics=[yes_no_f1]", here)
-    assert "compare.sets.0: yes_no_f1 can judge none of its 14 questions" in told and "1 problem" in told
+    assert "compare.sets.0: yes_no_f1 cannot score any of its 14 questions" in told and "1 problem" in told
     for good in ("compare.metrics=[yes_no_f1, anls]", "compare.sets.0.kind_metrics={reading: [anls]}"):
         prepare(load_recipe(done / "compare.yaml", ["compare.metrics=[yes_no_f1]", good, here]), progress=False)
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForImageTextToText
 from dart_train.config import load_recipe
 from dart_train.evaluation.comparison import compare
 from dart_train.evaluation.comparison_grid import prepare
-from dart_train.evaluation.generate import Subject
+from dart_train.evaluation.generate import LoadedCheckpoint
 from dart_train.models.interpolate_positions import interpolated_positions
 from dart_train.models.resize import fewer_pixels
 from dart_train.reduction import REDUCERS
@@ -74,7 +74,7 @@ def test_what_was_lost_is_shown_of_every_set(asked: Path) -> None:
 
 def test_fewer_pixels_are_made_by_the_processor(done: Path, asked: Path) -> None:
     recipe = load_recipe(done / "compare.yaml", [f"compare.sets.0.limit={ASKED}"])
-    subject = Subject(recipe, recipe.model.path, torch.device("cpu"))
+    subject = LoadedCheckpoint(recipe, recipe.model.path, torch.device("cpu"))
     small = fewer_pixels(subject.processor, 16)
     with interpolated_positions(subject.model):
         said = [scene.plainly(subject.model, small, each) for each in prepare(recipe, progress=False).questions]
@@ -91,7 +91,7 @@ def test_a_run_is_asked_beside_its_base(done: Path, runs: Runs, tmp_path: Path) 
     base = AutoModelForImageTextToText.from_pretrained(run.parent / "llava")
     tuned = PeftModel.from_pretrained(base, run / "checkpoint-4").eval()
     processor, questions = results.prepared.found["tuned"].processor, results.prepared.questions
-    told = [line for line in results.lines if line["method"] == "full"]
+    told = [line for line in results.records if line["method"] == "full"]
     expected = [scene.plainly(tuned, processor, question) for question in questions]
     assert [line["prediction"] for line in told if line["checkpoint"] == "tuned"] == expected
     assert [line["prediction"] for line in told if line["checkpoint"] == "base"] != expected

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..scoring import ALL
+from ..scoring import ALL_KINDS
 from .page import Plot, page
 from .plots import over_budget, over_latency, save
 from .tables import title_of
 
 if TYPE_CHECKING:
-    from ..comparison import Results
+    from ..comparison import ComparisonResults
 
 NAME = "report.html"
 
@@ -24,7 +24,7 @@ class Report:
     plots: list[Plot]
 
 
-def write_report(results: Results) -> Report:
+def write_report(results: ComparisonResults) -> Report:
     """report.html and the plots, beside the tables."""
     plots = draw(results)
     file = results.folder / NAME
@@ -34,11 +34,11 @@ def write_report(results: Results) -> Report:
     return Report(file, plots)
 
 
-def draw(results: Results) -> list[Plot]:
+def draw(results: ComparisonResults) -> list[Plot]:
     """Two plots for each set and metric; the names of all but the first say whose they are. A metric that only some
     kinds of questions have is in the tables."""
     made: list[Plot] = []
-    whole = [entry for entry in results.entries if entry.kind == ALL]
+    whole = [entry for entry in results.scores if entry.kind == ALL_KINDS]
     for name, metric in dict.fromkeys((entry.set, entry.metric) for entry in whole):
         mine = [entry for entry in whole if (entry.set, entry.metric) == (name, metric)]
         suffix = f"_{_safe(name)}_{metric}" if made else ""

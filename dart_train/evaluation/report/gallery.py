@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from PIL import Image
 
-from ..answer_store import Line
-from ..comparison import Results
-from ..scoring import ALL
+from ..answer_store import AnswerRecord
+from ..comparison import ComparisonResults
+from ..scoring import ALL_KINDS
 from .html import picture, text
 from .regressions import Regression, regressions
 from .views import Views
@@ -17,9 +17,9 @@ CARDS = 6  # of a checkpoint and a set
 _PANELS = 3  # reductions on a card
 
 
-def gallery(results: Results, views: Views) -> str:
+def gallery(results: ComparisonResults, views: Views) -> str:
     """Finished HTML; empty where nothing was lost."""
-    parts, several = [], len({line["set"] for line in results.lines}) > 1
+    parts, several = [], len({line["set"] for line in results.records}) > 1
     for checkpoint, name, found in lost(results, CARDS):
         title = f"{checkpoint}, {name}" if several else checkpoint
         cards = "".join(_card(each, views) for each in found)
@@ -27,23 +27,23 @@ def gallery(results: Results, views: Views) -> str:
     return "".join(parts)
 
 
-def lost(results: Results, most: int) -> Iterator[tuple[str, str, list[Regression]]]:
+def lost(results: ComparisonResults, most: int) -> Iterator[tuple[str, str, list[Regression]]]:
     """Checkpoint, set, and what was lost there, by the first metric of the set."""
     metrics: dict[str, str] = {}
-    for entry in results.entries:
-        if entry.kind == ALL:
+    for entry in results.scores:
+        if entry.kind == ALL_KINDS:
             metrics.setdefault(entry.set, entry.metric)
     for checkpoint in results.prepared.found:
         for name, metric in metrics.items():
-            mine = [line for line in results.lines if line["set"] == name]
+            mine = [line for line in results.records if line["set"] == name]
             found = regressions(mine, checkpoint, metric, most)
             if found:
                 yield checkpoint, name, found
 
 
-def panels(each: Regression, views: Views) -> list[tuple[Line, Image.Image | None]]:
+def panels(each: Regression, views: Views) -> list[tuple[AnswerRecord, Image.Image | None]]:
     """Full tokens, then the gentlest reduction of each method that lost it, as many as there is room for."""
-    shown: dict[str, Line] = {}
+    shown: dict[str, AnswerRecord] = {}
     for line in each.wrong:
         shown.setdefault(line["method"], line)
     lines = [each.full, *list(shown.values())[:_PANELS]]
@@ -60,7 +60,7 @@ def _card(each: Regression, views: Views) -> str:
     return f'<article class="card">{head}<div class="views">{views_}</div></article>'
 
 
-def _figure(line: Line, image: Image.Image | None) -> str:
+def _figure(line: AnswerRecord, image: Image.Image | None) -> str:
     said = f"says <b>{text(line['prediction']) or '(nothing)'}</b>"
     if image is None:
         return f"<figure><figcaption>{text(_title(line))}: {said}</figcaption></figure>"
@@ -68,11 +68,11 @@ def _figure(line: Line, image: Image.Image | None) -> str:
     return f"<figure>{picture(image, alt)}<figcaption>{said}</figcaption></figure>"
 
 
-def _title(line: Line) -> str:
+def _title(line: AnswerRecord) -> str:
     return "full tokens" if line["method"] == "full" else f"{line['method']} {line['budget']}"
 
 
-def pictures_of(results: Results, views: Views, most: int) -> Sequence[tuple[str, Image.Image]]:
+def pictures_of(results: ComparisonResults, views: Views, most: int) -> Sequence[tuple[str, Image.Image]]:
     """For trackers: a caption and a picture of each reduction that lost a question."""
     found = []
     for checkpoint, _, mine in lost(results, most):

@@ -11,8 +11,8 @@ import torch
 import transformers
 
 from ...reduction import Reducer
-from ..answer_store import Line
-from ..comparison import Results
+from ..answer_store import AnswerRecord
+from ..comparison import ComparisonResults
 from ..comparison_grid import FULL
 from . import tables
 from .gallery import gallery
@@ -32,13 +32,13 @@ class Plot:
     svg: Path
 
 
-def page(results: Results, plots: Sequence[Plot]) -> str:
+def page(results: ComparisonResults, plots: Sequence[Plot]) -> str:
     sections = list(_sections(results, plots))
     links = "".join(f'<a href="#{name}">{text(title)}</a>' for name, title, _ in sections)
     body = "\n".join(made for *_, made in sections)
     title = f"Comparison: {', '.join(results.prepared.found)}"
     asked = len(results.prepared.questions)
-    told = f"{asked} questions, {len(results.cells)} rows, {len(results.lines)} answers"
+    told = f"{asked} questions, {len(results.cells)} rows, {len(results.records)} answers"
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -50,7 +50,7 @@ def page(results: Results, plots: Sequence[Plot]) -> str:
     )
 
 
-def _sections(results: Results, plots: Sequence[Plot]) -> Iterator[tuple[str, str, str]]:
+def _sections(results: ComparisonResults, plots: Sequence[Plot]) -> Iterator[tuple[str, str, str]]:
     """Name, title in the navigation, finished HTML."""
     short = "".join(f"<li>{each}</li>" for each in sentences(results))
     yield "short", "In short", section("short", "In short", "", f'<ul class="short">{short}</ul>')
@@ -58,24 +58,28 @@ def _sections(results: Results, plots: Sequence[Plot]) -> Iterator[tuple[str, st
         shown = "".join(f"<h3>{text(p.title)}</h3>{embedded(p.svg.read_bytes(), 'svg+xml', p.title)}" for p in plots)
         shown = f'<div class="plots">{shown}</div>'
         yield "plots", "Plots", section("plots", "Accuracy, budget, latency", PLOTS, shown)
-    yield "tables", "Quality", section("tables", "Quality", QUALITY, tables.quality(results.entries))
-    kinds = tables.kinds(results.entries)
+    yield "tables", "Quality", section("tables", "Quality", QUALITY, tables.quality(results.scores))
+    kinds = tables.kinds(results.scores)
     if kinds:
         yield "by-kind", "Kinds", section("by-kind", "By kind of question", KINDS, kinds)
     if results.costs:
-        yield "costs", "Cost", section("costs", "Cost, by the clock", _cost_note(results), tables.costs(results.costs))
+        yield (
+            "costs",
+            "CellCost",
+            section("costs", "CellCost, by the clock", _cost_note(results), tables.costs(results.costs)),
+        )
     yield from _differences(results)
     yield from _pictures(results)
     yield "how", "How", section("how", "How it was measured", "", _how(results))
 
 
-def _differences(results: Results) -> Iterator[tuple[str, str, str]]:
+def _differences(results: ComparisonResults) -> Iterator[tuple[str, str, str]]:
     if results.pairs:
         made = tables.pairs(results.pairs, "differences")
         yield "pairs", "Row against row", section("pairs", "Row against row", PAIRS, made)
 
 
-def _pictures(results: Results) -> Iterator[tuple[str, str, str]]:
+def _pictures(results: ComparisonResults) -> Iterator[tuple[str, str, str]]:
     views = Views(results)
     parts = [*questions(results), _heat(results, views)]
     if any(parts):
@@ -85,12 +89,12 @@ def _pictures(results: Results) -> Iterator[tuple[str, str, str]]:
         yield "regressions", "Regressions", section("regressions", "Worst regressions", REGRESSIONS, cards)
 
 
-def _heat(results: Results, views: Views) -> str:
+def _heat(results: ComparisonResults, views: Views) -> str:
     least = smallest(primary(results))
     if least is None:
         return ""
     checkpoint = next(iter(results.prepared.found))
-    lines: list[Line] = [line for line in sampled(results.lines, checkpoint, least) if line["method"] != FULL]
+    lines: list[AnswerRecord] = [line for line in sampled(results.records, checkpoint, least) if line["method"] != FULL]
     made = views.heat(lines)
     if made is None:
         return ""
@@ -100,13 +104,13 @@ def _heat(results: Results, views: Views) -> str:
     return f'<h3>Where does each method look?</h3><p class="note">{note}</p><div class="heat">{shown}</div>'
 
 
-def _cost_note(results: Results) -> str:
+def _cost_note(results: ComparisonResults) -> str:
     one = results.costs[0]
     shape = f"{one.rows} question(s) together, {one.prompt_tokens} prompt tokens, {one.visual_tokens} of them visual"
     return COST.format(repeats=one.total.repeats, shape=shape, new=one.new_tokens)
 
 
-def _how(results: Results) -> str:
+def _how(results: ComparisonResults) -> str:
     recipe, prepared = results.prepared.recipe, results.prepared
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} thread(s)"
     facts = {
@@ -123,7 +127,7 @@ def _how(results: Results) -> str:
     return f'<dl class="how">{"".join(f"<dt>{text(k)}</dt><dd>{text(v)}</dd>" for k, v in facts.items())}</dl>'
 
 
-def _methods(results: Results) -> dict[str, str]:
+def _methods(results: ComparisonResults) -> dict[str, str]:
     found = {}
     for cell in results.cells:
         if len(cell.stages) == 1:

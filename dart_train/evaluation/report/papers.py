@@ -7,24 +7,24 @@ from dataclasses import replace
 
 from ...common.statistics import PairedDifference
 from ...reduction import DART, Pooling, Random, Reducer, UniformGrid
-from ..comparison import Results
-from ..comparison_grid import FULL, Cell
-from ..scoring import ALL, Group, Row
+from ..comparison import ComparisonResults
+from ..comparison_grid import FULL, ComparisonCell
+from ..scoring import ALL_KINDS, CellKey, ScoreGroup
 from .html import TableRow, table, words
 from .short import smallest
 from .tables import apart_cells, budget_cell
 
 
-def questions(results: Results) -> list[str]:
+def questions(results: ComparisonResults) -> list[str]:
     """Finished HTML: one part for each question that can be answered."""
-    group = next((group for group in results.groups if group.kind == ALL), None)
+    group = next((group for group in results.groups if group.kind == ALL_KINDS), None)
     if group is None:
         return []
     parts = [_random(results, group), _merged(results, group), *_guidance(results)]
     return [part for part in parts if part]
 
 
-def _random(results: Results, group: Group) -> str:
+def _random(results: ComparisonResults, group: ScoreGroup) -> str:
     """Every method against Random at the same budget."""
     rivals = {(c.checkpoint, c.budget): c for c in results.cells if type(c.reducer) is Random}
     rows = []
@@ -39,7 +39,7 @@ def _random(results: Results, group: Group) -> str:
     return f'<h3>Is Random as strong as they say?</h3><p class="note">{note}</p>{table("random", head, rows)}'
 
 
-def _merged(results: Results, group: Group) -> str:
+def _merged(results: ComparisonResults, group: ScoreGroup) -> str:
     """The same method with its dropped tokens merged into kept ones, and pooling against a uniform choice."""
     rows = []
     for cell, twin in _twins(results.cells, _merge_less):
@@ -57,9 +57,9 @@ def _merged(results: Results, group: Group) -> str:
     return f'<h3>Prune or merge?</h3><p class="note">{note}</p>{table("merging", head, rows)}'
 
 
-def _guidance(results: Results) -> Iterator[str]:
+def _guidance(results: ComparisonResults) -> Iterator[str]:
     """DART with pivots in the text against DART without, kind by kind, at the smallest budget."""
-    least = smallest(results.entries)
+    least = smallest(results.scores)
     twins = [pair for pair in _twins(results.cells, _without_text) if pair[0].budget == least]
     rows = []
     for cell, twin in twins:
@@ -72,18 +72,20 @@ def _guidance(results: Results) -> Iterator[str]:
         yield f'<h3>{title}</h3><p class="note">{note}</p>{table("guidance", head, rows)}'
 
 
-def _row(group: Group, first: Cell, second: Cell, seed: int, names: Sequence[str]) -> list[TableRow]:
-    found: PairedDifference | None = group.apart(_place(first), _place(second), seed)
+def _row(
+    group: ScoreGroup, first: ComparisonCell, second: ComparisonCell, seed: int, names: Sequence[str]
+) -> list[TableRow]:
+    found: PairedDifference | None = group.difference(_place(first), _place(second), seed)
     if found is None:
         return []
     return [TableRow([*(words(name) for name in names), budget_cell(second.budget), *apart_cells(found)])]
 
 
-def _place(cell: Cell) -> Row:
+def _place(cell: ComparisonCell) -> CellKey:
     return (cell.checkpoint, cell.method, cell.budget)
 
 
-def _twins(cells: Sequence[Cell], other: object) -> Iterator[tuple[Cell, Cell]]:
+def _twins(cells: Sequence[ComparisonCell], other: object) -> Iterator[tuple[ComparisonCell, ComparisonCell]]:
     """Cells, each with the one whose method `other` makes of its own."""
     for cell in cells:
         wanted = other(cell.reducer) if cell.reducer is not None and callable(other) else None

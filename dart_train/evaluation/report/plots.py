@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from ..comparison_grid import FULL
-from ..cost import Cost
-from ..scoring import Entry
+from ..cost import CellCost
+from ..scoring import ScoreRow
 
 PALETTE = ("#2b6cb0", "#c0652f", "#3b8268", "#8a5a9e", "#b08a1e", "#4f9ab3", "#a8475a", "#6b7785", "#7a8f3c", "#d08c9b")
 MARKS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "*")
@@ -37,15 +37,15 @@ _WIDTH, _HEIGHT = 4.2, 3.6  # inches of a panel
 _BESIDE = 0.018  # how far methods of the same budget stand apart, as a factor
 
 
-def over_budget(entries: Sequence[Entry], metric: str) -> Figure:
+def over_budget(entries: Sequence[ScoreRow], metric: str) -> Figure:
     """entries: of all questions of one set, in one metric. A panel for each checkpoint; full tokens are the band."""
     with rc_context(_LOOKS):
         figure, panels = _panels(entries)
         for checkpoint, axes in panels.items():
-            here = [entry for entry in entries if entry.row[0] == checkpoint]
+            here = [entry for entry in entries if entry.cell[0] == checkpoint]
             _band(axes, here)
             for number, method in enumerate(_methods(entries)):
-                points = sorted((e for e in here if e.row[1] == method and e.kept), key=lambda e: e.kept or 0.0)
+                points = sorted((e for e in here if e.cell[1] == method and e.kept), key=lambda e: e.kept or 0.0)
                 shift = (1 + _BESIDE) ** (number - len(_methods(entries)) / 2)
                 _line(axes, [100 * (e.kept or 0.0) * shift for e in points], points, number, method)
             axes.set_xscale("log")
@@ -55,17 +55,17 @@ def over_budget(entries: Sequence[Entry], metric: str) -> Figure:
     return figure
 
 
-def over_latency(entries: Sequence[Entry], costs: Sequence[Cost], metric: str) -> Figure:
+def over_latency(entries: Sequence[ScoreRow], costs: Sequence[CellCost], metric: str) -> Figure:
     """Up and to the left is better. Bars: 95% intervals upright, quartiles of the repeats across."""
     times = {(cost.checkpoint, cost.method, cost.budget): cost.total for cost in costs}
     with rc_context(_LOOKS):
         figure, panels = _panels(entries)
         for checkpoint, axes in panels.items():
-            here = [entry for entry in entries if entry.row[0] == checkpoint and entry.row in times]
+            here = [entry for entry in entries if entry.cell[0] == checkpoint and entry.cell in times]
             for number, method in enumerate([FULL, *_methods(entries)]):
-                points = sorted((e for e in here if e.row[1] == method), key=lambda e: e.kept or 0.0)
+                points = sorted((e for e in here if e.cell[1] == method), key=lambda e: e.kept or 0.0)
                 if points:
-                    took = [times[entry.row] for entry in points]
+                    took = [times[entry.cell] for entry in points]
                     across = [[1e3 * (t.median - t.low) for t in took], [1e3 * (t.high - t.median) for t in took]]
                     _line(axes, [1e3 * t.median for t in took], points, number - 1, method, across)
             axes.set(title=checkpoint, xlabel="milliseconds for an answer (median)")
@@ -73,29 +73,31 @@ def over_latency(entries: Sequence[Entry], costs: Sequence[Cost], metric: str) -
     return figure
 
 
-def _panels(entries: Sequence[Entry]) -> tuple[Figure, dict[str, Any]]:
-    names = list(dict.fromkeys(entry.row[0] for entry in entries))
+def _panels(entries: Sequence[ScoreRow]) -> tuple[Figure, dict[str, Any]]:
+    names = list(dict.fromkeys(entry.cell[0] for entry in entries))
     figure = Figure(figsize=(_WIDTH * len(names) + 1.4, _HEIGHT), layout="constrained")
     made = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
     return figure, dict(zip(names, made, strict=True))
 
 
-def _methods(entries: Sequence[Entry]) -> list[str]:
-    return [name for name in dict.fromkeys(entry.row[1] for entry in entries) if name != FULL]
+def _methods(entries: Sequence[ScoreRow]) -> list[str]:
+    return [name for name in dict.fromkeys(entry.cell[1] for entry in entries) if name != FULL]
 
 
-def _band(axes: Any, entries: Sequence[Entry]) -> None:
-    full = next((entry.figure for entry in entries if entry.row[1] == FULL), None)
+def _band(axes: Any, entries: Sequence[ScoreRow]) -> None:
+    full = next((entry.score for entry in entries if entry.cell[1] == FULL), None)
     if full is not None:
         axes.axhspan(100 * full.low, 100 * full.high, color="#e6edf5", zorder=0)
         axes.axhline(100 * full.value, color="#52606d", lw=1, ls=(0, (4, 3)), label="full tokens", zorder=1)
 
 
-def _line(axes: Any, x: Sequence[float], points: Sequence[Entry], number: int, method: str, across: Any = None) -> None:
+def _line(
+    axes: Any, x: Sequence[float], points: Sequence[ScoreRow], number: int, method: str, across: Any = None
+) -> None:
     """number -1: full tokens."""
-    y = [100 * entry.figure.value for entry in points]
-    down = [value - 100 * entry.figure.low for value, entry in zip(y, points, strict=True)]
-    up = [100 * entry.figure.high - value for value, entry in zip(y, points, strict=True)]
+    y = [100 * entry.score.value for entry in points]
+    down = [value - 100 * entry.score.low for value, entry in zip(y, points, strict=True)]
+    up = [100 * entry.score.high - value for value, entry in zip(y, points, strict=True)]
     colour = "#323f4b" if number < 0 else PALETTE[number % len(PALETTE)]
     mark = "o" if number < 0 else MARKS[number % len(MARKS)]
     axes.errorbar(

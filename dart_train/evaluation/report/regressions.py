@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
-from ...common.metrics import METRICS, RIGHT_NO, RIGHT_YES
-from ..answer_store import Line
+from ...common.metrics import METRICS, TRUE_NEGATIVE, TRUE_POSITIVE
+from ..answer_store import AnswerRecord
 from ..comparison_grid import FULL
-from ..scoring import row_of
+from ..scoring import cell_key
 
 _HALF = 0.5  # of full marks, from which on an answer counts as right
 
@@ -19,21 +19,21 @@ class Regression:
     """wrong: lines of the same checkpoint whose answer is not right, gentlest reduction first; right: how many reduced
     rows still are."""
 
-    full: Line
-    wrong: tuple[Line, ...]
+    full: AnswerRecord
+    wrong: tuple[AnswerRecord, ...]
     right: int
 
 
-def is_right(metric: str, line: Line) -> bool:
+def is_right(metric: str, line: AnswerRecord) -> bool:
     score = METRICS[metric].score(line["prediction"], line["answers"])
     if score is None:
         return False
-    return score in (RIGHT_YES, RIGHT_NO) if metric == "yes_no_f1" else score >= _HALF
+    return score in (TRUE_POSITIVE, TRUE_NEGATIVE) if metric == "yes_no_f1" else score >= _HALF
 
 
-def regressions(lines: Sequence[Line], checkpoint: str, metric: str, most: int) -> list[Regression]:
+def regressions(lines: Sequence[AnswerRecord], checkpoint: str, metric: str, most: int) -> list[Regression]:
     """Lost by most rows first, kinds of questions in turn, so that no kind fills the page."""
-    mine: dict[tuple[str, str], list[Line]] = {}
+    mine: dict[tuple[str, str], list[AnswerRecord]] = {}
     for line in lines:
         if line["checkpoint"] == checkpoint:
             mine.setdefault((line["set"], line["id"]), []).append(line)
@@ -46,9 +46,9 @@ def regressions(lines: Sequence[Line], checkpoint: str, metric: str, most: int) 
     return taken[:most]
 
 
-def _of(answers: Sequence[Line], metric: str) -> Regression | None:
+def _of(answers: Sequence[AnswerRecord], metric: str) -> Regression | None:
     full = next((line for line in answers if line["method"] == FULL), None)
-    reduced = [line for line in answers if row_of(line)[1] != FULL]
+    reduced = [line for line in answers if cell_key(line)[1] != FULL]
     if full is None or not is_right(metric, full):
         return None
     wrong = [line for line in reduced if not is_right(metric, line)]

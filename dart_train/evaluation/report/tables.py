@@ -8,45 +8,45 @@ from ...common.metrics import METRICS
 from ...common.statistics import Estimate, PairedDifference
 from ...profiling.timing import Timing
 from ..comparison_grid import FULL
-from ..cost import Cost
-from ..scoring import ALL, Entry, Pair, Row
-from ..tables import p_words
+from ..cost import CellCost
+from ..scoring import ALL_KINDS, CellKey, PairedTest, ScoreRow
+from ..tables import format_p
 from .html import Cell, TableRow, number, picks, table, words
 
 CLEAR = 0.05
 _NONE = Cell('<span class="dim">-</span>', None, True)
 
 
-def quality(entries: Sequence[Entry]) -> str:
+def quality(entries: Sequence[ScoreRow]) -> str:
     """All questions of a set: one row a cell and metric."""
-    mine = [entry for entry in entries if entry.kind == ALL]
+    mine = [entry for entry in entries if entry.kind == ALL_KINDS]
     head = ["checkpoint", "method", "budget", "kept %", "value", "95%", "n", "from full", "95%", "p"]
     rows = [
         TableRow(
             [
-                *_place(entry.row),
+                *_place(entry.cell),
                 _NONE if entry.kept is None else number(100 * entry.kept, f"{100 * entry.kept:.1f}"),
-                Cell(_bar(entry.figure), 100 * entry.figure.value, True),
-                Cell(f'<span class="dim">{_span(entry.figure.low, entry.figure.high)}</span>'),
-                number(entry.figure.n, str(entry.figure.n)),
+                Cell(_bar(entry.score), 100 * entry.score.value, True),
+                Cell(f'<span class="dim">{_span(entry.score.low, entry.score.high)}</span>'),
+                number(entry.score.n, str(entry.score.n)),
                 *apart_cells(entry.from_full),
             ],
-            {"set": entry.set, "metric": entry.metric, "checkpoint": entry.row[0]},
-            _kind(entry.row),
+            {"set": entry.set, "metric": entry.metric, "checkpoint": entry.cell[0]},
+            _kind(entry.cell),
         )
         for entry in mine
     ]
     return _picked("quality", mine, True) + table("quality", head, rows)
 
 
-def kinds(entries: Sequence[Entry]) -> str:
+def kinds(entries: Sequence[ScoreRow]) -> str:
     """By kind of question, coloured by how far it is from full tokens; empty where rows have no kinds."""
-    mine = [entry for entry in entries if entry.kind != ALL]
+    mine = [entry for entry in entries if entry.kind != ALL_KINDS]
     names = list(dict.fromkeys(entry.kind for entry in mine))
     if not names:
         return ""
-    places = list(dict.fromkeys((entry.set, entry.metric, entry.row) for entry in mine))
-    found = {(entry.set, entry.metric, entry.row, entry.kind): entry for entry in mine}
+    places = list(dict.fromkeys((entry.set, entry.metric, entry.cell) for entry in mine))
+    found = {(entry.set, entry.metric, entry.cell, entry.kind): entry for entry in mine}
     rows = [
         TableRow(
             [*_place(row), *(_shaded(found.get((name, metric, row, kind))) for kind in names)],
@@ -59,7 +59,7 @@ def kinds(entries: Sequence[Entry]) -> str:
     return _picked("kinds", mine, True) + table("kinds", head, rows)
 
 
-def costs(found: Sequence[Cost]) -> str:
+def costs(found: Sequence[CellCost]) -> str:
     head = ["checkpoint", "method", "budget", "kept", "prefill ms", "first token ms", "per token ms", "total ms",
             "quartiles", "total faster", "prefill faster", "bound", "GFLOPs", "peak MiB", "KV MiB"]  # fmt: skip
     rows = [
@@ -85,7 +85,7 @@ def costs(found: Sequence[Cost]) -> str:
     return picks("cost", {"checkpoint": ("checkpoint", checkpoints, True)}) + table("cost", head, rows)
 
 
-def pairs(found: Sequence[Pair], name: str) -> str:
+def pairs(found: Sequence[PairedTest], name: str) -> str:
     """second less first."""
     head = ["first", "second", "where", "set", "metric", "kind", "difference", "95%", "n", "gained", "lost", "p",
             "p, Holm"]  # fmt: skip
@@ -107,7 +107,7 @@ def pairs(found: Sequence[Pair], name: str) -> str:
         )
         for pair in found
     ]
-    kinds_ = sorted({pair.kind for pair in found}, key=lambda kind: (kind != ALL, kind))
+    kinds_ = sorted({pair.kind for pair in found}, key=lambda kind: (kind != ALL_KINDS, kind))
     chosen = {
         "set": ("set", list(dict.fromkeys(pair.set for pair in found)), False),
         "metric": ("metric", list(dict.fromkeys(pair.metric for pair in found)), False),
@@ -116,7 +116,7 @@ def pairs(found: Sequence[Pair], name: str) -> str:
     return picks(name, chosen) + table(name, head, rows)
 
 
-def _sides(pair: Pair) -> list[Cell]:
+def _sides(pair: PairedTest) -> list[Cell]:
     """What is held against what, and what both have in common."""
     (one, method, budget), (other, method_too, _) = pair.first, pair.second
     if method == method_too:
@@ -124,18 +124,18 @@ def _sides(pair: Pair) -> list[Cell]:
     return [words(method), words(method_too), words(f"{one}, {budget_text(budget)}")]
 
 
-def _picked(name: str, entries: Sequence[Entry], every: bool) -> str:
+def _picked(name: str, entries: Sequence[ScoreRow], every: bool) -> str:
     return picks(
         name,
         {
             "set": ("set", list(dict.fromkeys(entry.set for entry in entries)), False),
             "metric": ("metric", list(dict.fromkeys(entry.metric for entry in entries)), False),
-            "checkpoint": ("checkpoint", list(dict.fromkeys(entry.row[0] for entry in entries)), every),
+            "checkpoint": ("checkpoint", list(dict.fromkeys(entry.cell[0] for entry in entries)), every),
         },
     )
 
 
-def _place(row: Row) -> list[Cell]:
+def _place(row: CellKey) -> list[Cell]:
     return [words(row[0]), words(row[1] if row[1] != FULL else "full tokens"), budget_cell(row[2])]
 
 
@@ -151,7 +151,7 @@ def budget_text(budget: str) -> str:
     return f"{100 * value:.3g}%" if value < 1 else f"{value:.0f} tokens"
 
 
-def _kind(row: Row) -> str:
+def _kind(row: CellKey) -> str:
     return "full" if row[1] == FULL else ""
 
 
@@ -175,14 +175,14 @@ def apart_cells(found: PairedDifference | None) -> list[Cell]:
 
 
 def _p(p: float) -> Cell:
-    return number(p, p_words(p), "clear" if p < CLEAR else "dim")
+    return number(p, format_p(p), "clear" if p < CLEAR else "dim")
 
 
-def _shaded(entry: Entry | None) -> Cell:
+def _shaded(entry: ScoreRow | None) -> Cell:
     """Up to 40 points from full tokens fill the colour; what chance explains stays pale."""
     if entry is None:
         return _NONE
-    value, low, high, n = (entry.figure.value, entry.figure.low, entry.figure.high, entry.figure.n)
+    value, low, high, n = (entry.score.value, entry.score.low, entry.score.high, entry.score.n)
     shown, under = f"{100 * value:.1f}", f'<div class="under">{100 * low:.0f} to {100 * high:.0f}, {n}</div>'
     apart = entry.from_full
     if apart is None or apart.p >= CLEAR:

@@ -12,9 +12,9 @@ from ...models.families import UnknownGridError
 from ...models.loading import bones, read_config
 from ...visualization import Choice, Place, geometry, overlay
 from ...visualization.heatmap import Heat, heat_maps
-from ..answer_store import Line, numbers
-from ..comparison import Results
-from ..prompts import Prompts
+from ..answer_store import AnswerRecord, from_ranges
+from ..comparison import ComparisonResults
+from ..prompts import QuestionEncoder
 from ..questions import Question
 
 WIDTH = 264  # pixels of a panel
@@ -26,19 +26,19 @@ Observed = tuple[list[tuple[int, int]], list[Place]]  # sizes of the pictures, w
 class Views:
     """Where visual tokens lie, by each checkpoint's own processor and configuration; no weights are read."""
 
-    def __init__(self, results: Results) -> None:
+    def __init__(self, results: ComparisonResults) -> None:
         self.results = results
-        self._bones: dict[str, tuple[Any, Prompts]] = {}
+        self._bones: dict[str, tuple[Any, QuestionEncoder]] = {}
         self._seen: dict[tuple[str, str, str], Observed | None] = {}
 
-    def seen(self, line: Line) -> Observed | None:
+    def seen(self, line: AnswerRecord) -> Observed | None:
         """None where a line's question has no pictures, or where their tokens lie is not known."""
         key = (line["checkpoint"], line["set"], line["id"])
         if key not in self._seen:
             self._seen[key] = self._look(line["checkpoint"], self._question(line))
         return self._seen[key]
 
-    def panel(self, line: Line, title: str) -> Image.Image | None:
+    def panel(self, line: AnswerRecord, title: str) -> Image.Image | None:
         seen = self.seen(line)
         if seen is None:
             return None
@@ -48,14 +48,14 @@ class Views:
         return overlay(self._question(line).images(), seen[1], Choice(kept), title, WIDTH)
 
     @staticmethod
-    def kept(line: Line, number: int) -> list[bool] | None:
+    def kept(line: AnswerRecord, number: int) -> list[bool] | None:
         """None where other tokens were made than full tokens are (fewer pixels)."""
         if line["kept_tokens"] is None:
             return [True] * number if line["kept"] == number else None
-        mine = set(numbers(line["kept_tokens"]))
+        mine = set(from_ranges(line["kept_tokens"]))
         return [place in mine for place in range(number)]
 
-    def heat(self, lines: Sequence[Line]) -> Image.Image | None:
+    def heat(self, lines: Sequence[AnswerRecord]) -> Image.Image | None:
         """One map a method, of lines at one budget of one checkpoint."""
         maps: dict[str, Heat] = {}
         for line in tqdm(lines, desc="heat maps", leave=False, delay=2):
@@ -76,19 +76,19 @@ class Views:
         except UnknownGridError:
             return None
 
-    def _question(self, line: Line) -> Question:
+    def _question(self, line: AnswerRecord) -> Question:
         return self.results.questions[line["set"], line["id"]]
 
-    def _of(self, checkpoint: str) -> tuple[Any, Prompts]:
+    def _of(self, checkpoint: str) -> tuple[Any, QuestionEncoder]:
         if checkpoint not in self._bones:
             found = self.results.prepared.found[checkpoint]
             source = found.source
             model = bones(read_config(source.path, source.revision, source.trust_remote_code))
-            self._bones[checkpoint] = (model, Prompts(found.processor))
+            self._bones[checkpoint] = (model, QuestionEncoder(found.processor))
         return self._bones[checkpoint]
 
 
-def sampled(lines: Sequence[Line], checkpoint: str, budget: str) -> list[Line]:
+def sampled(lines: Sequence[AnswerRecord], checkpoint: str, budget: str) -> list[AnswerRecord]:
     """Of each method the same questions, evenly spread."""
     here = [line for line in lines if line["checkpoint"] == checkpoint and line["budget"] == budget]
     asked = list(dict.fromkeys((line["set"], line["id"]) for line in here))

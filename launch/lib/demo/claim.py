@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dart_train.common.metrics import METRICS
-from dart_train.common.statistics import Estimate, PairedDifference, difference, figure
+from dart_train.common.statistics import Estimate, PairedDifference, estimate, paired_difference
 
 METHOD, BUDGET, FULL = "dart", "0.111", "full"
 GAIN, LOSS = 0.05, 0.02
@@ -99,7 +99,7 @@ def _scores(answers: Iterable[Mapping[str, Any]], checkpoint: str, method: str, 
 
 
 def _figure(scores: Scores) -> Estimate:
-    found = figure(METRIC, scores.values())
+    found = estimate(METRIC, scores.values())
     assert found is not None
     return found
 
@@ -109,7 +109,7 @@ def _apart(both: Sequence[Scores]) -> PairedDifference:
     first, second = both
     if first.keys() != second.keys():
         raise ValueError("the two models were asked different questions")
-    found = difference(METRIC, list(first.values()), [second[question] for question in first])
+    found = paired_difference(METRIC, list(first.values()), [second[question] for question in first])
     assert found is not None
     return found
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dart_train.common.metrics import METRICS, mean
-from dart_train.common.statistics import bootstrap, difference, figure, holm, mcnemar, wilson
+from dart_train.common.statistics import bootstrap, estimate, holm, mcnemar, paired_difference, wilson
 
 EXACT, VQA, F1 = METRICS["exact_match"], METRICS["vqa"], METRICS["yes_no_f1"]
 
@@ -24,7 +24,7 @@ def test_wilson_is_that_of_the_tables(right: int, asked: int, low: float, high: 
 
 
 def test_wilson_refuses_what_is_no_share() -> None:
-    with pytest.raises(ValueError, match="3 right of 2"):
+    with pytest.raises(ValueError, match="3 correct of 2"):
         wilson(3, 2)
 
 
@@ -50,7 +50,7 @@ def test_the_bootstrap_says_the_same_each_time() -> None:
 def test_a_large_bootstrap_goes_in_pieces_and_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     scores = np.random.default_rng(1).random(50)
     whole = bootstrap(scores, mean, 3)
-    monkeypatch.setattr("dart_train.common.statistics._ROWS", 5000)
+    monkeypatch.setattr("dart_train.common.statistics._SCORES_AT_ONCE", 5000)
     assert bootstrap(scores, mean, 3) == whole
 
 
@@ -72,7 +72,7 @@ def test_a_test_cries_wolf_about_as_often_as_it_says(metric) -> None:
     cries = 0
     for seed in range(150):
         first, second = chance.choice(values, (2, 60))
-        found = difference(metric, list(first), list(second), seed)
+        found = paired_difference(metric, list(first), list(second), seed)
         cries += found.p < 0.05
     assert cries <= 16  # of 150, where 7.5 are expected
 
@@ -80,22 +80,22 @@ def test_a_test_cries_wolf_about_as_often_as_it_says(metric) -> None:
 @pytest.mark.parametrize(("metric", "better", "worse"), [(EXACT, 1.0, 0.0), (VQA, 0.6, 0.3), (F1, 0.0, 2.0)])
 def test_what_is_plainly_better_is_called_so(metric, better: float, worse: float) -> None:
     same = [better] * 60
-    found = difference(metric, [worse] * 40 + same, [better] * 40 + same)
+    found = paired_difference(metric, [worse] * 40 + same, [better] * 40 + same)
     assert found.p < 0.01 and found.low > 0 and (found.gained, found.lost, found.n) == (40, 0, 100)
-    back = difference(metric, [better] * 40 + same, [worse] * 40 + same)
+    back = paired_difference(metric, [better] * 40 + same, [worse] * 40 + same)
     assert back.value == pytest.approx(-found.value) and back.lost == 40
 
 
 def test_equal_answers_do_not_differ() -> None:
     for metric, one in ((EXACT, 1.0), (VQA, 0.3)):
-        found = difference(metric, [one, 0.0] * 10, [one, 0.0] * 10)
+        found = paired_difference(metric, [one, 0.0] * 10, [one, 0.0] * 10)
         assert (found.value, found.low, found.high, found.p) == (0, 0, 0, 1.0)
 
 
 def test_a_pair_needs_the_same_questions() -> None:
     with pytest.raises(ValueError, match="2 and 1 scores"):
-        difference(EXACT, [1.0, 0.0], [1.0])
-    assert difference(EXACT, [], []) is None
+        paired_difference(EXACT, [1.0, 0.0], [1.0])
+    assert paired_difference(EXACT, [], []) is None
 
 
 def test_holm_corrects_as_published() -> None:
@@ -104,5 +104,5 @@ def test_holm_corrects_as_published() -> None:
 
 
 def test_a_share_has_wilsons_interval() -> None:
-    found = figure(EXACT, [1.0] * 30 + [0.0] * 70)
+    found = estimate(EXACT, [1.0] * 30 + [0.0] * 70)
     assert (found.value, found.n) == (0.3, 100) and (found.low, found.high) == wilson(30, 100)
