@@ -1,27 +1,39 @@
-"""Folders of a run's state: written so that a half one is never taken for a whole one, found and loaded again."""
+"""Checkpoints: written so that an incomplete one is never taken for a complete one, found again, and loaded."""
 
-from .atomic import MARK, IncompleteCheckpoint, is_complete, latest_complete, problems, seal, steps_of, sweep
-from .loading import Found, Loaded, find, load
-from .provenance import FORMAT_WRITTEN as FORMAT
-from .provenance import Budgets, Provenance, UntrainedBudget, read_reducers, write_reducers
+from .atomic import (
+    COMPLETE_MARKER,
+    IncompleteCheckpoint,
+    commit_checkpoint,
+    is_complete,
+    latest_complete,
+    prune,
+    step_of,
+    why_incomplete,
+)
+from .loading import Loaded, ReducerSpec, ResolvedModel, load, resolve
+from .locate import CheckpointSelector, ModelLocation, locate
+from .provenance import Provenance, TrainedBudgets, UntrainedBudget, read_reducers, write_reducers
 
 __all__ = [
-    "FORMAT",
-    "MARK",
-    "Budgets",
-    "Found",
+    "COMPLETE_MARKER",
+    "CheckpointSelector",
     "IncompleteCheckpoint",
     "Loaded",
+    "ModelLocation",
     "Provenance",
+    "ReducerSpec",
+    "ResolvedModel",
+    "TrainedBudgets",
     "UntrainedBudget",
-    "find",
+    "commit_checkpoint",
     "is_complete",
     "latest_complete",
     "load",
-    "problems",
+    "locate",
+    "prune",
     "read_reducers",
-    "seal",
-    "steps_of",
-    "sweep",
+    "resolve",
+    "step_of",
+    "why_incomplete",
     "write_reducers",
 ]

@@ -1,4 +1,5 @@
-"""`load(path)`: a model, its processor, and its reduction attached as it was trained."""
+"""`load(path)`: a model, its processor, and its reduction attached as it was trained. `resolve` does all of it but the
+weights, and reports everything that is wrong in one error."""
 
 from __future__ import annotations
 
@@ -18,167 +19,47 @@ from ..models.loading import Source, attention_kernel, bones, missing_weights, r
 from ..models.processors import load_processor
 from ..reduction import DART, FewerPixels, Reducer, from_config
 from ..reduction.budget import Keep
-from .locate import CONFIG, Place, Which, locate
-from .provenance import NAME as PROVENANCE
-from .provenance import Budgets, Provenance, UntrainedBudget, known_of, read_reducers, told
+from .locate import CONFIG, CheckpointSelector, ModelLocation, locate
+from .provenance import (
+    FULL,
+    PROVENANCE_FILE,
+    Provenance,
+    TrainedBudgets,
+    UntrainedBudget,
+    describe_budgets,
+    read_provenance,
+    read_reducers,
+)
 
-# Everything about a model that can be known, and can be wrong, before a weight is read: told in one message.
+# "trained" (or ...): as trained; None: no reduction; else a reducer, several stages, their configuration, or the name
+# of a method.
+ReducerSpec = types.EllipsisType | None | str | Reducer | Mapping[str, Any] | Sequence[Any]
+TRAINED = "trained"
 
 
 @dataclass(frozen=True)
-class Found:
-    """A model that can be loaded. `trained`: what it was trained with, None where nothing is written."""
+class ResolvedModel:
+    """A model that can be loaded. `trained`: the reduction it was trained with; None: there is no reducer.json."""
 
-    place: Place
+    location: ModelLocation
     source: Source
     provenance: Provenance
     processor: Any
     trained: Sequence[Reducer] | None
     reducers: Sequence[Reducer]
-    kernel: str
+    attn_implementation: str
 
     @property
     def dtype(self) -> str:
-        """As saved; of a run and of an adapter what training computed in: a run's weights may be float32 copies."""
-        exported = (self.place.folder / PROVENANCE).is_file() and not self.place.adapter
+        """As saved in an export; what training computed in for a run (whose weights may be float32 copies) and for an
+        adapter."""
+        exported = (self.location.folder / PROVENANCE_FILE).is_file() and not self.location.is_adapter
         return "auto" if exported else self.provenance.trained_dtype or "auto"
-
-
-def find(
-    path: str | Path,
-    reducer: Choice = ...,
-    *,
-    keep: Keep | Sequence[Keep] | None = None,
-    attn_implementation: str = "auto",
-    checkpoint: Which = None,
-    base: str | Path | None = None,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-) -> Found:
-    """As `load`, which see, without the weights."""
-    place = locate(path, checkpoint, revision)
-    problems = ProblemCollector(errors=(*EXPECTED_ERRORS, KeyError, TypeError))  # files of other versions
-    known = problems.collect(lambda: known_of(place)) or Provenance(place.source)
-    kernel = problems.collect(lambda: attention_kernel(attn_implementation))
-    processor = problems.collect(lambda: _processor(place, known, trust_remote_code))
-    saved = ProblemCollector(errors=problems.errors)
-    trained = saved.collect(lambda: read_reducers(place.folder))
-    reducers = None
-    if not saved.problems or reducer is not ...:
-        reducers = problems.collect(lambda: choose(trained, reducer, keep))
-    else:
-        problems.add(f"{each}; or load it with another reducer, or reducer=None" for each in saved.problems)
-    source = problems.collect(lambda: _source(place, known, base, trust_remote_code))
-    if source is not None:
-        problems.collect(lambda: _check_model(source, reducers or []))
-    if len(problems.problems) == 1:
-        raise ValueError(f"{path} cannot be loaded: {problems.problems[0]}")
-    problems.raise_if_any(f"{path} cannot be loaded")
-    assert source is not None and kernel is not None and reducers is not None
-    return Found(place, source, known, processor, trained, reducers, kernel)
-
-
-def _processor(place: Place, known: Provenance, trust_remote_code: bool) -> Any:
-    """The one beside the weights; an adapter that came without one uses its base model's."""
-    try:
-        return load_processor(str(place.folder), trust_remote_code=trust_remote_code)
-    except (ValueError, OSError) as error:
-        if not place.adapter or known.base_model is None:
-            raise ValueError(f"no processor: {str(error).strip().splitlines()[0]}") from error
-        return load_processor(str(locate(known.base_model, None, known.base_revision).folder))
-
-
-def _source(place: Place, known: Provenance, base: str | Path | None, trust_remote_code: bool) -> Source:
-    if not place.adapter:
-        if base is not None:
-            raise ValueError(f"base={str(base)!r} was given, but the weights here are whole: leave it out")
-        _check_local(place)
-        return Source(place.source, place.revision, trust_remote_code)
-    wanted = known.base_model if base is None else str(base)
-    if wanted is None:
-        raise ValueError("the adapter does not say which base model it belongs to; give its folder or hub id as base")
-    try:
-        below = locate(wanted, None, known.base_revision if base is None else None)
-    except ValueError as error:
-        raise ValueError(f"the adapter's base model is not to be had: {error}; give where it is now as base") from error
-    _check_local(below)
-    if below.adapter:
-        raise ValueError(f"the adapter's base model {wanted} is an adapter itself; export that one first")
-    return Source(below.source, below.revision, trust_remote_code, place.source)
-
-
-def _check_local(place: Place) -> None:
-    if place.folder != Path(place.source):
-        return  # on a hub, whose weights come when they are asked for
-    absent = missing_weights(place.folder) if (place.folder / CONFIG).is_file() else f"{CONFIG} is missing"
-    if absent and not place.adapter:
-        raise ValueError(f"{place.folder}: {absent}")
-
-
-def _check_model(source: Source, reducers: Sequence[Reducer]) -> None:
-    model = bones(read_config(source.path, source.revision, source.trust_remote_code))
-    if reducers:
-        attach(model, reducers).remove()
-
-
-# Which reduction a loaded model gets: the one it was trained with, another, or that one at another budget.
-
-# ...: as trained; None: none; else one, several stages of one, their configuration, or the name of a method.
-Choice = types.EllipsisType | None | str | Reducer | Mapping[str, Any] | Sequence[Any]
-
-
-def choose(trained: Sequence[Reducer] | None, wanted: Choice, keep: Keep | Sequence[Keep] | None) -> list[Reducer]:
-    """keep: another budget for it, one for each stage. Without a training, a budget alone means DART at it."""
-    if wanted is ...:
-        chosen = list(trained or ([DART()] if keep is not None else []))
-    elif wanted is None:
-        chosen = []
-    elif isinstance(wanted, str):
-        chosen = _by_name(wanted, trained or [], keep)
-    else:
-        stages: Sequence[Any] = [wanted] if isinstance(wanted, Reducer | Mapping) else wanted
-        chosen = [stage if isinstance(stage, Reducer) else from_config(stage) for stage in stages]
-    if wanted is not ... and any(isinstance(stage, FewerPixels) for stage in chosen):
-        raise ValueError(
-            "fewer_pixels makes the pictures smaller and works at the processor: load with reducer=None, then "
-            "dart_train.models.resize.fewer_pixels(processor, keep)"
-        )
-    return chosen if keep is None else _at(chosen, keep)
-
-
-def _by_name(name: str, trained: Sequence[Reducer], keep: object) -> list[Reducer]:
-    """With the options of the training where the method is the same, at its layer and budget where it is not."""
-    if name == "none":
-        return []
-    bare = from_config({"method": name})
-    if trained and all(type(stage) is type(bare) for stage in trained):
-        return list(trained)
-    if len(trained) == 1:
-        return [replace(bare, layer=trained[0].layer, keep=trained[0].keep, per=trained[0].per)]
-    if keep is None and name != "keep_all":
-        raise ValueError(f"reducer={name!r}: how many tokens it keeps is not known; give keep=, such as 64 or 0.222")
-    return [bare]
-
-
-def _at(stages: Sequence[Reducer], keep: Keep | Sequence[Keep]) -> list[Reducer]:
-    budgets = list(keep) if isinstance(keep, Sequence) else [keep]
-    if not stages:
-        raise ValueError(f"keep={keep!r} was given, but no reduction is attached; give a reducer, such as 'dart'")
-    if len(budgets) != len(stages):
-        raise ValueError(f"keep={keep!r}: {len(budgets)} budgets for {len(stages)} stages; give one for each stage")
-    return [replace(stage, keep=budget) for stage, budget in zip(stages, budgets, strict=True)]
-
-
-def warn_if_untrained(stages: Sequence[Reducer], trained: Budgets | None) -> None:
-    """Serving at a budget that training never saw is allowed, and said."""
-    served: tuple[Keep, ...] = tuple(stage.keep for stage in stages) or (1.0,)
-    if trained is not None and not trained.include(served):
-        warnings.warn(f"served at {told([served])}, but trained at {trained}", UntrainedBudget, stacklevel=3)
 
 
 @dataclass
 class Loaded:
-    """`attached` is None where nothing is reduced. `provenance`: what is known of how the model came to be."""
+    """`attached` is None where nothing is reduced. `provenance`: what is known of the training."""
 
     model: Any
     processor: Any
@@ -188,14 +69,14 @@ class Loaded:
 
 def load(
     path: str | Path,
-    reducer: Choice = ...,
+    reducer: ReducerSpec = TRAINED,
     *,
     keep: Keep | Sequence[Keep] | None = None,
     dtype: torch.dtype | str | None = None,
     attn_implementation: str = "auto",
     device: str | torch.device | None = None,
     output: Output = "expand",
-    checkpoint: Which = None,
+    checkpoint: CheckpointSelector = None,
     base: str | Path | None = None,
     merge: bool = True,
     revision: str | None = None,
@@ -204,14 +85,15 @@ def load(
     """A model ready to answer, its reduction attached as it was trained.
 
     path: an exported folder, a run, one of its checkpoints, the folder of any model, or a hub id.
-    reducer: another reduction: a reducer, stages of them, their configuration, or the name of a method; None: none.
+    reducer: "trained": the reduction it was trained with; None: no reduction; or another one: a reducer, several
+        stages, their configuration, or the name of a method.
     keep: another budget for it. A budget that the model was not trained at gives a warning, `UntrainedBudget`.
-    dtype: None: what training computed in, or as saved. device: None: the GPU where there is one.
-    checkpoint: of a run, its step, `newest` or `best`; None: the best where validation judged, else the newest.
-    base: where an adapter's base model is now, if not where it was. merge: False leaves the adapter inside PEFT.
+    dtype: None: what training computed in, or as saved. device: None: the GPU if there is one.
+    checkpoint: of a run, its step, `newest` or `best`; None: the best if the run was validated, else the newest.
+    base: where an adapter's base model is now, if it was moved. merge: False leaves the adapter inside PEFT.
     Raises a ValueError with everything that is wrong, before any weight is read.
     """
-    found = find(
+    resolved = resolve(
         path,
         reducer,
         keep=keep,
@@ -221,8 +103,146 @@ def load(
         revision=revision,
         trust_remote_code=trust_remote_code,
     )
-    warn_if_untrained(found.reducers, found.provenance.budgets)
-    model = read_model(found.source, dtype or found.dtype, found.kernel, merge)
+    warn_if_untrained(resolved.reducers, resolved.provenance.budgets)
+    model = read_model(resolved.source, dtype or resolved.dtype, resolved.attn_implementation, merge)
     model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    attached = attach(model, found.reducers, output=output) if found.reducers else None
-    return Loaded(model, found.processor, attached, found.provenance)
+    attached = attach(model, resolved.reducers, output=output) if resolved.reducers else None
+    return Loaded(model, resolved.processor, attached, resolved.provenance)
+
+
+def resolve(
+    path: str | Path,
+    reducer: ReducerSpec = TRAINED,
+    *,
+    keep: Keep | Sequence[Keep] | None = None,
+    attn_implementation: str = "auto",
+    checkpoint: CheckpointSelector = None,
+    base: str | Path | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> ResolvedModel:
+    """Everything that `load`, which has the same arguments, knows before it reads weights."""
+    location = locate(path, checkpoint, revision)
+    problems = ProblemCollector(errors=(*EXPECTED_ERRORS, KeyError, TypeError))  # damaged files, other versions
+    provenance = problems.collect(lambda: read_provenance(location)) or Provenance(location.source)
+    attention = problems.collect(lambda: attention_kernel(attn_implementation))
+    processor = problems.collect(lambda: _load_processor(location, provenance, trust_remote_code))
+    saved = ProblemCollector(errors=problems.errors)
+    trained = saved.collect(lambda: read_reducers(location.folder))
+    reducers = None
+    if not saved.problems or not _is_trained(reducer):
+        reducers = problems.collect(lambda: select_reducer(trained, reducer, keep))
+    else:
+        problems.add(f"{each}; or load it with another reducer, or reducer=None" for each in saved.problems)
+    source = problems.collect(lambda: _weights_source(location, provenance, base, trust_remote_code))
+    if source is not None:
+        problems.collect(lambda: _check_reduction_fits(source, reducers or []))
+    if len(problems.problems) == 1:
+        raise ValueError(f"{path} cannot be loaded: {problems.problems[0]}")
+    problems.raise_if_any(f"{path} cannot be loaded")
+    assert source is not None and attention is not None and reducers is not None
+    return ResolvedModel(location, source, provenance, processor, trained, reducers, attention)
+
+
+def _load_processor(location: ModelLocation, provenance: Provenance, trust_remote_code: bool) -> Any:
+    """The one next to the weights; an adapter without one uses its base model's."""
+    try:
+        return load_processor(str(location.folder), trust_remote_code=trust_remote_code)
+    except (ValueError, OSError) as error:
+        if not location.is_adapter or provenance.base_model is None:
+            raise ValueError(f"no processor: {str(error).strip().splitlines()[0]}") from error
+        return load_processor(str(locate(provenance.base_model, None, provenance.base_revision).folder))
+
+
+def _weights_source(
+    location: ModelLocation, provenance: Provenance, base: str | Path | None, trust_remote_code: bool
+) -> Source:
+    if not location.is_adapter:
+        if base is not None:
+            raise ValueError(f"base={str(base)!r} was given, but {location.folder} holds full weights: leave it out")
+        _check_weight_files(location)
+        return Source(location.source, location.revision, trust_remote_code)
+    wanted = provenance.base_model if base is None else str(base)
+    if wanted is None:
+        raise ValueError("the adapter does not name its base model; give the base model's folder or hub id as base")
+    try:
+        base_location = locate(wanted, None, provenance.base_revision if base is None else None)
+    except ValueError as error:
+        raise ValueError(f"the adapter's base model was not found: {error}; give where it is now as base") from error
+    _check_weight_files(base_location)
+    if base_location.is_adapter:
+        raise ValueError(f"the adapter's base model {wanted} is an adapter itself; export that one first")
+    return Source(base_location.source, base_location.revision, trust_remote_code, location.source)
+
+
+def _check_weight_files(location: ModelLocation) -> None:
+    if location.folder != Path(location.source):
+        return  # on a hub, whose weights are downloaded when the model is loaded
+    missing = missing_weights(location.folder) if (location.folder / CONFIG).is_file() else f"{CONFIG} is missing"
+    if missing and not location.is_adapter:
+        raise ValueError(f"{location.folder}: {missing}")
+
+
+def _check_reduction_fits(source: Source, reducers: Sequence[Reducer]) -> None:
+    """On a model without weights."""
+    model = bones(read_config(source.path, source.revision, source.trust_remote_code))
+    if reducers:
+        attach(model, reducers).remove()
+
+
+def _is_trained(spec: ReducerSpec) -> bool:
+    return spec is ... or (isinstance(spec, str) and spec == TRAINED)
+
+
+def select_reducer(
+    trained: Sequence[Reducer] | None, spec: ReducerSpec, keep: Keep | Sequence[Keep] | None
+) -> list[Reducer]:
+    """The stages to attach. keep: another budget, one for each stage; for a model that was not trained with a
+    reduction, a budget alone means DART at it."""
+    if _is_trained(spec):
+        selected = list(trained or ([DART()] if keep is not None else []))
+        return selected if keep is None else _with_budgets(selected, keep)
+    if spec is None:
+        selected = []
+    elif isinstance(spec, str):
+        selected = _by_name(spec, trained or [], keep)
+    else:
+        stages: Sequence[Any] = [spec] if isinstance(spec, Reducer | Mapping) else spec  # type: ignore[assignment]
+        selected = [stage if isinstance(stage, Reducer) else from_config(stage) for stage in stages]
+    if any(isinstance(stage, FewerPixels) for stage in selected):
+        raise ValueError(
+            "fewer_pixels makes the images smaller and works at the processor: load with reducer=None, then "
+            "dart_train.models.resize.fewer_pixels(processor, keep)"
+        )
+    return selected if keep is None else _with_budgets(selected, keep)
+
+
+def _by_name(name: str, trained: Sequence[Reducer], keep: object) -> list[Reducer]:
+    """With the options it was trained with if the method is the same; else at the trained layer and budget."""
+    if name == "none":
+        return []
+    default = from_config({"method": name})
+    if trained and all(type(stage) is type(default) for stage in trained):
+        return list(trained)
+    if len(trained) == 1:
+        return [replace(default, layer=trained[0].layer, keep=trained[0].keep, per=trained[0].per)]
+    if keep is None and name != "keep_all":
+        raise ValueError(f"reducer={name!r}: how many tokens to keep is not known; give keep=, such as 64 or 0.222")
+    return [default]
+
+
+def _with_budgets(stages: Sequence[Reducer], keep: Keep | Sequence[Keep]) -> list[Reducer]:
+    budgets = list(keep) if isinstance(keep, Sequence) else [keep]
+    if not stages:
+        raise ValueError(f"keep={keep!r} was given, but no reduction is attached; give a reducer, such as 'dart'")
+    if len(budgets) != len(stages):
+        raise ValueError(f"keep={keep!r}: {len(budgets)} budgets for {len(stages)} stages; give one for each stage")
+    return [replace(stage, keep=budget) for stage, budget in zip(stages, budgets, strict=True)]
+
+
+def warn_if_untrained(stages: Sequence[Reducer], trained: TrainedBudgets | None) -> None:
+    """A budget that the model was not trained at is allowed, with a warning."""
+    served: tuple[Keep, ...] = tuple(stage.keep for stage in stages) or FULL
+    if trained is not None and not trained.include(served):
+        message = f"served at {describe_budgets([served])}, but trained at {trained}"
+        warnings.warn(message, UntrainedBudget, stacklevel=3)

@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..chat import ChatSession, TimedStreamer
-from ..checkpoints import Loaded, UntrainedBudget, find, load
+from ..checkpoints import Loaded, UntrainedBudget, load, resolve
 from ..models.prompts import prompt_problems
 from ..reduction.budget import Keep
 
@@ -39,7 +39,7 @@ def _checked(options: argparse.Namespace) -> list[Image.Image]:
         except (OSError, UnidentifiedImageError) as error:
             wrong.append(f"--image {name} cannot be read: {error}")
     try:
-        wrong += prompt_problems(find(options.path, _reducer(options), **_where(options)).processor)
+        wrong += prompt_problems(resolve(options.path, _reducer(options), **_where(options)).processor)
     except ValueError as error:
         wrong.append(str(error))
     if wrong:

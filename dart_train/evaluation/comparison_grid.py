@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..checkpoints import Found, find
+from ..checkpoints import ResolvedModel, resolve
 from ..common.io import ProblemCollector
 from ..common.metrics import METRICS
 from ..config import Problem, QuestionSet, Recipe, RecipeError, load_recipe
@@ -106,7 +106,7 @@ class ResolvedInputs:
     """What the recipe of a comparison names, opened; `problems` has what could not be."""
 
     questions: list[Question] = field(default_factory=list)
-    found: dict[str, Found] = field(default_factory=dict)
+    found: dict[str, ResolvedModel] = field(default_factory=dict)
     problems: ProblemCollector = field(default_factory=ProblemCollector)
 
 
@@ -117,7 +117,7 @@ class PreparedComparison:
     recipe: Recipe
     cells: list[ComparisonCell]
     questions: list[Question]
-    found: dict[str, Found]
+    found: dict[str, ResolvedModel]
     folder: Path
     sets: dict[str, QuestionSet]
 
@@ -164,9 +164,9 @@ def resolve_inputs(recipe: Recipe, cells: Sequence[ComparisonCell], progress: bo
     return inputs
 
 
-def _find_checkpoint(recipe: Recipe, path: str) -> Found:
+def _find_checkpoint(recipe: Recipe, path: str) -> ResolvedModel:
     model = recipe.model
-    return find(
+    return resolve(
         path,
         attn_implementation=model.attn_implementation,
         revision=model.revision if path == model.path else None,
@@ -215,7 +215,7 @@ def _unscorable(questions: Sequence[Question], recipe: Recipe, number: int) -> l
     return [f"{listed} cannot score any of its {len(questions)} questions; choose another metric"] if names else []
 
 
-def _incompatible_methods(found: Found, cells: Sequence[ComparisonCell]) -> list[str]:
+def _incompatible_methods(found: ResolvedModel, cells: Sequence[ComparisonCell]) -> list[str]:
     """Methods that do not work with this model, and a processor that cannot build prompts."""
     problems = ProblemCollector()
     problems.collect(lambda: QuestionEncoder(found.processor))

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import StoppingCriteria
 
-from ..checkpoints import Found, load
+from ..checkpoints import ResolvedModel, load
 from ..config import Recipe
 from ..hooks import Attached, attach
 from ..models.interpolate_positions import interpolated_positions
@@ -133,14 +133,14 @@ def _pad_token_id(processor: Any, model: Any) -> int | None:
     return number[0] if isinstance(number, list) else number
 
 
-def fingerprint(recipe: Recipe, cell: ComparisonCell, found: Found) -> str:
+def fingerprint(recipe: Recipe, cell: ComparisonCell, found: ResolvedModel) -> str:
     """Equal for cells whose answers may be mixed: same weights, same method, same generation settings."""
-    places = [found.place.folder, Path(found.source.path)]
+    places = [found.location.folder, Path(found.source.path)]
     files = [file for place in places if place.is_dir() for glob in _WEIGHT_FILES for file in sorted(place.glob(glob))]
     stamps = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     configs = [stage.to_dict() for stage in cell.stages]
     config = configs if len(configs) > 1 else next(iter(configs), None)
-    settings = (recipe.compare.max_new_tokens, recipe.model.dtype, found.kernel, found.source.revision)
+    settings = (recipe.compare.max_new_tokens, recipe.model.dtype, found.attn_implementation, found.source.revision)
     text = json.dumps([FORMAT, found.source.path, stamps, cell.checkpoint, cell.method, config, settings])
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from ..checkpoints import Found
+from ..checkpoints import ResolvedModel
 from ..checkpoints.provenance import Provenance
 from ..common.io import read_jsonl
 from ..common.tables import markdown_table
@@ -24,14 +24,14 @@ _DATA = (".json", ".jsonl", ".ndjson", ".parquet", ".arrow", ".tar")
 _BLOCK = 1 << 20
 
 
-def all_known(found: Found) -> Provenance:
+def all_known(found: ResolvedModel) -> Provenance:
     known = found.provenance
-    if found.place.run is None:
+    if found.location.run is None:
         return replace(known, exported_with=versions())
     return replace(
         known,
-        data=tuple(_fingerprints(known.recipe or {}, _when(found.place.folder))),
-        results=_results(found.place.run, found.place.step, known.recipe or {}),
+        data=tuple(_fingerprints(known.recipe or {}, _when(found.location.folder))),
+        results=_results(found.location.run, found.location.step, known.recipe or {}),
         exported_with=versions(),
     )
 
@@ -88,7 +88,7 @@ def _results(run: Path, step: int | None, recipe: Mapping[str, Any]) -> dict[str
     return found
 
 
-def write_card(folder: Path, known: Provenance, found: Found, name: str, adapter_only: bool) -> None:
+def write_card(folder: Path, known: Provenance, found: ResolvedModel, name: str, adapter_only: bool) -> None:
     parts = [
         _front(known, adapter_only),
         f"# {name}",
@@ -110,13 +110,13 @@ def _front(known: Provenance, adapter_only: bool) -> str:
     return "---\n" + yaml.safe_dump(head, sort_keys=True) + "---"
 
 
-def _what(known: Provenance, found: Found, adapter_only: bool) -> str:
+def _what(known: Provenance, found: ResolvedModel, adapter_only: bool) -> str:
     base = f"`{known.base_model}`" if known.base_model else "its base model"
     if adapter_only:
         kind = f"A PEFT adapter (with all else that was trained beside it) for {base}"
     else:
         kind = f"{base}, fine-tuned" + (
-            " with an adapter, which is merged into the weights" if found.place.adapter else ""
+            " with an adapter, which is merged into the weights" if found.location.is_adapter else ""
         )
     at = "" if known.budgets is None else f", trained at {known.budgets}"
     return f"{kind}{at}. Written by `dart_train export`."
@@ -136,7 +136,7 @@ def _use(known: Provenance, name: str, adapter_only: bool) -> str:
     )
 
 
-def _training(known: Provenance, found: Found) -> str:
+def _training(known: Provenance, found: ResolvedModel) -> str:
     rows = [f"- checkpoint of step {known.step}"] if known.step is not None else []
     if known.budgets is not None:
         rows.append(f"- budgets trained at: {known.budgets}")

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.utils import is_torchvision_available
 
-from ..checkpoints import Found
+from ..checkpoints import ResolvedModel
 from ..conformance import ragged_batch
 from ..models.structure import unwrap
 from . import verify_process as fresh
@@ -51,7 +51,9 @@ def expect(model: Any, processor: Any) -> Expected:
     return Expected({name: x.cpu().contiguous() for name, x in batch.items()}, seen, unwrap(model).dtype)
 
 
-def prove(folder: Path, found: Found, expected: Expected, dtype: torch.dtype | str, adapter_only: bool) -> float:
+def prove(
+    folder: Path, found: ResolvedModel, expected: Expected, dtype: torch.dtype | str, adapter_only: bool
+) -> float:
     """How far the logits are apart, as a share of their spread. Raises RuntimeError with all that differs."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -67,7 +69,7 @@ def prove(folder: Path, found: Found, expected: Expected, dtype: torch.dtype | s
 
 
 def _job(
-    room: Path, folder: Path, found: Found, expected: Expected, dtype: torch.dtype | str, adapter_only: bool
+    room: Path, folder: Path, found: ResolvedModel, expected: Expected, dtype: torch.dtype | str, adapter_only: bool
 ) -> dict[str, Any]:
     save_file(expected.batch, room / "batch.safetensors")
     return {
@@ -77,12 +79,12 @@ def _job(
         "batch": str(room / "batch.safetensors"),
         "answer": str(room / "answer.json"),
         "dtype": str(dtype).removeprefix("torch."),
-        "kernel": found.kernel,
+        "kernel": found.attn_implementation,
         "device": _device(),
     }
 
 
-def _base(found: Found) -> str:
+def _base(found: ResolvedModel) -> str:
     """A folder, wherever the process runs, or a hub id."""
     path = Path(found.source.path)
     return str(path.absolute()) if path.exists() else found.source.path
@@ -99,7 +101,7 @@ def _run(room: Path, job: dict[str, Any]) -> None:
         raise RuntimeError(f"the export could not be loaded in a fresh process:\n{last}")
 
 
-def _told_wrong(told: dict[str, Any], found: Found, expected: Expected) -> list[str]:
+def _told_wrong(told: dict[str, Any], found: ResolvedModel, expected: Expected) -> list[str]:
     wrong = [f"{what.replace('_', ' ')}: {', '.join(names[:3])}" for what, names in told["info"].items() if names]
     kind = type(found.processor).__name__
     if told["processor"] != kind and is_torchvision_available():  # without it, some come as a mere tokenizer

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ..checkpoints import Found, find, write_reducers
-from ..checkpoints.locate import ADAPTER, Which
-from ..checkpoints.provenance import NAME as PROVENANCE
+from ..checkpoints import ResolvedModel, resolve, write_reducers
+from ..checkpoints.locate import ADAPTER, CheckpointSelector
+from ..checkpoints.provenance import PROVENANCE_FILE as PROVENANCE
 from ..checkpoints.provenance import Provenance, write_provenance
 from ..common.io import ProblemCollector, fsync_path
 from ..models.loading import merged, read_model
@@ -42,9 +42,9 @@ def check_out(out: Path, run: Path, force: bool) -> None:
         raise ValueError(f"--out {out} holds an export already; choose another folder, or --force to replace it")
 
 
-def check_room(out: Path, found: Found) -> None:
+def check_room(out: Path, found: ResolvedModel) -> None:
     """As much room as the base model and the checkpoint take is enough, and a lower bound is told."""
-    sources = {Path(found.source.path), found.place.folder}
+    sources = {Path(found.source.path), found.location.folder}
     needed = sum(file.stat().st_size for folder in sources for file in folder.glob("*.safetensors"))
     above = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
     free = shutil.disk_usage(above).free
@@ -92,7 +92,7 @@ _ADAPTER_FILES = (ADAPTER, "adapter_model.safetensors")
 class Work:
     """One export under way: `folder` is written, then proven, then renamed to `out`."""
 
-    found: Found
+    found: ResolvedModel
     folder: Path
     out: Path
     dtype: torch.dtype | str
@@ -100,7 +100,13 @@ class Work:
 
 
 def take_away(
-    run: str | Path, out: str | Path, which: Which, adapter_only: bool, force: bool, dtype: str | None, base: Any
+    run: str | Path,
+    out: str | Path,
+    which: CheckpointSelector,
+    adapter_only: bool,
+    force: bool,
+    dtype: str | None,
+    base: Any,
 ) -> Path:
     out = Path(out)
     found = _found(run, out, which, adapter_only, force, dtype, base)
@@ -108,7 +114,7 @@ def take_away(
         work = Work(found, folder, out, dtype or found.dtype, adapter_only)
         with _steps(("read the weights", "write", "prove it in a fresh process")) as step:
             step("read the weights")
-            model = read_model(found.source, work.dtype, found.kernel, merge=False)
+            model = read_model(found.source, work.dtype, found.attn_implementation, merge=False)
             expected = expect(model, found.processor)
             step("write")
             _write(work, model, expected)
@@ -121,14 +127,14 @@ def take_away(
 
 
 def _found(
-    run: str | Path, out: Path, which: Which, adapter_only: bool, force: bool, dtype: str | None, base: Any
-) -> Found:
+    run: str | Path, out: Path, which: CheckpointSelector, adapter_only: bool, force: bool, dtype: str | None, base: Any
+) -> ResolvedModel:
     """Raises ValueError with all that is wrong, before a weight is read."""
     problems = ProblemCollector()
     problems.collect(lambda: check_out(out, Path(run), force))
     problems.collect(lambda: _check_dtype(dtype, adapter_only))
-    found = problems.collect(lambda: find(run, checkpoint=which, base=base))
-    if found is not None and adapter_only and not found.place.adapter:
+    found = problems.collect(lambda: resolve(run, checkpoint=which, base=base))
+    if found is not None and adapter_only and not found.location.is_adapter:
         problems.add([f"{run}: full weights were trained, there is no adapter to take away; leave --adapter-only out"])
     if found is not None:
         problems.collect(lambda: check_room(out, found))
@@ -148,7 +154,7 @@ def _write(work: Work, model: Any, expected: Expected) -> None:
     if work.adapter_only:
         _copy_adapter(work)
     else:
-        plain = merged(model) if work.found.place.adapter else model
+        plain = merged(model) if work.found.location.is_adapter else model
         expected.remember(plain)
         plain.save_pretrained(work.folder)
     _write_beside(work)
@@ -156,7 +162,7 @@ def _write(work: Work, model: Any, expected: Expected) -> None:
 
 def _copy_adapter(work: Work) -> None:
     for name in _ADAPTER_FILES:
-        shutil.copy(work.found.place.folder / name, work.folder / name)
+        shutil.copy(work.found.location.folder / name, work.folder / name)
 
 
 def _write_beside(work: Work) -> None:
@@ -165,7 +171,7 @@ def _write_beside(work: Work) -> None:
     found.processor.save_pretrained(folder)
     if found.trained is not None:
         write_reducers(folder, found.trained)
-    recipe = found.place.folder / "recipe.yaml"
+    recipe = found.location.folder / "recipe.yaml"
     if recipe.is_file():
         shutil.copy(recipe, folder / recipe.name)
     known: Provenance = all_known(found)

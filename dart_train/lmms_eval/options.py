@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from ..checkpoints import Found, Loaded, find, load
+from ..checkpoints import Loaded, ResolvedModel, load, resolve
 from ..models.prompts import prompt_problems
 from ..reduction.budget import Keep, check_keep
 
@@ -25,7 +25,7 @@ def open_model(given: Mapping[str, Any], device: str | None) -> Loaded:
         wrong.append("pretrained: missing; give the folder or hub id of the model")
     if "keep" in options and (problem := check_keep(options["keep"])):
         wrong.append(problem)
-    reducer = ... if wrong else _reducer(options, wrong)
+    reducer = "trained" if wrong else _reducer(options, wrong)
     how = {name: options[name] for name in _LOADING if name in options}
     keep: Keep | None = options.get("keep")
     if not wrong:
@@ -36,17 +36,17 @@ def open_model(given: Mapping[str, Any], device: str | None) -> Loaded:
     return load(options["pretrained"], reducer, keep=keep, dtype=_dtype(options), device=where, **how)
 
 
-def _found(path: str, reducer: Any, keep: Keep | None, how: Mapping[str, Any]) -> Found:
-    return find(path, reducer, keep=keep, **how)
+def _found(path: str, reducer: Any, keep: Keep | None, how: Mapping[str, Any]) -> ResolvedModel:
+    return resolve(path, reducer, keep=keep, **how)
 
 
 def _reducer(options: Mapping[str, Any], wrong: list[str]) -> Any:
-    """...: as trained."""
+    """The `reducer` argument of `load`."""
     fields = {name: options[name] for name in _OF_REDUCER if name in options}
-    name = options.get("reducer", ...)
+    name = options.get("reducer", "trained")
     if not fields or name == "none":
         return None if name == "none" else name
-    if name is ...:
+    if name == "trained":
         wrong.append(f"{', '.join(fields)}: of which reduction? give reducer=, such as dart")
     return {"method": name, **fields}
 

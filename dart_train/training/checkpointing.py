@@ -20,8 +20,17 @@ import yaml
 from safetensors import SafetensorError
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
-from ..checkpoints import MARK, IncompleteCheckpoint, latest_complete, problems, seal, steps_of, sweep, write_reducers
-from ..checkpoints.atomic import unfinished
+from ..checkpoints import (
+    COMPLETE_MARKER,
+    IncompleteCheckpoint,
+    commit_checkpoint,
+    latest_complete,
+    prune,
+    step_of,
+    why_incomplete,
+    write_reducers,
+)
+from ..checkpoints.atomic import draft_folder
 from ..common.distributed import RankInfo
 from ..config import Recipe
 from .deepspeed_config import deepspeed_config, stage_of
@@ -49,7 +58,7 @@ class CheckpointWriter:
     def save(self, trainer: Any, write: Callable[[], None]) -> None:
         """`write` is the Trainer's own saving, called on every rank."""
         step = trainer.state.global_step
-        self.writing = unfinished(self.run, step)
+        self.writing = draft_folder(self.run, step)
         try:
             failed = self._attempt(trainer, write)
             if failed is not None and trainer.args.should_save:
@@ -114,9 +123,9 @@ class CheckpointWriter:
         (made / "training_args.bin").unlink(missing_ok=True)  # a pickle; the recipe says it all
         write_reducers(made, self.recipe.reduction.reducers())
         write_record(made, self.recipe)
-        seal(made, target, {"step": step, **spread(self.recipe, trainer.feed.ranks)})
+        commit_checkpoint(made, target, {"step": step, **spread(self.recipe, trainer.feed.ranks)})
         self.writing.rmdir()
-        sweep(self.run, self.recipe.train.save_total_limit, best)
+        prune(self.run, self.recipe.train.save_total_limit, best)
 
     def _best(self, trainer: Any) -> Path | None:
         step = trainer.state.best_global_step
@@ -186,16 +195,16 @@ def _choose(recipe: Recipe) -> tuple[Path | None, list[IncompleteCheckpoint]]:
             )
         return None, []
     folder = Path(resume)
-    why = problems(folder) if folder.is_dir() else "there is no such folder"
+    why = why_incomplete(folder) if folder.is_dir() else "there is no such folder"
     if why is not None:
         raise ValueError(f"train.resume: {resume} cannot be resumed from: {why}")
-    steps_of(folder)
+    step_of(folder)
     return folder, []
 
 
 def _check_spread(folder: Path, recipe: Recipe, ranks: RankInfo) -> None:
     """The optimizer's state lies in pieces that fit one number of ranks and one stage."""
-    mark = json.loads((folder / MARK).read_text(encoding="utf-8"))
+    mark = json.loads((folder / COMPLETE_MARKER).read_text(encoding="utf-8"))
     here = spread(recipe, ranks)
     differs = [f"{name} {mark[name]}, here {here[name]}" for name in here if mark.get(name, here[name]) != here[name]]
     if differs:

@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import TrainerCallback, set_seed
 
-from ..checkpoints import latest_complete, steps_of, sweep
+from ..checkpoints import latest_complete, prune, step_of
 from ..common.distributed import RankInfo, part
 from ..common.trackers import trackers
 from ..config import Recipe
@@ -54,7 +54,7 @@ class Prepared:
 
     @property
     def start_step(self) -> int:
-        return steps_of(self.resume) if self.resume else 0
+        return step_of(self.resume) if self.resume else 0
 
 
 def prepare(recipe: Recipe, ranks: RankInfo, force: bool = False) -> Prepared:
@@ -129,7 +129,7 @@ def build(prepared: Prepared) -> DartTrainer:
     recipe, ranks, folder = prepared.recipe, prepared.ranks, Path(prepared.recipe.train.output_dir)
     if ranks.rank == 0:
         write_record(folder, recipe)
-        sweep(folder)
+        prune(folder)
     arguments = training_arguments(recipe, ranks, prepared.feed.steps)
     model = load_model(recipe)
     set_seed(recipe.train.seed)  # new adapters are the same on every rank, in whatever way the weights were loaded

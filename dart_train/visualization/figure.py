@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ..checkpoints import Found, find
+from ..checkpoints import ResolvedModel, resolve
 from ..cli.show import METHODS
 from ..config.told import Told
 from ..data.chat_template import ChatTemplate
@@ -101,7 +101,7 @@ def checked(options: argparse.Namespace) -> Asked:
             "nothing to look at: give --image FILE (several times for several pictures), or --frames FILES"
         )
     _check_words(options, told.problems)
-    found = told.of(lambda: find(options.model, None, trust_remote_code=options.trust_remote_code))
+    found = told.of(lambda: resolve(options.model, None, trust_remote_code=options.trust_remote_code))
     if found is not None:
         _check_fit(found, reducers, bool(options.frames), told)
     if told.problems:
@@ -125,7 +125,7 @@ def _check_sizes(frames: Sequence[Image.Image], wrong: list[str]) -> None:
         wrong.append(f"--frames: given pictures of {told}, expected those of one video, all of one size")
 
 
-def _check_fit(found: Found, reducers: Sequence[Reducer], film: bool, told: Told) -> None:
+def _check_fit(found: ResolvedModel, reducers: Sequence[Reducer], film: bool, told: Told) -> None:
     """Whether methods, a film and the model go together."""
     source, processor = found.source, found.processor
     model = bones(read_config(source.path, source.revision, source.trust_remote_code))

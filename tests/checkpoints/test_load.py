@@ -1,4 +1,4 @@
-"""Loading: the weights that were trained, the reduction they were trained with, and what is known of both."""
+"""`load`: the trained weights, the reduction they were trained with, and the provenance of both."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import shutil
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,15 +15,16 @@ from transformers import AutoModelForImageTextToText, LlavaProcessor
 
 import dart_train
 from dart_train import DART, FastV, Random, attach
-from dart_train.checkpoints import Budgets, UntrainedBudget
+from dart_train.checkpoints import TrainedBudgets, UntrainedBudget
 from tests.fixtures.runs import Runs, logits
 from tests.zoo import save_folder
 
-ELASTIC = Budgets(((1.0,), (0.5,), (0.25,)))
+ELASTIC = TrainedBudgets(((1.0,), (0.5,), (0.25,)))
 
 
-def test_a_run_loads_as_its_newest_checkpoint_with_the_reduction_it_was_trained_with(runs: Runs) -> None:
-    loaded = dart_train.load(runs("lora"))
+@pytest.mark.parametrize("spec", [(), ("trained",), (...,)], ids=["default", "trained", "ellipsis"])
+def test_a_run_loads_its_newest_checkpoint_with_the_trained_reduction(runs: Runs, spec: tuple[Any, ...]) -> None:
+    loaded = dart_train.load(runs("lora"), *spec)
     assert loaded.attached is not None and loaded.attached.reducers == (DART(keep=0.25, layer=2),)
     assert isinstance(loaded.processor, LlavaProcessor) and not loaded.model.training
     assert loaded.provenance.step == 4 and loaded.provenance.budgets == ELASTIC
@@ -32,7 +34,7 @@ def test_a_run_loads_as_its_newest_checkpoint_with_the_reduction_it_was_trained_
 
 
 @pytest.mark.parametrize("merge", [True, False])
-def test_an_adapter_loads_as_plain_peft_reads_it(runs: Runs, merge: bool) -> None:
+def test_lora_loads_as_plain_peft_reads_it(runs: Runs, merge: bool) -> None:
     checkpoint = runs("lora") / "checkpoint-2"
     base = AutoModelForImageTextToText.from_pretrained(runs("lora").parent / "llava")
     plain = PeftModel.from_pretrained(base, checkpoint).eval()
@@ -50,7 +52,7 @@ def test_full_weights_load_as_plain_transformers_reads_them(runs: Runs) -> None:
     assert loaded.attached is None and torch.equal(logits(loaded.model), logits(plain))
 
 
-def test_a_run_in_half_precision_is_served_in_it(runs: Runs) -> None:
+def test_dtype_is_that_of_training(runs: Runs) -> None:
     assert dart_train.load(runs("half")).model.dtype == torch.bfloat16
     assert dart_train.load(runs("half"), dtype=torch.float32).model.dtype == torch.float32
 
@@ -73,7 +75,7 @@ def test_any_model_folder_loads_and_a_budget_alone_means_dart(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "wanted",
+    "spec",
     [
         "fastv",
         FastV(keep=0.25),
@@ -83,8 +85,8 @@ def test_any_model_folder_loads_and_a_budget_alone_means_dart(tmp_path: Path) ->
     ],
     ids=["name", "reducer", "stages", "configuration", "configurations"],
 )
-def test_another_reduction_is_named_in_any_way(runs: Runs, wanted: object) -> None:
-    attached = dart_train.load(runs("lora"), wanted).attached
+def test_reducer_spec_in_every_form(runs: Runs, spec: object) -> None:
+    attached = dart_train.load(runs("lora"), spec).attached
     assert attached is not None and attached.reducers == (FastV(keep=0.25),)
 
 
@@ -99,22 +101,20 @@ def test_a_method_by_name_keeps_the_options_it_was_trained_with(runs: Runs) -> N
     ("fixed", 1.0, "served at full tokens, but trained at 8 tokens"),
     ("staged", (0.5, 0.5), "served at 0.5 of the tokens then 0.5 of the tokens, but trained at 0.5 of the tokens then"),
 ])  # fmt: skip
-def test_a_budget_that_was_not_trained_is_named_with_those_that_were(
-    runs: Runs, kind: str, keep: float, names: str
-) -> None:
-    with pytest.warns(UntrainedBudget, match=names) as told:
+def test_untrained_budget_warns_and_names_the_trained_ones(runs: Runs, kind: str, keep: float, names: str) -> None:
+    with pytest.warns(UntrainedBudget, match=names) as caught:
         dart_train.load(runs(kind), keep=keep)
-    assert [each.filename for each in told if each.category is UntrainedBudget] == [__file__]
+    assert [each.filename for each in caught if each.category is UntrainedBudget] == [__file__]
 
 
 @pytest.mark.parametrize("kind,keep", [("lora", 0.5), ("lora", 1.0), ("lora", None), ("fixed", 8), ("staged", None)])
-def test_a_trained_budget_is_served_without_a_word(runs: Runs, kind: str, keep: float | None) -> None:
+def test_trained_budget_does_not_warn(runs: Runs, kind: str, keep: float | None) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", UntrainedBudget)
         dart_train.load(runs(kind), keep=keep)
 
 
-def test_a_reduction_on_a_model_that_knows_full_tokens_only_is_said(runs: Runs) -> None:
+def test_reduction_on_a_model_trained_with_full_tokens_warns(runs: Runs) -> None:
     with pytest.warns(UntrainedBudget, match="but trained at full tokens"):
         dart_train.load(runs("plain"), DART(keep=4))
 
@@ -123,24 +123,24 @@ PROGRESSIVE = {"kind": "progressive", "start_low": 0.1, "start_high": 0.1, "end_
 
 
 @pytest.mark.parametrize("keep,known", [(0.9, True), (0.26, True), (0.5, True), (0.2, False), (1.0, False), (7, False)])
-def test_a_progressive_training_knows_the_whole_range(keep: float, known: bool) -> None:
-    budgets = Budgets.of({"method": "dart", "keep": 0.5, "schedule": PROGRESSIVE})
+def test_progressive_training_covers_its_entire_range(keep: float, known: bool) -> None:
+    budgets = TrainedBudgets.of({"method": "dart", "keep": 0.5, "schedule": PROGRESSIVE})
     assert budgets.include([keep]) is known
     assert str(budgets) == "0.26 to 0.9 of the visual tokens"
-    assert Budgets.read(json.loads(json.dumps(budgets.to_dict()))) == budgets
+    assert TrainedBudgets.read(json.loads(json.dumps(budgets.to_dict()))) == budgets
 
 
 def test_one_token_is_not_all_tokens() -> None:
     assert not ELASTIC.include([1]) and ELASTIC.include([1.0]) and ELASTIC.include([1.0, 1.0])
-    assert Budgets.of("none").include([1.0]) and not Budgets.of("none").include([0.5])
+    assert TrainedBudgets.of("none").include([1.0]) and not TrainedBudgets.of("none").include([0.5])
 
 
-def test_the_best_checkpoint_is_taken_where_validation_judged(runs: Runs, tmp_path: Path) -> None:
+def test_best_checkpoint_is_the_default_if_the_run_was_validated(runs: Runs, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(runs("lora"), run)
     state = run / "checkpoint-4" / "trainer_state.json"
-    told = json.loads(state.read_text()) | {"best_model_checkpoint": "elsewhere/before/it/was/moved/checkpoint-2"}
-    state.write_text(json.dumps(told).ljust(state.stat().st_size))
+    content = json.loads(state.read_text()) | {"best_model_checkpoint": "elsewhere/before/it/was/moved/checkpoint-2"}
+    state.write_text(json.dumps(content).ljust(state.stat().st_size))
     mark = json.loads((run / "checkpoint-4" / "complete.json").read_text())
     mark["files"]["trainer_state.json"] = state.stat().st_size
     (run / "checkpoint-4" / "complete.json").write_text(json.dumps(mark))
@@ -149,7 +149,7 @@ def test_the_best_checkpoint_is_taken_where_validation_judged(runs: Runs, tmp_pa
     assert dart_train.load(run, checkpoint=2).provenance.step == 2
 
 
-def test_a_damaged_newest_checkpoint_gives_way_to_the_whole_one_before(runs: Runs, tmp_path: Path) -> None:
+def test_a_damaged_newest_checkpoint_is_skipped(runs: Runs, tmp_path: Path) -> None:
     shutil.copytree(runs("lora"), tmp_path / "run")
     (tmp_path / "run" / "checkpoint-4" / "adapter_model.safetensors").write_bytes(b"cut")
     assert dart_train.load(tmp_path / "run").provenance.step == 2

@@ -16,7 +16,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationC
 
 import dart_train
 from dart_train import DART, attach
-from dart_train.checkpoints import Budgets, find
+from dart_train.checkpoints import TrainedBudgets, resolve
 from dart_train.config import load_recipe
 from dart_train.exporting import verify as prove
 from dart_train.exporting import verify_process as fresh
@@ -140,7 +140,7 @@ def test_the_card_states_it_for_a_reader(exported: Exported) -> None:
 def test_it_is_served_as_it_was_trained(runs: Runs, exported: Exported) -> None:
     loaded = dart_train.load(exported("lora"))
     assert loaded.attached is not None and loaded.attached.reducers == (DART(keep=0.25, layer=2),)
-    assert loaded.provenance.budgets == Budgets(((1.0,), (0.5,), (0.25,)))
+    assert loaded.provenance.budgets == TrainedBudgets(((1.0,), (0.5,), (0.25,)))
     run = as_trained(runs("lora"))
     with attach(run, DART(keep=0.25, layer=2)):
         torch.testing.assert_close(logits(loaded.model), logits(run), rtol=1e-4, atol=1e-3)
@@ -149,4 +149,4 @@ def test_it_is_served_as_it_was_trained(runs: Runs, exported: Exported) -> None:
 
 
 def test_an_export_of_an_export_still_knows_its_run(exported: Exported) -> None:
-    assert find(exported("full")).provenance.step == 4 and find(exported("full")).provenance.data
+    assert resolve(exported("full")).provenance.step == 4 and resolve(exported("full")).provenance.data

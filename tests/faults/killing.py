@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 from tqdm import tqdm
 
-from dart_train.checkpoints import latest_complete, steps_of
-from tests.faults.launched import SMALL, Launched, step_of, wait, writing
+from dart_train.checkpoints import latest_complete, step_of
+from tests.faults.launched import SMALL, Launched, logged_step, wait, writing
 from tests.fixtures.run_scene import losses, make_recipe
 
 VICTIMS = ("rank 0", "rank 1", "launcher", "node launcher", "all")  # DeepSpeed's command starts a launcher of its own
@@ -41,7 +41,7 @@ def drill(folder: Path, plan: list[tuple[str, str]], steps: int, seed: int, *cha
         # DeepSpeed's command takes a launcher of its own that was killed for one that ended well.
         assert code != 0 or victim == "node launcher", f"{name}: the command ended as if nothing had happened"
         assert not began.held_ports(), f"{name}: a port is held"
-        kept, reached = _kept(run), step_of(run)
+        kept, reached = _kept(run), logged_step(run)
         toll.kills.append(f"{victim} at a {moment}")
         toll.lost.append(max(0, reached - kept))
         toll.halves += writing(run)
@@ -63,9 +63,9 @@ def _strike(began: Launched, run: Path, victim: str, moment: str, chance: random
         time.sleep(chance.uniform(0, 15))
     else:
         wait(lambda: _identity(run) != before or over(), "it did not begin", began)
-        assert step_of(run) >= kept, f"did not go on from {kept}, but from {step_of(run)}"
-        goal = step_of(run) + chance.randint(1, 2)
-        wait(lambda: step_of(run) >= goal or over(), "no step was done", began)
+        assert logged_step(run) >= kept, f"did not go on from {kept}, but from {logged_step(run)}"
+        goal = logged_step(run) + chance.randint(1, 2)
+        wait(lambda: logged_step(run) >= goal or over(), "no step was done", began)
         if moment == "write":
             wait(lambda: writing(run) or over(), "no checkpoint was written", began, pause=0.002)
         time.sleep(chance.uniform(0, 0.05 if moment == "write" else 0.5))
@@ -76,7 +76,7 @@ def _strike(began: Launched, run: Path, victim: str, moment: str, chance: random
 def _kept(run: Path) -> int:
     """The step that the next start goes on from."""
     found = latest_complete(run)[0]
-    return steps_of(found) if found else 0
+    return step_of(found) if found else 0
 
 
 def _identity(run: Path) -> int:

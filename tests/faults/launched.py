@@ -100,11 +100,11 @@ def wait(true: Callable[[], Any], otherwise: str, run: Launched | None = None, p
 
 def wait_for_step(run: Launched, folder: Path, step: int) -> None:
     """Until it has done that step; a run that ended before is not waited for."""
-    wait(lambda: step_of(folder) >= step or run.runner.poll() is not None, f"step {step} was not done", run)
-    assert step_of(folder) >= step, f"it ended before step {step}\n{run.log.read_text(errors='replace')[-3000:]}"
+    wait(lambda: logged_step(folder) >= step or run.runner.poll() is not None, f"step {step} was not done", run)
+    assert logged_step(folder) >= step, f"it ended before step {step}\n{run.log.read_text(errors='replace')[-3000:]}"
 
 
-def step_of(folder: Path) -> int:
+def logged_step(folder: Path) -> int:
     """The last step that the metrics tell of."""
     try:
         lines = (folder / "metrics.jsonl").read_text().splitlines()

@@ -12,7 +12,7 @@ import pytest
 
 from dart_train.checkpoints import latest_complete
 from tests.faults.hosts import ADDRESSES, Hosts, two_hosts
-from tests.faults.launched import Launched, step_of, wait_for_step
+from tests.faults.launched import Launched, logged_step, wait_for_step
 from tests.faults.results import record
 from tests.fixtures.run_scene import losses, make_recipe
 
@@ -55,7 +55,7 @@ def test_the_other_host_ends_and_the_run_goes_on(hosts: Hosts, tmp_path: Path, h
     ended = [each.end() for each in both[: 2 if harm == "link cut" else 1]]
     seconds = time.monotonic() - began
     assert all(ended)
-    reached = step_of(run)
+    reached = logged_step(run)
     hosts.mend()
     found = latest_complete(run)[0]
     assert found is not None

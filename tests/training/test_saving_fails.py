@@ -12,7 +12,7 @@ import pytest
 
 from dart_train import train
 from dart_train.checkpoints import is_complete, latest_complete
-from dart_train.checkpoints.atomic import unfinished
+from dart_train.checkpoints.atomic import draft_folder
 from dart_train.cli.train import NOT_SAVED, main
 from dart_train.common.io import append_jsonl
 from dart_train.training.checkpointing import CheckpointWriter
@@ -109,7 +109,7 @@ def test_a_folder_that_cannot_be_written_ends_the_run_and_harms_nothing(
     run = tmp_path / "run"
     assert main([str(recipe), f"train.output_dir={run}", *STEPS, "train.max_steps=2"]) == 0
     good, begin = contents(run / "checkpoint-2"), CheckpointWriter._begin
-    place = run if way == "closed" else unfinished(run, 4)
+    place = run if way == "closed" else draft_folder(run, 4)
     close, reopen, said = {
         "closed": (["chattr", "+i"], ["chattr", "-i"], "Operation not permitted"),
         "read-only": (["mount", "-t", "tmpfs", "-o", "ro", "tmpfs"], ["umount", "-l"], "Read-only file system"),
