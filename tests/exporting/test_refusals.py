@@ -80,7 +80,7 @@ def test_wishes_that_cannot_be_met_are_told(runs: Runs, tmp_path: Path) -> None:
         dart_train.export(runs("lora"), out, dtype="float32", adapter_only=True)
     with pytest.raises(ValueError, match="has no checkpoint of step 3; it has those of: 2, 4"):
         dart_train.export(runs("lora"), out, checkpoint=3)
-    with pytest.raises(ValueError, match="base model is not to be had"):
+    with pytest.raises(ValueError, match="base model was not found"):
         dart_train.export(runs("lora"), out, base="./gone")
     assert not list(tmp_path.iterdir())
 
