@@ -12,7 +12,7 @@ import pytest
 
 from dart_train.checkpoints import latest_complete
 from dart_train.cli.train import STOPPED
-from tests.faults.launched import Launched, step_of, wait_for_step
+from tests.faults.launched import Launched, logged_step, wait_for_step
 from tests.fixtures.run_scene import make_recipe
 
 pytestmark = pytest.mark.deepspeed
@@ -45,6 +45,6 @@ def test_all_ranks_save_and_leave(
     code, told = began.end(), began.log.read_text(errors="replace")
     record_property("seconds", time.monotonic() - asked)
     assert (code == STOPPED) if way == "one rank" else (code != 0)
-    assert f"stopped at step {step_of(run)}" in told and "the same command goes on" in told
-    assert latest_complete(run)[0] == run / f"checkpoint-{step_of(run)}"
+    assert f"stopped at step {logged_step(run)}" in told and "the same command goes on" in told
+    assert latest_complete(run)[0] == run / f"checkpoint-{logged_step(run)}"
     assert not began.held_ports()
