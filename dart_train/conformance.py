@@ -171,7 +171,7 @@ def reduced(subject: Subject, reducer: Reducer) -> Finding:
     note = f"kept {after} of {before} visual tokens from layer {reducer.layer} on"
     if after == before:
         return Finding(law, "not checked", note="nothing was dropped")
-    if reducer.merge != "none" or type(reducer).content is not Reducer.content:
+    if reducer.merge != "none" or type(reducer).merge_targets is not Reducer.merge_targets:
         return Finding(law, "not checked", note=f"{note}; dropped tokens live on in kept ones")
     try:
         with torch.no_grad():

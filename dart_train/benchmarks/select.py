@@ -13,7 +13,7 @@ from transformers.models.llama.modeling_llama import LlamaConfig, LlamaDecoderLa
 from ..profiling.selection_scene import HEAD, TEXT, SelectionScene, find_groups
 from ..profiling.timing import Timing, Workload, host_syncs, interleaved
 from ..reduction import REDUCERS, Reducer, from_config
-from ..reduction.kept_tokens import Reduction
+from ..reduction.kept_tokens import KeptTokens
 from .set_and_loop import plain_loops, set_and_loop
 from .table import NOT_MEASURED, Row, Table, milliseconds, percent, times
 
@@ -72,7 +72,7 @@ def _selection(scene: SelectionScene, reducer: Reducer) -> Workload:
     def select() -> object:
         view = scene.context(reducer)
         keep = reducer.select(view)
-        return keep, reducer.content(view, keep)
+        return keep, reducer.merge_targets(view, keep)
 
     return torch.no_grad()(select)
 
@@ -81,7 +81,7 @@ def _gathering(scene: SelectionScene, keep: int) -> Workload:
     kept = torch.ones_like(scene.real)
     kept[:, keep : scene.tokens] = False
     counts = [keep + TEXT] * kept.shape[0]
-    return lambda: Reduction.of(kept, counts).gather(scene.states)
+    return lambda: KeptTokens.of(kept, counts).gather(scene.states)
 
 
 def _layer(scene: SelectionScene) -> Workload:

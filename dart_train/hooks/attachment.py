@@ -236,7 +236,7 @@ def _stages(reducer: Reducer | Sequence[Reducer], parts: ModelParts) -> list[Red
     problems += [
         f"{type(stage).__name__} at layer 0: there is no attention before the first layer; use layer >= 1"
         for stage in stages
-        if stage.layer == 0 and "attention" in stage.required()
+        if stage.layer == 0 and "attention" in stage.required_inputs()
     ]
     if problems:
         raise ValueError("; ".join(problems))

@@ -60,7 +60,7 @@ class Engine:
             parts.text.register_forward_hook(eager(self.after_text)),
             parts.norm.register_forward_hook(eager(self.scale.seen)),
         ]
-        for layer in {r.layer - 1 for r in self.reducers if r.layer > 0 and r.required() - {"grid"}}:
+        for layer in {r.layer - 1 for r in self.reducers if r.layer > 0 and r.required_inputs() - {"grid"}}:
             attention = parts.attention(layer)
             handles.append(attention.register_forward_pre_hook(self._for(self.tap, layer), with_kwargs=True))
             handles.append(attention.register_forward_hook(eager(remove_observer), always_call=True))
@@ -121,7 +121,7 @@ class Engine:
         stage = next(s for s, reducer in enumerate(self.reducers) if reducer.layer == layer + 1)
         if len(flight.kept) != stage:
             return None
-        if "attention" in self.reducers[stage].required():
+        if "attention" in self.reducers[stage].required_inputs():
             module.config = RecordingAttentionConfig(module.config, torch.compiler.disable(self._see_row))
         sink = torch.compiler.disable(self._see)
         return args, {**kwargs, cache_argument(module.forward): RecordingCache(cache_of(kwargs), sink)}
@@ -158,7 +158,7 @@ class Engine:
 
     def _reduce(self, flight: ForwardState, stage: int, hidden: Tensor) -> Tensor:
         reducer = self.reducers[stage]
-        if reducer.layer and reducer.required() - {"grid"} and flight.seen.keys is None:
+        if reducer.layer and reducer.required_inputs() - {"grid"} and flight.seen.keys is None:
             raise RuntimeError(_keys_not_seen(reducer.layer - 1))
         with self.watch.running(hidden.device):
             return flight.reduce(reducer, hidden, self.scale.read(), self.seed)

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..reduction import Observed, Reducer, View
-from ..reduction.batch_layout import Batch
-from ..reduction.kept_tokens import Reduction
+from ..reduction import Observed, Reducer, SelectionContext
+from ..reduction.batch_layout import BatchLayout
+from ..reduction.kept_tokens import KeptTokens
 from ..reduction.token_groups import TokenGroups
 
 # What decoding must remember of the prefill; it lives on the cache object, and goes with it.
@@ -73,14 +73,14 @@ class ForwardState:
     mask: Tensor | None  # the full-length 2-D mask, cached tokens included
     memory: Memory | None = None
     past: int = 0
-    batch: Batch | None = None
+    batch: BatchLayout | None = None
     pools: TokenGroups | None = None
     grid_shapes: Sequence[Sequence[tuple[int, int]]] | None = None
     real: Tensor | None = None  # [B, L of the present stage]
     visual: Tensor | None = None
     labels: Tensor | None = None
     seen: Observed = field(default_factory=Observed)
-    kept: list[Reduction] = field(default_factory=list)  # per stage, from the full sequence
+    kept: list[KeptTokens] = field(default_factory=list)  # per stage, from the full sequence
     kept_visual: list[tuple[int, ...]] = field(default_factory=list)
     pivots: list[tuple[Tensor, Tensor] | None] = field(default_factory=list)  # per stage: [R, P] places, which count
     memo: dict[Any, Any] = field(default_factory=dict)
@@ -94,17 +94,17 @@ class ForwardState:
         assert self.pools is not None and self.real is not None and self.visual is not None
         pools = self.pools
         counts = reducer.counts(pools)
-        view = View(pools, hidden, scale, self.seen, reducer.budgets(pools), self.grid_shapes, seed)
-        keep = _checked(reducer, reducer.select(view), pools, counts)
-        self.pivots.append(self._original(view.pivots))
+        context = SelectionContext(pools, hidden, scale, self.seen, reducer.budgets(pools), self.grid_shapes, seed)
+        keep = _checked(reducer, reducer.select(context), pools, counts)
+        self.pivots.append(self._original(context.pivots))
         with torch.no_grad():
-            content = reducer.content(view, keep)
+            content = reducer.merge_targets(context, keep)
         if content is not None:
-            hidden = pools.put(hidden, merged(pools.at(hidden), content, pools.valid))
-        kept = Reduction.of(pools.keep_mask(self.real & ~self.visual, keep), pools.row_counts(counts))
-        self.pools = pools.after(kept, keep, counts)
+            hidden = pools.scatter(hidden, merged(pools.gather(hidden), content, pools.valid))
+        kept = KeptTokens.of(pools.keep_mask(self.real & ~self.visual, keep), pools.row_counts(counts))
+        self.pools = pools.after_reduction(kept, keep, counts)
         self.visual, self.real = kept.gather(self.visual) & kept.valid, kept.valid
-        self.kept.append(self.kept[-1].then(kept) if self.kept else kept)
+        self.kept.append(self.kept[-1].compose(kept) if self.kept else kept)
         self.kept_visual.append(tuple(counts))
         self.seen = Observed()
         return kept.gather(hidden)
@@ -118,7 +118,7 @@ class ForwardState:
     @property
     def is_noop(self) -> bool:
         """Nothing was dropped, and no padding either: the cache is what it would be without us."""
-        return self.memory is None and not self.past and all(kept.whole for kept in self.kept)
+        return self.memory is None and not self.past and all(kept.keeps_all for kept in self.kept)
 
     def fork(self) -> ForwardState:
         """The same forward, its choices yet to be made, for another budget."""
@@ -140,7 +140,7 @@ class ForwardState:
         valid = [self._with_past(stage, kept) for stage, kept in enumerate(self.kept)]
         return Memory(self.past + length - drafts, [v[:, : v.shape[1] - drafts] for v in valid])
 
-    def _with_past(self, stage: int, kept: Reduction) -> Tensor:
+    def _with_past(self, stage: int, kept: KeptTokens) -> Tensor:
         return torch.cat([self.cached_valid_mask(stage), kept.valid], 1) if self.past else kept.valid
 
     def cached_valid_mask(self, stage: int) -> Tensor:
@@ -170,7 +170,7 @@ def _checked(reducer: Reducer, keep: Tensor, pools: TokenGroups, counts: Sequenc
     if keep.shape != pools.valid.shape or keep.dtype != torch.bool:
         raise ValueError(
             f"{type(reducer).__name__}.select gave {keep.dtype} {tuple(keep.shape)}; "
-            f"expected bool {tuple(pools.valid.shape)}, like view.valid"
+            f"expected bool {tuple(pools.valid.shape)}, like context.valid"
         )
     wanted = torch.tensor(counts).to(keep.device, non_blocking=True)
     right = ((keep & pools.valid).sum(1) == wanted).all() & ~(keep & ~pools.valid).any()
@@ -179,6 +179,6 @@ def _checked(reducer: Reducer, keep: Tensor, pools: TokenGroups, counts: Sequenc
     elif not right:
         raise ValueError(
             f"{type(reducer).__name__}.select kept {(keep & pools.valid).sum(1).tolist()} tokens a pool; its count() "
-            f"promised {list(counts)}, all inside view.valid"
+            f"promised {list(counts)}, all inside context.valid"
         )
     return keep

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
-from ..reduction.kept_tokens import Reduction
+from ..reduction.kept_tokens import KeptTokens
 from . import forward_state as memory
 from .forward_state import ForwardState
 from .plan_batch import check_cache
@@ -59,7 +59,7 @@ def layer_mask(
     return build(config, hidden, None if one_row else valid, cache, layer)
 
 
-def short_mask(mask: Any, kept: Reduction, hidden: Tensor, config: Any, layer: int) -> Any:
+def short_mask(mask: Any, kept: KeptTokens, hidden: Tensor, config: Any, layer: int) -> Any:
     """The prefill's mask, for the kept tokens. None stays None where nothing is ragged, so that fast kernels
     stay on."""
     if mask is None or (isinstance(mask, Tensor) and mask.ndim == 2):

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..reduction.batch_layout import IGNORED, Batch
-from ..reduction.kept_tokens import Reduction
+from ..reduction.batch_layout import IGNORED, BatchLayout
+from ..reduction.kept_tokens import KeptTokens
 from ..reduction.token_groups import upload
 
 
@@ -22,7 +22,7 @@ class Targets:
     labels: Tensor
 
     @classmethod
-    def of(cls, batch: Batch, kept: Reduction, labels: Tensor) -> Targets | None:
+    def of(cls, batch: BatchLayout, kept: KeptTokens, labels: Tensor) -> Targets | None:
         """None when visual tokens are supervised (then how many remain is not known on the host)."""
         if bool((batch.supervised & batch.visual).any()):
             return None
@@ -38,14 +38,14 @@ class Targets:
         return hidden[self.rows[0], self.slots[0]][None]
 
 
-def compact_labels(kept: Reduction, labels: Tensor) -> Tensor:
+def compact_labels(kept: KeptTokens, labels: Tensor) -> Tensor:
     """[B, S]. A slot whose predecessor is padding is no target: nothing predicts it."""
     predicted = kept.valid.clone()
     predicted[:, 1:] &= kept.valid[:, :-1]
     return kept.gather(labels).masked_fill(~predicted, IGNORED)
 
 
-def full_labels(kept: Reduction, labels: Tensor) -> Tensor:
+def full_labels(kept: KeptTokens, labels: Tensor) -> Tensor:
     """[B, L]. What is no target in the short sequence is none here: dropped tokens, and a row's first one."""
     here = kept.mask()
     return labels.masked_fill(~(here & (here.long().cumsum(1) > 1)), IGNORED)
@@ -56,12 +56,12 @@ class Loss:
 
     def __init__(self, original: Callable[..., Tensor], short: bool) -> None:
         self.original, self.short = original, short
-        self.kept: Reduction | None = None
+        self.kept: KeptTokens | None = None
         self.targets: Targets | None = None
         self.twice = False
         self.wanted = True
 
-    def expect(self, kept: Reduction | None, targets: Targets | None, twice: bool = False) -> None:
+    def expect(self, kept: KeptTokens | None, targets: Targets | None, twice: bool = False) -> None:
         """twice: a companion's logits come behind, and have no part in the loss."""
         self.kept, self.targets, self.twice = kept, targets, twice
 

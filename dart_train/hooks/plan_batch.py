@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..models.image_grids import ImageGrids, group_tiles
-from ..reduction.batch_layout import Batch, to_cpu_in_one_copy
+from ..reduction.batch_layout import BatchLayout, to_cpu_in_one_copy
 from ..reduction.token_groups import TokenGroups, upload
 from .forward_state import ForwardState, Memory
 from .transformers_compat import cache_of
@@ -109,16 +109,16 @@ def _asks_for_images(engine: Engine) -> bool:
 
 
 def _needs_grid(engine: Engine) -> bool:
-    return any("grid" in reducer.required() for reducer in engine.reducers)
+    return any("grid" in reducer.required_inputs() for reducer in engine.reducers)
 
 
-def _batch(engine: Engine, known: Mapping[str, Any], past: int, shape: torch.Size) -> Batch:
+def _batch(engine: Engine, known: Mapping[str, Any], past: int, shape: torch.Size) -> BatchLayout:
     check_positions(known.get("positions"))
     told, engine.expected = engine.expected is not None, None
     if told and known["ids"].shape != shape:
         raise ValueError(f"expect() was told of a batch {tuple(known['ids'].shape)}, but {tuple(shape)} came in")
     prompt = None if engine.prompt is None or told else engine.prompt[1] - past
-    return Batch.of(known["ids"], engine.parts.visual_ids, known.get("mask"), known.get("labels"), prompt)
+    return BatchLayout.of(known["ids"], engine.parts.visual_ids, known.get("mask"), known.get("labels"), prompt)
 
 
 def _lay_out(engine: Engine, flight: ForwardState, known: Mapping[str, Any], past: int, ids: Tensor) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..reduction.batch_layout import Batch, Per
+from ..reduction.batch_layout import BatchLayout, Per
 from .families import GENERIC, UnknownGridError
 from .structure import ModelParts
 
@@ -17,7 +17,7 @@ class ImageGrids:
         """inputs: what the family reads, on the host; rows: the samples of `generate`'s inputs; beams repeat each."""
         self.parts, self.inputs, self.rows = parts, inputs, rows
 
-    def of(self, batch: Batch) -> list[list[list[tuple[int, int]]]]:
+    def of(self, batch: BatchLayout) -> list[list[list[tuple[int, int]]]]:
         """Per row of the batch, per image, its tiles."""
         repeat = 1 if self.rows is None else batch.shape[0] // self.rows
         samples = batch.rows()[::repeat]
@@ -25,7 +25,7 @@ class ImageGrids:
         rows = assign_images_to_rows(tiles, [sample.tokens() for sample in samples])
         return [row for row in rows for _ in range(repeat)]
 
-    def image_sizes(self, batch: Batch) -> list[int] | None:
+    def image_sizes(self, batch: BatchLayout) -> list[int] | None:
         """Tokens of each image in batch order; None in a model of no known family, where a run serves as an image."""
         if self.parts.family is GENERIC:
             return None
@@ -48,11 +48,11 @@ def assign_images_to_rows(
     return rows
 
 
-def group_tiles(grids: list[list[list[tuple[int, int]]]], batch: Batch, per: Per) -> list[list[tuple[int, int]]]:
+def group_tiles(grids: list[list[list[tuple[int, int]]]], batch: BatchLayout, per: Per) -> list[list[tuple[int, int]]]:
     """Tiles of each pool, in the order of the pool's tokens."""
     shapes = []
     queues = [[tile for image in row for tile in image] for row in grids]
-    for pool in batch.pools(per):
+    for pool in batch.groups(per):
         taken, size = [], 0
         while size < pool.size:
             taken.append(queues[pool.row].pop(0))

@@ -18,7 +18,7 @@ from ..profiling.op_count import tensors_in
 from ..profiling.selection_scene import TEXT, SelectionScene, find_groups
 from ..profiling.timing import Workload
 from ..reduction import Reducer
-from ..reduction.kept_tokens import Reduction
+from ..reduction.kept_tokens import KeptTokens
 from .setup import Setup
 
 
@@ -127,8 +127,8 @@ class Probe:
             find_groups(scene.ids).to(self.device)
             view = scene.context(reducer)
             keep = reducer.select(view)
-            reducer.content(view, keep)
-            Reduction.of(scene.keep_mask(keep), [count] * rows).gather(scene.states)
+            reducer.merge_targets(view, keep)
+            KeptTokens.of(scene.keep_mask(keep), [count] * rows).gather(scene.states)
 
         return torch.no_grad()(run)
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..hooks.observers import attention_row
-from ..reduction import Observed, Reducer, View
-from ..reduction.batch_layout import Batch
+from ..reduction import Observed, Reducer, SelectionContext
+from ..reduction.batch_layout import BatchLayout
 from ..reduction.token_groups import TokenGroups
 
 TEXT = 40  # tokens of the prompt
@@ -67,15 +67,15 @@ class SelectionScene:
             real=torch.ones(batch, length, dtype=torch.bool, device=device),
         )
 
-    def context(self, reducer: Reducer) -> View:
+    def context(self, reducer: Reducer) -> SelectionContext:
         """With the row of attention only for the methods that require it; nothing else is computed ahead."""
         attention = None
-        if "attention" in reducer.required():
+        if "attention" in reducer.required_inputs():
             groups = self.groups
             attention = attention_row(self.query, self.keys, groups.row_of, groups.last, self.real, None)
         observed = Observed(self.keys, None, attention)
         grids = [tile_grids(self.tokens)] * len(self.groups.sizes)
-        return View(self.groups, self.states, self.scale, observed, reducer.budgets(self.groups), grids)
+        return SelectionContext(self.groups, self.states, self.scale, observed, reducer.budgets(self.groups), grids)
 
     def keep_mask(self, keep: Tensor) -> Tensor:
         """[B, L] bool: what stays after a selection, text included."""
@@ -84,7 +84,7 @@ class SelectionScene:
 
 def find_groups(ids: Tensor) -> TokenGroups:
     """The host work before any selection: where the visual tokens are."""
-    groups = TokenGroups.of(Batch.of(ids, [_IMAGE_ID]), "sample")
+    groups = TokenGroups.of(BatchLayout.of(ids, [_IMAGE_ID]), "sample")
     assert groups is not None
     return groups
 

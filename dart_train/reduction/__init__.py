@@ -1,7 +1,7 @@
 """The methods: each file holds one idea, and is its own configuration."""
 
 from .base import Reducer, ScoreReducer
-from .context import Observed, View
+from .context import Observed, SelectionContext, View
 from .methods.baselines import Balance, FewerPixels, KeepAll, Random
 from .methods.dart import DART
 from .methods.fastv import FastV, ReverseFastV, WindowFastV
@@ -22,6 +22,7 @@ __all__ = [
     "Reducer",
     "ReverseFastV",
     "ScoreReducer",
+    "SelectionContext",
     "UniformGrid",
     "View",
     "WindowFastV",

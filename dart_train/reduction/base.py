@@ -10,9 +10,12 @@ import torch
 from torch import Tensor
 
 from .batch_layout import Per
-from .budget import Keep, check_keep, share, tokens_to_keep
-from .context import View
-from .token_counts import Sizes, count_kept_by_stage
+from .budget import Keep, check_keep, split_budget, tokens_to_keep
+from .context import SelectionContext
+from .token_counts import HasGroupSizes, count_kept_by_stage
+
+# Former names of what a method may override. Both names work in either direction until the next release.
+FORMER_NAMES = {"needs": "requires", "required": "required_inputs", "content": "merge_targets"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,12 +29,23 @@ class Reducer:
     """
 
     name: ClassVar[str] = ""
-    needs: ClassVar[frozenset[str]] = frozenset()  # of: keys, values, attention, grid
+    requires: ClassVar[frozenset[str]] = frozenset()  # of: keys, values, attention, grid
+    needs: ClassVar[frozenset[str]] = requires
 
     keep: Keep = 1.0
     layer: int = 2
     per: Per = "sample"
     merge: Literal["none", "nearest"] = "none"
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """A subclass may define either name of FORMER_NAMES; the other one then means the same."""
+        super().__init_subclass__(**options)
+        for former, name in FORMER_NAMES.items():
+            owner = next(base for base in cls.__mro__ if former in vars(base) or name in vars(base))
+            value = vars(owner)[name if name in vars(owner) else former]
+            if not (former in vars(owner) and name in vars(owner) and vars(owner)[former] is value):
+                setattr(cls, former, value)
+                setattr(cls, name, value)
 
     def __post_init__(self) -> None:
         problems = [problem for problem in self.problems() if problem]
@@ -42,28 +56,30 @@ class Reducer:
         """Everything that is wrong with the configuration; subclasses add their own."""
         return [
             check_keep(self.keep),
-            check_whole("layer", self.layer, 0),
+            check_int_at_least("layer", self.layer, 0),
             check_choice("per", self.per, ("sample", "image")),
             check_choice("merge", self.merge, ("none", "nearest")),
         ]
 
-    def required(self) -> frozenset[str]:
+    def required_inputs(self) -> frozenset[str]:
         """What this configuration needs to see; the engine computes nothing else."""
-        return self.needs
+        return self.requires
 
-    def select(self, view: View) -> Tensor:
-        """keep [R, N] bool inside view.valid, exactly `count` of each pool."""
-        raise NotImplementedError(f"{type(self).__name__} must say which tokens it keeps: define select(view)")
+    def select(self, context: SelectionContext) -> Tensor:
+        """keep [R, N] bool inside context.valid, exactly `count` of each pool."""
+        raise NotImplementedError(f"{type(self).__name__} must say which tokens it keeps: define select(context)")
 
     def count(self, size: int, budget: int, prompt: int) -> int:
         """How many of a pool's tokens are kept, known before the choice: lengths need no synchronisation."""
         return min(size, budget)
 
-    def content(self, view: View, keep: Tensor) -> Tensor | None:
+    def merge_targets(self, context: SelectionContext, keep: Tensor) -> Tensor | None:
         """[R, N] long: the kept token that takes in each token's content; None: dropped tokens are lost."""
-        return nearest_kept_index(view, keep, max(self.counts(view.pools))) if self.merge == "nearest" else None
+        return nearest_kept_index(context, keep, max(self.counts(context.pools))) if self.merge == "nearest" else None
 
-    def budgets(self, pools: Sizes) -> list[int]:
+    required, content = required_inputs, merge_targets  # the former names
+
+    def budgets(self, pools: HasGroupSizes) -> list[int]:
         """The budget of each pool. A ratio is one of the original tokens; a number is shared by the pools of a
         sample (turns) in proportion to what is left of them, so that a later stage meets it exactly too."""
         sizes = pools.original if isinstance(self.keep, float) else pools.sizes
@@ -72,11 +88,11 @@ class Reducer:
         budgets = [0] * len(sizes)
         for row in dict.fromkeys(pools.row_of):
             mine = [r for r, owner in enumerate(pools.row_of) if owner == row]
-            for r, part in zip(mine, share(self.keep, [sizes[r] for r in mine]), strict=True):
+            for r, part in zip(mine, split_budget(self.keep, [sizes[r] for r in mine]), strict=True):
                 budgets[r] = part
         return budgets
 
-    def counts(self, pools: Sizes) -> list[int]:
+    def counts(self, pools: HasGroupSizes) -> list[int]:
         """What each pool will keep."""
         plan = zip(pools.sizes, self.budgets(pools), pools.prompt_sizes, strict=True)
         return [self.count(size, budget, prompt) for size, budget, prompt in plan]
@@ -100,15 +116,15 @@ class Reducer:
 class ScoreReducer(Reducer):
     """Keeps the highest of `score`."""
 
-    def score(self, view: View) -> Tensor:
+    def score(self, context: SelectionContext) -> Tensor:
         """[R, N]: higher is kept."""
-        raise NotImplementedError(f"{type(self).__name__} must score tokens: define score(view)")
+        raise NotImplementedError(f"{type(self).__name__} must score tokens: define score(context)")
 
-    def select(self, view: View) -> Tensor:
-        return highest(self.score(view), view.valid, view.budget)
+    def select(self, context: SelectionContext) -> Tensor:
+        return topk_mask(self.score(context), context.valid, context.budget)
 
 
-def highest(score: Tensor, valid: Tensor, budget: Tensor) -> Tensor:
+def topk_mask(score: Tensor, valid: Tensor, budget: Tensor) -> Tensor:
     """The `budget` [R] highest of score [R, N] among valid ones, as a mask; ties go to the earlier token."""
     order = topk_indices_stable(score, valid, score.shape[1])
     rank = torch.empty_like(order).scatter_(1, order, _places(order))
@@ -126,16 +142,16 @@ def _places(order: Tensor) -> Tensor:
     return torch.arange(order.shape[1], device=order.device).expand_as(order)
 
 
-def nearest_kept_index(view: View, keep: Tensor, most: int) -> Tensor:
+def nearest_kept_index(context: SelectionContext, keep: Tensor, most: int) -> Tensor:
     """[R, N] long: for each token the kept one of highest cosine similarity (a kept token: itself), where no
     pool keeps more than `most`."""
     kept = torch.argsort(keep.logical_not().to(torch.uint8), dim=1, stable=True)[:, : max(1, most)]
-    similarity = view.cosine(view.pools.slots.gather(1, kept))
+    similarity = context.cosine(context.pools.slots.gather(1, kept))
     nearest = similarity.masked_fill(~keep.gather(1, kept)[..., None], -torch.inf).argmax(1)
     return torch.where(keep, _places(keep), kept.gather(1, nearest))
 
 
-def check_whole(name: str, value: object, least: int) -> str | None:
+def check_int_at_least(name: str, value: object, least: int) -> str | None:
     if isinstance(value, int) and not isinstance(value, bool) and value >= least:
         return None
     return f"{name}={value!r}: expected a whole number >= {least}"
@@ -145,6 +161,6 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> str | None
     return None if value in choices else f"{name}={value!r}: expected one of {', '.join(choices)}"
 
 
-def check_unit(name: str, value: object) -> str | None:
+def check_unit_interval(name: str, value: object) -> str | None:
     ok = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
     return None if ok else f"{name}={value!r}: expected a number in [0, 1]"

@@ -17,7 +17,7 @@ from torch import Tensor
 
 Per = Literal["sample", "image"]
 Span = tuple[int, int]  # start, stop
-Image = tuple[Span, ...]  # several where text stands between an image's tiles, or a video's frames
+ImageSpans = tuple[Span, ...]  # several where text stands between an image's tiles, or a video's frames
 IGNORED = -100  # labels of what is not supervised
 
 
@@ -26,7 +26,7 @@ class TokenGroup:
     """Some visual tokens of row `row`: `spans` of (start, stop), and `end`, where its prompt ends."""
 
     row: int
-    spans: Image
+    spans: ImageSpans
     end: int
 
     @property
@@ -38,7 +38,7 @@ class TokenGroup:
 
 
 @dataclass(frozen=True)
-class Row:
+class SampleLayout:
     """What tells the images of a sample apart: its ids [L], and each run of visual tokens among them."""
 
     ids: Tensor
@@ -49,7 +49,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Batch:
+class BatchLayout:
     """What the host knows of a batch, all [B, L] on the CPU."""
 
     ids: Tensor
@@ -57,7 +57,7 @@ class Batch:
     real: Tensor
     supervised: Tensor
     fingerprint: Tensor  # [B] a number that the prompt alone decides: the seed of random choices
-    images: tuple[tuple[Image, ...], ...]  # of each row in order; each run is taken for one until `with_images`
+    images: tuple[tuple[ImageSpans, ...], ...]  # of each row in order; each run is taken for one until `with_images`
     prompt_length: int | None
 
     @property
@@ -72,7 +72,7 @@ class Batch:
         mask: Tensor | None = None,
         labels: Tensor | None = None,
         prompt_length: int | None = None,
-    ) -> Batch:
+    ) -> BatchLayout:
         """ids, mask, labels [B, L], moved to the host here, together: the one synchronisation of a reduction."""
         mask = torch.ones_like(ids) if mask is None else mask
         labels = torch.full_like(ids, IGNORED) if labels is None else labels
@@ -87,29 +87,29 @@ class Batch:
         prompt[:, end:] = False
         return cls(ids, visual, real, supervised, _fingerprint(ids, prompt), images, prompt_length)
 
-    def rows(self) -> list[Row]:
-        return [Row(ids, _runs(visual)) for ids, visual in zip(self.ids, self.visual, strict=True)]
+    def rows(self) -> list[SampleLayout]:
+        return [SampleLayout(ids, _runs(visual)) for ids, visual in zip(self.ids, self.visual, strict=True)]
 
-    def with_images(self, sizes: Sequence[int]) -> Batch:
+    def with_images(self, sizes: Sequence[int]) -> BatchLayout:
         """Images told apart where nothing stands between them, and whole where text stands within them; sizes in
         tokens, in batch order."""
         remaining = iter(sizes)
-        return replace(self, images=tuple(_whole(row.runs, remaining) for row in self.rows()))
+        return replace(self, images=tuple(_images_of_row(row.runs, remaining) for row in self.rows()))
 
     def left_padded(self) -> bool:
         return not bool(self.real[:, 0].all())
 
-    def pools(self, per: Per) -> list[TokenGroup]:
+    def groups(self, per: Per) -> list[TokenGroup]:
         return [pool for row, images in enumerate(self.images) for pool in self._row_pools(row, images, per)]
 
-    def _row_pools(self, row: int, images: Sequence[Image], per: Per) -> list[TokenGroup]:
+    def _row_pools(self, row: int, images: Sequence[ImageSpans], per: Per) -> list[TokenGroup]:
         """One pool per image, or one per turn: images after an answer do not choose for those before it."""
-        by_end: dict[int, list[Image]] = {}
+        by_end: dict[int, list[ImageSpans]] = {}
         for image in images:
             by_end.setdefault(self._prompt_end(row, image[-1][1]), []).append(image)
         if per == "image":
             return [TokenGroup(row, image, end) for end, group in by_end.items() for image in group]
-        return [TokenGroup(row, _joined(group), end) for end, group in by_end.items()]
+        return [TokenGroup(row, _merge_touching(group), end) for end, group in by_end.items()]
 
     def _prompt_end(self, row: int, after: int) -> int:
         """Where the first answer behind position `after` begins, or where the given prompt ends."""
@@ -139,9 +139,9 @@ def _runs(row: Tensor) -> tuple[Span, ...]:
     return tuple(zip(starts, [*stops, len(row)][: len(starts)], strict=True))
 
 
-def _whole(runs: Sequence[Span], sizes: Iterator[int]) -> tuple[Image, ...]:
+def _images_of_row(runs: Sequence[Span], sizes: Iterator[int]) -> tuple[ImageSpans, ...]:
     """The images of a row, from its runs of visual tokens and the number of tokens of each."""
-    images: list[Image] = []
+    images: list[ImageSpans] = []
     spans: list[Span] = []
     missing = 0
     for start, stop in runs:
@@ -159,7 +159,7 @@ def _whole(runs: Sequence[Span], sizes: Iterator[int]) -> tuple[Image, ...]:
     return tuple(images)
 
 
-def _joined(images: Sequence[Image]) -> Image:
+def _merge_touching(images: Sequence[ImageSpans]) -> ImageSpans:
     """The spans of several images as one; those with nothing between become one span."""
     joined: list[Span] = []
     for start, stop in (span for image in images for span in image):

@@ -29,7 +29,7 @@ def tokens_to_keep(keep: Keep, available: int) -> int:
     return min(wanted, available)
 
 
-def share(keep: Keep, sizes: Sequence[int]) -> list[int]:
+def split_budget(keep: Keep, sizes: Sequence[int]) -> list[int]:
     """One budget over several pools of a sample, in proportion to their sizes; the sum is exact.
 
     A ratio is simply the ratio of each pool. A number is dealt out by largest remainders.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from .batch_layout import Image
+from .batch_layout import ImageSpans
 from .token_groups import TokenGroups, upload
 
 Score = Literal["key", "value", "attention", "random"]
@@ -29,7 +29,7 @@ class Observed:
 
 
 @dataclass
-class View:
+class SelectionContext:
     """R pools, at most N visual tokens each, in B sequences of length L and width D."""
 
     pools: TokenGroups
@@ -76,13 +76,13 @@ class View:
         return torch.cat([_cosine(mine, self.hidden_at(slots)) for slots in parts], 2)
 
     @torch.no_grad()
-    def _cosine_in_place(self, mine: Tensor, spans: Sequence[Image]) -> Tensor:
+    def _cosine_in_place(self, mine: Tensor, spans: Sequence[ImageSpans]) -> Tensor:
         """The same without gathering, from each pool's own place: on a CPU the copies would take longer than the
         products. The norm's weight goes to the few pivots, squared to the tokens' squares."""
         states, width = self.states.detach(), self.states.shape[2]
         scale = mine.new_ones(width) if self.scale is None else self.scale.detach().float()
         out, square = mine.new_zeros(*mine.shape[:2], self.valid.shape[1]), scale * scale
-        lengths, work = out.new_ones(out.shape[0], out.shape[2]), scratch(2, _slice_length(states, width), width)
+        lengths, work = out.new_ones(out.shape[0], out.shape[2]), scratch_buffer(2, _slice_length(states, width), width)
         for pool, (row, places) in enumerate(zip(self.pools.row_of, spans, strict=True)):
             pivots, first = mine[pool] * scale, 0
             for part in (part for a, b in places for part in states[row, a:b].split(work.shape[1])):
@@ -95,7 +95,7 @@ class View:
         return out.div_(lengths.sqrt_().clamp_min_(1e-12)[:, None])
 
     def score(self, kind: Score) -> Tensor:
-        """[R, L] float32: each pool's own view of the sequence, by a score that pivots can be taken from."""
+        """[R, L] float32: every position's score, as each pool sees the sequence."""
         if kind not in self.scores:
             self.scores[kind] = getattr(self, f"_{kind}")().float()
         return self.scores[kind]
@@ -136,6 +136,9 @@ class View:
         return _hash(from_end, self.pools.seed[:, None], self.seed + seed)
 
 
+View = SelectionContext  # the former name
+
+
 def _cosine(mine: Tensor, tokens: Tensor) -> Tensor:
     """mine [..., P, D] of length one, tokens [..., N, D] -> [..., P, N]. The product is divided, not the tokens:
     there are far fewer products."""
@@ -147,7 +150,7 @@ def _cosine(mine: Tensor, tokens: Tensor) -> Tensor:
 def _l1_of_row(tokens: Tensor) -> Tensor:
     """tokens [L, H, d] -> [L] float32, on a CPU."""
     norms = torch.empty(len(tokens))
-    work = scratch(_slice_length(tokens, tokens[0].numel()), *tokens.shape[1:], dtype=tokens.dtype)
+    work = scratch_buffer(_slice_length(tokens, tokens[0].numel()), *tokens.shape[1:], dtype=tokens.dtype)
     for part, norm in zip(tokens.split(len(work)), norms.split(len(work)), strict=True):
         torch.sum(torch.abs(part, out=work[: len(part)]), (1, 2), dtype=torch.float32, out=norm)
     return norms
@@ -156,7 +159,7 @@ def _l1_of_row(tokens: Tensor) -> Tensor:
 _kept = threading.local()
 
 
-def scratch(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+def scratch_buffer(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Memory on the CPU to work in, this thread's own and always the same: to ask the system for a megabyte of fresh
     pages in every forward would take longer than the arithmetic in them."""
     size = math.prod(shape) * dtype.itemsize

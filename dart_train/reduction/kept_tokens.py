@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Reduction:
+class KeptTokens:
     """Slot (b, s) of the short sequence holds position `index[b, s]` of the long one, where `valid[b, s]`.
 
     Rows that keep fewer tokens than the longest are padded on the LEFT, so that `[:, -1]` stays the last
@@ -21,14 +21,14 @@ class Reduction:
     valid: Tensor  # [B, S] bool
     ragged: bool  # some slot is padding (known on the host: no synchronisation to ask)
     source_length: int  # L
-    whole: bool = False  # everything is kept, so that nothing has to move
+    keeps_all: bool = False  # everything is kept, so that nothing has to move
 
     @classmethod
-    def of(cls, keep: Tensor, counts: Sequence[int]) -> Reduction:
+    def of(cls, keep: Tensor, counts: Sequence[int]) -> KeptTokens:
         """keep [B, L] bool; counts: the number of kept tokens of each row, known on the host."""
         if min(counts) == keep.shape[1]:
             order = torch.arange(keep.shape[1], device=keep.device).expand_as(keep)
-            return cls(order, torch.ones_like(keep), False, keep.shape[1], whole=True)
+            return cls(order, torch.ones_like(keep), False, keep.shape[1], keeps_all=True)
         longest = max(counts)
         order = torch.argsort(keep.to(torch.uint8), dim=1, stable=True)
         index = order[:, keep.shape[1] - longest :]
@@ -40,7 +40,7 @@ class Reduction:
 
     def gather(self, x: Tensor, dim: int = 1, batch: int = 0) -> Tensor:
         """The slots' entries of x along `dim`; x has the batch (or 1) at `batch`, and L at `dim` behind it."""
-        if self.whole:
+        if self.keeps_all:
             return x
         dim, rows = dim % x.ndim, self.index.shape[0]
         if x.shape[batch] != rows:
@@ -49,11 +49,11 @@ class Reduction:
         index = self.index.to(x.device).view(shape)
         return x.gather(dim, index.expand(*(self.length if d == dim else n for d, n in enumerate(x.shape))))
 
-    def then(self, later: Reduction) -> Reduction:
+    def compose(self, later: KeptTokens) -> KeptTokens:
         """This reduction followed by another one of its short sequence, of whose padding it keeps none, as one."""
-        if later.whole:
+        if later.keeps_all:
             return self
-        return Reduction(later.gather(self.index), later.valid, later.ragged, self.source_length)
+        return KeptTokens(later.gather(self.index), later.valid, later.ragged, self.source_length)
 
     def mask(self) -> Tensor:
         """[B, L] bool: which positions of the long sequence were kept."""
@@ -66,7 +66,7 @@ class Reduction:
         A target whose predecessor was dropped is thereby predicted from the same state as in the short
         sequence, so that both output modes give the same loss.
         """
-        if self.whole:
+        if self.keeps_all:
             return short
         padding = (~self.valid).sum(1, keepdim=True)
         slot = (self.mask().long().cumsum(1) - 1 + padding).clamp_min(0).clamp_max(self.length - 1)

@@ -10,8 +10,8 @@ from typing import Protocol
 from .batch_layout import Per
 
 
-class Sizes(Protocol):
-    """All that budgets depend on, one entry a pool; `TokenGroups` has it, and `Forecast` has nothing else."""
+class HasGroupSizes(Protocol):
+    """All that budgets depend on, one entry a pool; `TokenGroups` has it, and `GroupSizes` has nothing else."""
 
     @property
     def row_of(self) -> tuple[int, ...]: ...
@@ -23,14 +23,14 @@ class Sizes(Protocol):
     def prompt_sizes(self) -> tuple[int, ...]: ...
 
 
-class Counts(Protocol):
+class HasCounts(Protocol):
     @property
     def per(self) -> Per: ...
-    def counts(self, pools: Sizes) -> list[int]: ...
+    def counts(self, pools: HasGroupSizes) -> list[int]: ...
 
 
 @dataclass(frozen=True)
-class Forecast:
+class GroupSizes:
     """The pools of one sample."""
 
     row_of: tuple[int, ...]
@@ -43,7 +43,7 @@ ASSUMED_PROMPT_TOKENS = 64  # tokens of text behind a picture, where nobody coun
 
 
 def count_kept_by_stage(
-    stages: Sequence[Counts],
+    stages: Sequence[HasCounts],
     pictures: Sequence[int],
     turns: Sequence[int] | None = None,
     behind: Sequence[int] | None = None,
@@ -65,11 +65,11 @@ def count_kept_by_stage(
     return kept
 
 
-def _pools(pictures: Sequence[int], turns: Sequence[int], behind: Sequence[int], per: Per) -> Forecast:
+def _pools(pictures: Sequence[int], turns: Sequence[int], behind: Sequence[int], per: Per) -> GroupSizes:
     """A pool's prompt is behind its last picture, or else behind its first, or else anywhere (see `layout`)."""
     groups = [[i] for i in range(len(pictures))]
     if per == "sample":
         groups = [list(group) for _, group in groupby(range(len(pictures)), key=lambda i: turns[i])]
     sizes = tuple(sum(pictures[i] for i in group) for group in groups)
     prompts = tuple(behind[group[-1]] or behind[group[0]] or ASSUMED_PROMPT_TOKENS for group in groups)
-    return Forecast((0,) * len(groups), sizes, sizes, prompts)
+    return GroupSizes((0,) * len(groups), sizes, sizes, prompts)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .batch_layout import Batch, Image, Per
-from .kept_tokens import Reduction
+from .batch_layout import BatchLayout, ImageSpans, Per
+from .kept_tokens import KeptTokens
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,12 @@ class TokenGroups:
     prompt_sizes: tuple[int, ...]
     kept_text: tuple[int, ...]  # [B] tokens of each sample that no method may drop
     length: int  # L
-    spans: tuple[Image, ...] | None = None  # where each pool lies; None behind an earlier stage
+    spans: tuple[ImageSpans, ...] | None = None  # where each pool lies; None behind an earlier stage
 
     @classmethod
-    def of(cls, batch: Batch, per: Per) -> TokenGroups | None:
+    def of(cls, batch: BatchLayout, per: Per) -> TokenGroups | None:
         """On the host; None when there is no visual token at all."""
-        pools = batch.pools(per)
+        pools = batch.groups(per)
         if not pools:
             return None
         widest = max(pool.size for pool in pools)
@@ -70,11 +70,11 @@ class TokenGroups:
         there: dict[str, Any] = {name: upload(getattr(self, name), device) for name in names}
         return replace(self, **there)
 
-    def at(self, x: Tensor) -> Tensor:
+    def gather(self, x: Tensor) -> Tensor:
         """x [B, L, ...] at the visual tokens of each pool: [R, N, ...]."""
         return x[self.rows[:, None], self.slots]
 
-    def put(self, x: Tensor, values: Tensor) -> Tensor:
+    def scatter(self, x: Tensor, values: Tensor) -> Tensor:
         """x [B, L, ...] with `values` [R, N, ...] written where a visual token is; differentiable."""
         flat = self.rows[:, None] * x.shape[1] + self.slots
         spare = x.shape[0] * x.shape[1]  # slots that are padding write to one row too many, cut off again
@@ -84,7 +84,7 @@ class TokenGroups:
 
     def keep_mask(self, text: Tensor, keep: Tensor) -> Tensor:
         """[B, L]: what goes on, from text [B, L] (kept as it is) and keep [R, N]."""
-        return self.put(text.to(torch.uint8), (keep & self.valid).to(torch.uint8)).bool()
+        return self.scatter(text.to(torch.uint8), (keep & self.valid).to(torch.uint8)).bool()
 
     def row_counts(self, kept: Sequence[int]) -> list[int]:
         """How many tokens each sample keeps, when its pools keep `kept`."""
@@ -93,7 +93,7 @@ class TokenGroups:
             counts[row] += number
         return counts
 
-    def after(self, reduction: Reduction, keep: Tensor, kept: Sequence[int]) -> TokenGroups:
+    def after_reduction(self, reduction: KeptTokens, keep: Tensor, kept: Sequence[int]) -> TokenGroups:
         """The same pools in the short sequence: for the next stage."""
         order = torch.argsort(keep.logical_not().to(torch.uint8), dim=1, stable=True)[:, : max(kept)]
         padding = (~reduction.valid).sum(1, keepdim=True)
@@ -101,7 +101,7 @@ class TokenGroups:
         prompt = self.prompt.gather(1, reduction.index[self.rows])  # text is kept: padding points at none
         return replace(
             self,
-            slots=self.at(place).gather(1, order),
+            slots=self.gather(place).gather(1, order),
             valid=(keep & self.valid).gather(1, order),
             prompt=prompt,
             last=place[self.rows, self.last],

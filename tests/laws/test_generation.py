@@ -30,7 +30,7 @@ def test_cached_generation_equals_recomputation(name: str, attn: str, beams: int
 @pytest.mark.parametrize("method", REDUCERS)
 @pytest.mark.parametrize("name", ["llava_onevision", "qwen2_5_vl", "idefics3"])
 def test_every_method_generates_alike_with_and_without_a_cache(name: str, method: str, layer: int) -> None:
-    if layer == 0 and "attention" in REDUCERS[method].needs:
+    if layer == 0 and "attention" in REDUCERS[method].requires:
         pytest.skip("no attention before the first layer; refused, see test_refusals")
     model, batch = model_of(name), batch_of(name)
     with attach(model, reducer_of(method, 7, layer=layer, per="image")):

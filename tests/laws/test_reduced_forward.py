@@ -37,7 +37,7 @@ def test_dart_equals_the_masked_forward(name: str, attn: str, images: tuple[int,
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", ["llava", "qwen3_vl", "gemma3"])
 def test_every_method_equals_the_masked_forward(name: str, method: str, layer: int) -> None:
-    if layer == 0 and "attention" in REDUCERS[method].needs:
+    if layer == 0 and "attention" in REDUCERS[method].requires:
         pytest.skip("no attention before the first layer; refused, see test_refusals")
     model, batch = model_of(name), batch_of(name)
     logits, kept = reduced(model, batch, reducer_of(method, layer=layer))

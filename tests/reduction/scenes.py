@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dart_train.reduction import Observed, Reducer, View
-from dart_train.reduction.batch_layout import Batch
+from dart_train.reduction.batch_layout import BatchLayout
 from dart_train.reduction.token_groups import TokenGroups
 
 IMAGE, PADDING, WIDTH, HEADS = 1, 0, 24, 3
@@ -70,8 +70,8 @@ class Scene:
     def labels(self) -> Tensor:
         return self.ids.masked_fill(~self._marked("a"), -100)
 
-    def batch(self) -> Batch:
-        return Batch.of(self.ids, [IMAGE], self.mask.long(), self.labels)
+    def batch(self) -> BatchLayout:
+        return BatchLayout.of(self.ids, [IMAGE], self.mask.long(), self.labels)
 
     @cached_property
     def states(self) -> Tensor:
@@ -93,7 +93,7 @@ class Scene:
         """Shows just what the reducer says it needs."""
         pools = TokenGroups.of(self.batch(), reducer.per)
         assert pools is not None
-        needs = reducer.required()
+        needs = reducer.required_inputs()
         seen = Observed(
             self.heads(3) if "keys" in needs else None,
             self.heads(4) if "values" in needs else None,

@@ -13,12 +13,12 @@ from transformers.models.llava_next.modeling_llava_next import LlavaNextModel, g
 from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOnevisionModel
 
 from dart_train.models.families import family_of
-from dart_train.reduction.batch_layout import Row
+from dart_train.reduction.batch_layout import SampleLayout
 
 
-def prompt(tokens: int) -> list[Row]:
+def prompt(tokens: int) -> list[SampleLayout]:
     """A row with nothing but visual tokens, all in one run."""
-    return [Row(torch.ones(tokens, dtype=torch.long), ((0, tokens),))]
+    return [SampleLayout(torch.ones(tokens, dtype=torch.long), ((0, tokens),))]
 
 
 def packed(config: Any, size: tuple[int, int]) -> torch.Tensor:

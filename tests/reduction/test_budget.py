@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dart_train.reduction import DART, Balance, Pooling, Random, Reducer, WindowFastV
-from dart_train.reduction.budget import share, tokens_to_keep
+from dart_train.reduction.budget import split_budget, tokens_to_keep
 from dart_train.reduction.token_groups import TokenGroups
 from tests.reduction.scenes import Scene
 
@@ -31,7 +31,7 @@ def test_of_nothing_nothing_is_kept() -> None:
 @settings(max_examples=200, deadline=None)
 @given(keep=st.integers(1, 200), sizes=sizes)
 def test_a_number_is_shared_out_exactly_and_in_proportion(keep: int, sizes: list[int]) -> None:
-    parts, total = share(keep, sizes), sum(sizes)
+    parts, total = split_budget(keep, sizes), sum(sizes)
     assert sum(parts) == min(keep, total)
     for part, size in zip(parts, sizes, strict=True):
         assert 0 <= part <= size
@@ -39,13 +39,13 @@ def test_a_number_is_shared_out_exactly_and_in_proportion(keep: int, sizes: list
 
 
 def test_equal_sizes_get_equal_parts_and_the_first_what_is_left() -> None:
-    assert share(7, [10, 10, 10]) == [3, 2, 2]
+    assert split_budget(7, [10, 10, 10]) == [3, 2, 2]
 
 
 @settings(max_examples=100, deadline=None)
 @given(keep=st.floats(0.01, 1), sizes=sizes)
 def test_a_ratio_is_the_ratio_of_each(keep: float, sizes: list[int]) -> None:
-    assert share(keep, sizes) == [tokens_to_keep(keep, size) for size in sizes]
+    assert split_budget(keep, sizes) == [tokens_to_keep(keep, size) for size in sizes]
 
 
 ROW = "t" + "v" * 12 + "t" + "v" * 4 + "tt" + "a" + "t" + "v" * 8 + "ttt"  # two pictures, an answer, a third

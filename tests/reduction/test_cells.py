@@ -60,9 +60,9 @@ def test_uniform_grid_deals_its_budget_over_tiles_by_size() -> None:
 def pooled(view: View, reducer: Reducer) -> Tensor:
     """What stands at the kept places of the first pool after merging."""
     keep = reducer.select(view)
-    content = reducer.content(view, keep)
+    content = reducer.merge_targets(view, keep)
     assert content is not None
-    return merged(view.pools.at(view.states), content, view.valid)[0][keep[0]]
+    return merged(view.pools.gather(view.states), content, view.valid)[0][keep[0]]
 
 
 def test_pooling_is_average_pooling() -> None:

@@ -11,7 +11,7 @@ from transformers import LlavaNextConfig
 
 from dart_train.models.families import Tile, UnknownGridError, family_of
 from dart_train.models.structure import find_parts
-from dart_train.reduction.batch_layout import Batch, Row
+from dart_train.reduction.batch_layout import BatchLayout, SampleLayout
 from tests.zoo import FAMILIES, FAMILIES_WITH_VIDEO, encode, make_video_batch, picture
 
 SIZES = [(64, 64), (64, 40), (32, 64), (48, 48), (97, 20), (20, 97), (61, 50), (33, 64), (200, 130), (16, 16)]
@@ -26,19 +26,19 @@ def encoded(name: str, *rows: list[tuple[int, int]]) -> dict[str, torch.Tensor]:
     return encode(name, [[{"role": "user", "content": [*images, question]}] for images in turns])
 
 
-def tiles_of(name: str, inputs: dict[str, torch.Tensor]) -> tuple[list[list[Tile]], Batch]:
+def tiles_of(name: str, inputs: dict[str, torch.Tensor]) -> tuple[list[list[Tile]], BatchLayout]:
     """Found from what the record says that it reads; and the batch, its images told apart."""
     parts = find_parts(FAMILIES[name].model())
-    batch = Batch.of(inputs["input_ids"], parts.visual_ids, inputs["attention_mask"])
+    batch = BatchLayout.of(inputs["input_ids"], parts.visual_ids, inputs["attention_mask"])
     read = {key: value for key, value in inputs.items() if key in parts.family.reads}
     tiles = parts.family.tiles(parts.top.config, read, batch.rows())
     return tiles, batch.with_images([tokens(image) for image in tiles])
 
 
-def row(text: str) -> Row:
+def row(text: str) -> SampleLayout:
     """`v` a visual token, `w` one of a video, `m` a mark, anything else text."""
     ids = torch.tensor([{"v": VISUAL, "w": VIDEO, "m": MARK}.get(letter, TEXT) for letter in text])
-    return Batch.of(ids[None], [VISUAL, VIDEO]).rows()[0]
+    return BatchLayout.of(ids[None], [VISUAL, VIDEO]).rows()[0]
 
 
 def tokens(image: list[Tile]) -> int:

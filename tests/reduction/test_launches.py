@@ -36,7 +36,7 @@ def launches(method: str, tokens: int, batch: int) -> int:
     reducer, scene = REDUCERS[method](keep=tokens // 9), replace(here, **there)
     with Launches() as seen:
         view = scene.context(reducer)
-        reducer.content(view, reducer.select(view))
+        reducer.merge_targets(view, reducer.select(view))
     return seen.count
 
 
@@ -46,7 +46,9 @@ def test_launches_do_not_grow_with_the_picture(method: str) -> None:
     assert launches(method, 2700, 1) <= few <= MOST
 
 
-@pytest.mark.parametrize("method", [name for name, method in REDUCERS.items() if method().required() <= {"keys"}])
+@pytest.mark.parametrize(
+    "method", [name for name, method in REDUCERS.items() if method().required_inputs() <= {"keys"}]
+)
 def test_launches_do_not_grow_with_the_batch(method: str) -> None:
     """Methods that look at attention launch the one row of it sample by sample."""
     assert launches(method, 600, 8) <= launches(method, 600, 1)

@@ -10,15 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dart_train.reduction.batch_layout import Batch
+from dart_train.reduction.batch_layout import BatchLayout
 from dart_train.reduction.token_groups import TokenGroups
 from tests.reduction.scenes import IMAGE, PADDING, Scene
 
 
-def candidates(batch: Batch, per: str = "sample") -> list[str]:
+def candidates(batch: BatchLayout, per: str = "sample") -> list[str]:
     """Of each pool: `P` a pivot candidate, `v` its own token, `L` the last prompt token, `.` anything else."""
     out = []
-    for pool in batch.pools(per):
+    for pool in batch.groups(per):
         letters = ["P" if may else "." for may in batch.prompt_of(pool)]
         for place in pool.positions().tolist():
             letters[place] = "v"
@@ -54,7 +54,7 @@ def test_each_image_has_the_text_behind_it() -> None:
 
 def test_rows_without_pictures_have_no_pool() -> None:
     batch = Scene(("ttt", "vt", "tat")).batch()
-    assert [pool.row for pool in batch.pools("sample")] == [1]
+    assert [pool.row for pool in batch.groups("sample")] == [1]
     assert TokenGroups.of(Scene(("ttt", "t")).batch(), "sample") is None
 
 
@@ -67,7 +67,7 @@ def test_another_answer_sees_the_same_pools(before: str, behind: str, answer: in
     """Longer, other words, or a further turn: what the first pictures see stays."""
     plain = Scene((before + "v" + behind,), (seed,)).batch()
     longer = Scene((before + "v" + behind + "a" * answer + "tvt",), (seed,), side="right").batch()
-    mine, (other, *_) = plain.pools("sample"), longer.pools("sample")
+    mine, (other, *_) = plain.groups("sample"), longer.groups("sample")
     assert mine == [other]
     size = plain.shape[1]
     assert torch.equal(plain.prompt_of(mine[0]), longer.prompt_of(other)[:size])
@@ -78,35 +78,35 @@ def test_another_answer_sees_the_same_pools(before: str, behind: str, answer: in
 def test_the_fingerprint_is_the_prompts_alone() -> None:
     ids = torch.tensor([[7, IMAGE, 8, 9], [7, IMAGE, 8, 5], [7, IMAGE, 6, 9], [IMAGE, 7, 8, 9]])
     labels = torch.tensor([[-100, -100, -100, 9]] * 4)
-    first, same, word, order = Batch.of(ids, [IMAGE], labels=labels).fingerprint.tolist()
+    first, same, word, order = BatchLayout.of(ids, [IMAGE], labels=labels).fingerprint.tolist()
     assert first == same and len({first, word, order}) == 3
-    assert Batch.of(ids[:1, :3], [IMAGE]).fingerprint.tolist() == [first]
+    assert BatchLayout.of(ids[:1, :3], [IMAGE]).fingerprint.tolist() == [first]
 
 
 @pytest.mark.parametrize("left", [0, 3])
 def test_padding_moves_everything_and_changes_nothing(left: int) -> None:
     ids = torch.tensor([[PADDING] * left + [7, IMAGE, IMAGE, 8, 9] + [PADDING] * (3 - left)])
-    batch = Batch.of(ids, [IMAGE], mask=(ids != PADDING).long())
+    batch = BatchLayout.of(ids, [IMAGE], mask=(ids != PADDING).long())
     assert batch.left_padded() == (left > 0)
     assert batch.images == ((((left + 1, left + 3),),),)
     assert candidates(batch) == ["." * left + ".vvPL" + "." * (3 - left)]
-    assert torch.equal(batch.fingerprint, Batch.of(ids[:, left : left + 5], [IMAGE]).fingerprint)
+    assert torch.equal(batch.fingerprint, BatchLayout.of(ids[:, left : left + 5], [IMAGE]).fingerprint)
 
 
 def test_in_generation_only_the_prompt_counts() -> None:
     """Recomputation without a cache: the words generated so far, even image tokens, neither choose nor go."""
     ids = torch.tensor([[7, IMAGE, IMAGE, 8, 9, 5, IMAGE, 6]])
-    batch, prompt = Batch.of(ids, [IMAGE], prompt_length=5), Batch.of(ids[:, :5], [IMAGE])
+    batch, prompt = BatchLayout.of(ids, [IMAGE], prompt_length=5), BatchLayout.of(ids[:, :5], [IMAGE])
     assert candidates(batch) == [".vvPL..."]
     assert torch.equal(batch.fingerprint, prompt.fingerprint)
     assert batch.visual.sum() == 2
 
 
 def test_videos_count_as_pictures() -> None:
-    assert Batch.of(torch.tensor([[7, 1, 2, 8, 2]]), [1, 2]).images == ((((1, 3),), ((4, 5),)),)
+    assert BatchLayout.of(torch.tensor([[7, 1, 2, 8, 2]]), [1, 2]).images == ((((1, 3),), ((4, 5),)),)
 
 
-def images(*rows: str) -> Batch:
+def images(*rows: str) -> BatchLayout:
     return Scene(rows).batch()
 
 
@@ -121,16 +121,16 @@ def images(*rows: str) -> Batch:
 def test_adjacent_images_are_cut_by_their_sizes(sizes: list[int], found: list[list[Tensor]]) -> None:
     batch = images("tvvvvv", "vvvv").with_images(sizes)
     assert [[span for (span,) in row] for row in batch.images] == found
-    assert [pool.spans for pool in batch.pools("image")] == [(span,) for row in found for span in row]
-    assert [pool.spans for pool in batch.pools("sample")] == [((1, 6),), ((2, 6),)]
+    assert [pool.spans for pool in batch.groups("image")] == [(span,) for row in found for span in row]
+    assert [pool.spans for pool in batch.groups("sample")] == [((1, 6),), ((2, 6),)]
 
 
 def test_an_image_is_one_wherever_text_stands_within_it() -> None:
     batch = images("vvtvvtvvvtt").with_images([4, 2, 1])
     first, second, third = ((0, 2), (3, 5)), ((6, 8),), ((8, 9),)
     assert batch.images == ((first, second, third),)
-    assert [pool.spans for pool in batch.pools("image")] == [first, second, third]
-    assert [pool.spans for pool in batch.pools("sample")] == [((0, 2), (3, 5), (6, 9))]
+    assert [pool.spans for pool in batch.groups("image")] == [first, second, third]
+    assert [pool.spans for pool in batch.groups("sample")] == [((0, 2), (3, 5), (6, 9))]
     assert candidates(batch, "image")[0] == "vv.vvP...PL"
 
 
@@ -141,5 +141,5 @@ def test_an_image_does_not_go_on_in_the_next_row() -> None:
 
 def test_supervised_padding_is_not_supervised() -> None:
     scene = Scene(("vvtta__",))
-    batch = Batch.of(scene.ids, [IMAGE], scene.mask, replace(scene, rows=("vvttaaa",)).labels)
+    batch = BatchLayout.of(scene.ids, [IMAGE], scene.mask, replace(scene, rows=("vvttaaa",)).labels)
     assert batch.supervised.tolist() == [[False] * 4 + [True] + [False] * 2]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dart_train.reduction import REDUCERS, KeepAll, Observed, Reducer
-from dart_train.reduction.kept_tokens import Reduction
+from dart_train.reduction.kept_tokens import KeptTokens
 from dart_train.reduction.token_groups import TokenGroups
 from tests.reduction.scenes import Scene
 
@@ -83,14 +83,14 @@ def test_bfloat16_states_are_welcome(method: str) -> None:
     keep = reducer.select(view)
     assert keep.sum(1).tolist() == reducer.counts(view.pools)
     assert torch.equal(keep, reducer.select(scene.view(reducer)))
-    reducer.content(view, keep)
+    reducer.merge_targets(view, keep)
 
 
 @every_method
 def test_nothing_is_used_that_was_not_asked_for(method: str) -> None:
     """The engine shows more than is asked when several stages ask: the choice stays."""
     reducer, scene = REDUCERS[method](keep=5), Scene(ROWS)
-    view, needs = scene.view(reducer), reducer.required()
+    view, needs = scene.view(reducer), reducer.required_inputs()
     assert needs <= {"keys", "values", "attention", "grid"}
     seen = Observed(
         view.seen.keys if "keys" in needs else torch.full((6, 1, scene.length, 1), torch.nan),
@@ -115,8 +115,8 @@ def test_nothing_is_read_back_from_the_device(method: str, merge: Literal["none"
         seen=Observed(*(None if x is None else x.to(meta) for x in seen)),
     )
     keep, counts = reducer.select(view), reducer.counts(view.pools)
-    reducer.content(view, keep)
+    reducer.merge_targets(view, keep)
     text = torch.ones(view.states.shape[:2], dtype=torch.bool, device=meta)
-    kept = Reduction.of(view.pools.keep_mask(text, keep), view.pools.row_counts(counts))
-    later = view.pools.after(kept, keep, counts)
+    kept = KeptTokens.of(view.pools.keep_mask(text, keep), view.pools.row_counts(counts))
+    later = view.pools.after_reduction(kept, keep, counts)
     assert later.slots.device == keep.device == kept.expand(kept.gather(view.states)).device == meta

@@ -6,7 +6,7 @@ import torch
 
 from dart_train.reduction import DART
 from dart_train.reduction.base import nearest_kept_index
-from dart_train.reduction.kept_tokens import Reduction
+from dart_train.reduction.kept_tokens import KeptTokens
 from dart_train.reduction.token_groups import TokenGroups
 from tests.reduction.scenes import Scene
 
@@ -40,8 +40,8 @@ def test_one_row_of_tensors_a_pool() -> None:
 
 def test_at_reads_what_put_writes() -> None:
     pools, states = pools_of(), torch.randn(4, 12, 3)
-    assert torch.equal(pools.put(states, pools.at(states)), states)
-    written = pools.put(states, torch.full((len(pools.sizes), pools.slots.shape[1], 3), 7.0))
+    assert torch.equal(pools.scatter(states, pools.gather(states)), states)
+    written = pools.scatter(states, torch.full((len(pools.sizes), pools.slots.shape[1], 3), 7.0))
     visual = SCENE.batch().visual
     assert torch.equal(written[visual], torch.full_like(written[visual], 7.0))
     assert torch.equal(written[~visual], states[~visual])
@@ -50,7 +50,7 @@ def test_at_reads_what_put_writes() -> None:
 def test_put_lets_gradients_through_both_ways() -> None:
     pools, states = pools_of(), torch.randn(4, 12, requires_grad=True)
     values = torch.randn(pools.valid.shape, requires_grad=True)
-    pools.put(states, values).sum().backward()
+    pools.scatter(states, values).sum().backward()
     assert torch.equal(states.grad, (~SCENE.batch().visual).float())
     assert torch.equal(values.grad, pools.valid.float())
 
@@ -70,13 +70,13 @@ def test_the_next_stage_has_the_kept_tokens_in_their_new_places() -> None:
     pools, batch, words = pools_of(), SCENE.batch(), torch.arange(48).view(4, 12)
     keep = pools.valid & (torch.arange(pools.slots.shape[1]) % 2 == 0)
     counts = [2, 2, 1, 3]
-    kept = Reduction.of(pools.keep_mask(batch.real & ~batch.visual, keep), pools.row_counts(counts))
-    later, short = pools.after(kept, keep, counts), kept.gather(words)
+    kept = KeptTokens.of(pools.keep_mask(batch.real & ~batch.visual, keep), pools.row_counts(counts))
+    later, short = pools.after_reduction(kept, keep, counts), kept.gather(words)
     assert later.sizes == (2, 2, 1, 3) and later.original == pools.original
     assert later.length == kept.length == short.shape[1]
     for pool in range(4):
-        before = pools.at(words)[pool][keep[pool]]
-        assert later.at(short)[pool][later.valid[pool]].tolist() == before.tolist()
+        before = pools.gather(words)[pool][keep[pool]]
+        assert later.gather(short)[pool][later.valid[pool]].tolist() == before.tolist()
         row = pools.row_of[pool]
         texts = words[row][pools.prompt[pool]].tolist()
         assert short[row][later.prompt[pool]].tolist() == texts

@@ -7,13 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dart_train.reduction.kept_tokens import Reduction
+from dart_train.reduction.kept_tokens import KeptTokens
 
 KEEP = torch.tensor([[1, 0, 1, 1, 0, 1], [0, 0, 0, 1, 0, 1], [1, 1, 1, 1, 0, 0]]).bool()
 
 
-def of(keep: Tensor) -> Reduction:
-    return Reduction.of(keep, keep.sum(1).tolist())
+def of(keep: Tensor) -> KeptTokens:
+    return KeptTokens.of(keep, keep.sum(1).tolist())
 
 
 @st.composite
@@ -39,11 +39,11 @@ def test_kept_places_stay_in_order_and_padding_is_on_the_left(keep: Tensor) -> N
 
 def test_keeping_everything_moves_nothing() -> None:
     x, kept = torch.randn(3, 6, 4), of(torch.ones(3, 6).bool())
-    assert kept.whole and not kept.ragged and kept.length == 6 and bool(kept.mask().all())
+    assert kept.keeps_all and not kept.ragged and kept.length == 6 and bool(kept.mask().all())
     assert kept.gather(x) is x and kept.expand(x) is x
     part = of(KEEP)
-    assert not part.whole and kept.then(part).index.tolist() == part.index.tolist()
-    assert part.then(of(torch.ones(3, part.length).bool())) is part
+    assert not part.keeps_all and kept.compose(part).index.tolist() == part.index.tolist()
+    assert part.compose(of(torch.ones(3, part.length).bool())) is part
 
 
 def test_gather_along_any_axis_with_the_batch_anywhere() -> None:
@@ -74,7 +74,7 @@ def test_two_stages_are_one(first: Tensor, data: st.DataObject) -> None:
         [data.draw(st.lists(st.booleans(), min_size=kept.length, max_size=kept.length)) for _ in first]
     )
     second[:, -1] = True  # the last slot is never padding
-    both = kept.then(of(second))
+    both = kept.compose(of(second))
     numbers = torch.arange(first.numel()).view(first.shape)
     assert both.source_length == first.shape[1]
     assert torch.equal(both.gather(numbers), of(second).gather(kept.gather(numbers)))

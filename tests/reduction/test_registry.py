@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dart_train import DART, REDUCERS, Random, Reducer, ScoreReducer, View, from_config
-from dart_train.reduction import reducer_class
+from dart_train.reduction import SelectionContext, reducer_class
 from tests.reduction.scenes import Scene
 
 
@@ -20,7 +20,7 @@ from tests.reduction.scenes import Scene
 class Last(ScoreReducer):
     """A method of another package: the last tokens of each picture, in steps."""
 
-    needs: ClassVar[frozenset[str]] = frozenset()
+    requires: ClassVar[frozenset[str]] = frozenset()
     step: int = 1
 
     def score(self, view: View) -> Tensor:
@@ -62,7 +62,7 @@ def test_methods_are_told_apart_by_name_and_say_what_they_do(method: str) -> Non
     cls = REDUCERS[method]
     assert cls.name == method
     assert cls.__doc__ and not cls.__doc__.startswith(cls.__name__ + "(")
-    assert cls.needs <= {"keys", "values", "attention", "grid"}
+    assert cls.requires <= {"keys", "values", "attention", "grid"}
     assert {"keep", "layer", "per", "merge"} <= {field.name for field in fields(cls)}
 
 
@@ -104,6 +104,62 @@ def test_configuration_is_left_as_it_was() -> None:
 
 
 def test_a_method_without_a_choice_says_what_is_missing() -> None:
-    for cls, missing in ((Reducer, r"define select\(view\)"), (ScoreReducer, r"define score\(view\)")):
+    for cls, missing in ((Reducer, r"define select\(context\)"), (ScoreReducer, r"define score\(context\)")):
         with pytest.raises(NotImplementedError, match=missing):
             cls(keep=1).select(Scene(("vt",)).view(Random(keep=1)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrittenBefore(Random):
+    """Uses the former names only, and the parent's through `super()`."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"values"})
+
+    def required(self) -> frozenset[str]:
+        return super().required() | {"keys"}
+
+    def content(self, view: View, keep: Tensor) -> Tensor | None:
+        return super().content(view, keep)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChildOfBefore(WrittenBefore):
+    """The new name, on top of a class that has the former one."""
+
+    def merge_targets(self, context: SelectionContext, keep: Tensor) -> Tensor | None:
+        targets = super().merge_targets(context, keep)
+        return None if targets is None else targets + 0
+
+
+class FormerMixin:
+    def required(self) -> frozenset[str]:
+        return frozenset({"attention"})
+
+
+class MixedIn(FormerMixin, Random):
+    pass
+
+
+@pytest.mark.parametrize("cls", [WrittenBefore, ChildOfBefore])
+def test_former_method_names_are_used_by_the_engine(cls: type[Random]) -> None:
+    reducer, plain = cls(keep=3, merge="nearest"), Random(keep=3, merge="nearest")
+    assert cls.requires == cls.needs == {"values"}
+    assert reducer.required_inputs() == reducer.required() == {"keys", "values"}
+    context = Scene(("tt" + "v" * 9 + "ttt",)).view(reducer)
+    keep = reducer.select(context)
+    wanted = plain.merge_targets(context, keep)
+    assert wanted is not None
+    for method in (reducer.merge_targets, reducer.content):
+        targets = method(context, keep)
+        assert targets is not None and torch.equal(targets, wanted)
+    assert cls.merge_targets is not Reducer.merge_targets
+
+
+def test_former_method_name_from_a_mixin_is_used() -> None:
+    assert MixedIn(keep=3).required_inputs() == {"attention"}
+
+
+def test_former_names_of_the_registered_methods_stay() -> None:
+    reducer = REDUCERS["pooling"](keep=4)
+    assert reducer.required() == reducer.needs == {"grid"} and View is SelectionContext
+    assert type(reducer).content is type(reducer).merge_targets is not Reducer.content

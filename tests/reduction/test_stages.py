@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dart_train.reduction import REDUCERS, Observed, View
-from dart_train.reduction.kept_tokens import Reduction
+from dart_train.reduction.kept_tokens import KeptTokens
 from tests.reduction.scenes import Scene
 from tests.reduction.test_methods import ROWS, both_budgets, every_method
 
@@ -21,8 +21,8 @@ def test_a_second_stage_keeps_some_of_the_first(method: str, second: str, per: s
     keep = first.select(view)
     counts = first.counts(view.pools)
     goes_on = view.pools.keep_mask(batch.real & ~batch.visual, keep)
-    kept = Reduction.of(goes_on, view.pools.row_counts(counts))
-    pools = view.pools.after(kept, keep, counts)
+    kept = KeptTokens.of(goes_on, view.pools.row_counts(counts))
+    pools = view.pools.after_reduction(kept, keep, counts)
     attention = torch.rand(len(pools.sizes), kept.length)
     seen = Observed(kept.gather(scene.heads(3), 2), attention=attention)
     shapes = [[(1, size)] for size in pools.original]
@@ -30,7 +30,7 @@ def test_a_second_stage_keeps_some_of_the_first(method: str, second: str, per: s
     chosen = later.select(short)
     assert chosen.sum(1).tolist() == later.counts(pools)
     real = kept.valid & ~kept.gather(batch.visual)
-    both = kept.then(Reduction.of(pools.keep_mask(real, chosen), pools.row_counts(later.counts(pools))))
+    both = kept.compose(KeptTokens.of(pools.keep_mask(real, chosen), pools.row_counts(later.counts(pools))))
     assert not (both.mask() & ~goes_on).any()
     assert torch.equal(both.mask() & ~batch.visual, batch.real & ~batch.visual)
 
@@ -40,7 +40,7 @@ def test_merged_content_goes_to_a_kept_token(method: str) -> None:
     reducer, scene = REDUCERS[method](keep=3, merge="nearest"), Scene(ROWS)
     view = scene.view(reducer)
     keep = reducer.select(view)
-    into = reducer.content(view, keep)
+    into = reducer.merge_targets(view, keep)
     if into is None:  # keep-all: nothing was dropped
         assert torch.equal(keep, view.valid)
         return

@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...reduction.batch_layout import Row
+from ...reduction.batch_layout import SampleLayout
 
 Tile = tuple[int, int]  # rows, columns; a column of line-break tokens counts
 Inputs = Mapping[str, Any]
-Rows = Sequence[Row]
+Rows = Sequence[SampleLayout]
 
 
 class UnknownGridError(ValueError):
@@ -65,7 +65,7 @@ def marker_separated_tiles(config: Any, inputs: Inputs, rows: Rows) -> list[list
     return [image for row in rows if row.runs for image in _images_from_markers(row)]
 
 
-def _images_from_markers(row: Row) -> list[list[Tile]]:
+def _images_from_markers(row: SampleLayout) -> list[list[Tile]]:
     """Between tiles of one image stands one mark, between two images there are two or more."""
     ids, behind, images = row.ids.tolist(), 0, list[list[Tile]]()
     if row.runs[-1][1] == len(ids):

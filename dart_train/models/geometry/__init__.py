@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from ...reduction.batch_layout import Batch, to_cpu_in_one_copy
+from ...reduction.batch_layout import BatchLayout, to_cpu_in_one_copy
 from ..families import Tile, UnknownGridError
 from ..image_grids import ImageGrids
 from ..structure import ModelParts, find_parts
@@ -52,7 +52,7 @@ def geometry(
     parts = find_parts(model)
     _check_known(parts)
     host = to_cpu_in_one_copy({name: inputs.get(name) for name in ("input_ids", "attention_mask", *parts.family.reads)})
-    batch = Batch.of(host["input_ids"], parts.visual_ids, host["attention_mask"])
+    batch = BatchLayout.of(host["input_ids"], parts.visual_ids, host["attention_mask"])
     rows = ImageGrids(parts, host, None).of(batch)
     if len(rows) != len(pictures):
         raise ValueError(f"pictures of {len(pictures)} samples were given for a batch of {len(rows)}")

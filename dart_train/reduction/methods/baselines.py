@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..base import Reducer, ScoreReducer, check_unit, check_whole
-from ..context import View
+from ..base import Reducer, ScoreReducer, check_int_at_least, check_unit_interval
+from ..context import SelectionContext
 
 # Keep-all: the reduction's machinery with nothing dropped; every law is measured against it.
 
@@ -23,10 +23,10 @@ class KeepAll(Reducer):
     def count(self, size: int, budget: int, prompt: int) -> int:
         return size
 
-    def select(self, view: View) -> Tensor:
-        return view.valid
+    def select(self, context: SelectionContext) -> Tensor:
+        return context.valid
 
-    def content(self, view: View, keep: Tensor) -> Tensor | None:
+    def merge_targets(self, context: SelectionContext, keep: Tensor) -> Tensor | None:
         return None
 
 
@@ -54,11 +54,11 @@ class Random(ScoreReducer):
     seed: int = 0
 
     def problems(self) -> list[str | None]:
-        return [*super().problems(), check_whole("seed", self.seed, 0)]
+        return [*super().problems(), check_int_at_least("seed", self.seed, 0)]
 
     @torch.no_grad()
-    def score(self, view: View) -> Tensor:
-        return view.uniform(self.seed).gather(1, view.pools.slots)
+    def score(self, context: SelectionContext) -> Tensor:
+        return context.uniform(self.seed).gather(1, context.pools.slots)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,18 +70,18 @@ class Balance(ScoreReducer):
     """
 
     name: ClassVar[str] = "balance"
-    needs: ClassVar[frozenset[str]] = frozenset({"attention"})
+    requires: ClassVar[frozenset[str]] = frozenset({"attention"})
 
     alpha: float = 0.5
 
     def problems(self) -> list[str | None]:
-        return [*super().problems(), check_unit("alpha", self.alpha)]
+        return [*super().problems(), check_unit_interval("alpha", self.alpha)]
 
     @torch.no_grad()
-    def score(self, view: View) -> Tensor:
-        similarity = view.cosine(view.pools.last[:, None])[:, 0]
-        importance = min_max(view.visual("attention"), view.valid)
-        return self.alpha * importance + (1 - self.alpha) * (1 - min_max(similarity, view.valid))
+    def score(self, context: SelectionContext) -> Tensor:
+        similarity = context.cosine(context.pools.last[:, None])[:, 0]
+        importance = min_max(context.visual("attention"), context.valid)
+        return self.alpha * importance + (1 - self.alpha) * (1 - min_max(similarity, context.valid))
 
 
 def min_max(x: Tensor, valid: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ from typing import ClassVar, Literal, cast
 import torch
 from torch import Tensor
 
-from ..base import Reducer, check_choice, check_whole, topk_indices_stable
-from ..context import Score, View, per_group_tensor
+from ..base import Reducer, check_choice, check_int_at_least, topk_indices_stable
+from ..context import Score, SelectionContext, per_group_tensor
 
 PIVOTS = ("key_max", "key_min", "value_max", "value_min", "attention_max", "attention_min", "random")
 NEEDS = {
@@ -32,7 +32,7 @@ class DART(Reducer):
     """
 
     name: ClassVar[str] = "dart"
-    needs: ClassVar[frozenset[str]] = frozenset({"keys"})
+    requires: ClassVar[frozenset[str]] = frozenset({"keys"})
 
     image_pivots: int = 4
     text_pivots: int = 4
@@ -46,14 +46,14 @@ class DART(Reducer):
         none = all(isinstance(n, int) for n in both) and sum(both) == 0
         return [
             *super().problems(),
-            check_whole("image_pivots", self.image_pivots, 0),
-            check_whole("text_pivots", self.text_pivots, 0),
+            check_int_at_least("image_pivots", self.image_pivots, 0),
+            check_int_at_least("text_pivots", self.text_pivots, 0),
             check_choice("pivot", self.pivot, PIVOTS),
             check_choice("rule", self.rule, ("exact", "paper")),
             "image_pivots=0 and text_pivots=0: expected at least one pivot" if none else None,
         ]
 
-    def required(self) -> frozenset[str]:
+    def required_inputs(self) -> frozenset[str]:
         return NEEDS[self.pivot.split("_")[0]]
 
     def count(self, size: int, budget: int, prompt: int) -> int:
@@ -72,11 +72,11 @@ class DART(Reducer):
         limit = size if self.rule == "paper" else min(size, budget)
         return min(wanted, limit), texts
 
-    def _plan(self, view: View, slots: int) -> tuple[list[int], list[list[int]]]:
+    def _plan(self, context: SelectionContext, slots: int) -> tuple[list[int], list[list[int]]]:
         """Host numbers of each pool: its image pivots, and how many tokens each pivot takes; `slots` of the
         pivots are image pivots."""
         images, quotas = [], []
-        for size, budget, prompt in zip(view.pools.sizes, view.budgets, view.pools.prompt_sizes, strict=True):
+        for size, budget, prompt in zip(context.pools.sizes, context.budgets, context.pools.prompt_sizes, strict=True):
             n_image, n_text = self._pivot_counts(size, budget, prompt)
             takes = self._takes(self.count(size, budget, prompt) - n_image, budget, n_image + n_text)
             images.append(n_image)
@@ -90,20 +90,20 @@ class DART(Reducer):
         return [wanted // pivots + (i < wanted % pivots) for i in range(pivots)]
 
     @torch.no_grad()
-    def select(self, view: View) -> Tensor:
+    def select(self, context: SelectionContext) -> Tensor:
         kind, _, side = self.pivot.partition("_")
         score, sign = cast(Score, kind), -1.0 if side == "min" else 1.0
-        visual = sign * view.visual(score)
-        own = topk_indices_stable(visual, view.valid, max(1, self.image_pivots))
-        text = topk_indices_stable(sign * view.score(score), view.pools.prompt, self.text_pivots)
-        n_image, quotas = self._plan(view, own.shape[1])
+        visual = sign * context.visual(score)
+        own = topk_indices_stable(visual, context.valid, max(1, self.image_pivots))
+        text = topk_indices_stable(sign * context.score(score), context.pools.prompt, self.text_pivots)
+        n_image, quotas = self._plan(context, own.shape[1])
         chosen = torch.arange(own.shape[1], device=own.device) < per_group_tensor(n_image, own)[:, None]
-        keep = torch.zeros_like(view.valid).scatter(1, own, chosen)
-        pivots = torch.cat([view.pools.slots.gather(1, own), text], 1)
-        similarity = view.cosine(pivots)
-        meant = [chosen, view.pools.prompt.gather(1, text)]  # fewer, where a pool has fewer
-        view.pivots = pivots, torch.cat(meant, 1)
-        return take_least_similar(similarity, keep, view.valid, quotas)
+        keep = torch.zeros_like(context.valid).scatter(1, own, chosen)
+        pivots = torch.cat([context.pools.slots.gather(1, own), text], 1)
+        similarity = context.cosine(pivots)
+        meant = [chosen, context.pools.prompt.gather(1, text)]  # fewer, where a pool has fewer
+        context.pivots = pivots, torch.cat(meant, 1)
+        return take_least_similar(similarity, keep, context.valid, quotas)
 
 
 def take_least_similar(similarity: Tensor, keep: Tensor, valid: Tensor, quotas: list[list[int]]) -> Tensor:

@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..base import Reducer, ScoreReducer, check_whole
-from ..budget import share
-from ..context import View, per_group_tensor
+from ..base import Reducer, ScoreReducer, check_int_at_least
+from ..budget import split_budget
+from ..context import SelectionContext, per_group_tensor
 from ..token_groups import upload
 from .grid import cells_of
 
@@ -25,11 +25,11 @@ class FastV(ScoreReducer):
     """
 
     name: ClassVar[str] = "fastv"
-    needs: ClassVar[frozenset[str]] = frozenset({"attention"})
+    requires: ClassVar[frozenset[str]] = frozenset({"attention"})
 
     @torch.no_grad()
-    def score(self, view: View) -> Tensor:
-        return view.visual("attention")
+    def score(self, context: SelectionContext) -> Tensor:
+        return context.visual("attention")
 
 
 # ReverseFastV: the visual tokens that the last prompt token attends to least.
@@ -46,8 +46,8 @@ class ReverseFastV(FastV):
     name: ClassVar[str] = "reverse_fastv"
 
     @torch.no_grad()
-    def score(self, view: View) -> Tensor:
-        return -view.visual("attention")
+    def score(self, context: SelectionContext) -> Tensor:
+        return -context.visual("attention")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,34 +56,34 @@ class WindowFastV(Reducer):
     let it keep only those."""
 
     name: ClassVar[str] = "window_fastv"
-    needs: ClassVar[frozenset[str]] = frozenset({"attention", "grid"})
+    requires: ClassVar[frozenset[str]] = frozenset({"attention", "grid"})
 
     windows: int = 16
 
     def problems(self) -> list[str | None]:
-        return [*super().problems(), check_whole("windows", self.windows, 1)]
+        return [*super().problems(), check_int_at_least("windows", self.windows, 1)]
 
     @torch.no_grad()
-    def select(self, view: View) -> Tensor:
-        window = windows_of(view, self.windows)
-        quota = [_quotas(row, kept) for row, kept in zip(window, self.counts(view.pools), strict=True)]
+    def select(self, context: SelectionContext) -> Tensor:
+        window = windows_of(context, self.windows)
+        quota = [_quotas(row, kept) for row, kept in zip(window, self.counts(context.pools), strict=True)]
         widest = max(map(len, quota))
-        allowed = per_group_tensor([q + [0] * (widest - len(q)) for q in quota], view.valid)
-        window = upload(window, view.valid.device).clamp_min(0)
-        rank = rank_within(window, view.visual("attention").masked_fill(~view.valid, -torch.inf))
-        return (rank < allowed.gather(1, window)) & view.valid
+        allowed = per_group_tensor([q + [0] * (widest - len(q)) for q in quota], context.valid)
+        window = upload(window, context.valid.device).clamp_min(0)
+        rank = rank_within(window, context.visual("attention").masked_fill(~context.valid, -torch.inf))
+        return (rank < allowed.gather(1, window)) & context.valid
 
 
-def windows_of(view: View, number: int) -> Tensor:
+def windows_of(context: SelectionContext, number: int) -> Tensor:
     """[R, N] long, -1 for padding. Tiles too small for a window of their own make one more together."""
-    window = cells_of(view, [min(number, size) for size in view.pools.sizes])
-    for row, size in zip(window, view.pools.sizes, strict=True):
+    window = cells_of(context, [min(number, size) for size in context.pools.sizes])
+    for row, size in zip(window, context.pools.sizes, strict=True):
         row[:size][row[:size] < 0] = row.max() + 1
     return window
 
 
 def _quotas(window: Tensor, kept: int) -> list[int]:
-    return share(kept, torch.bincount(window[window >= 0]).tolist())
+    return split_budget(kept, torch.bincount(window[window >= 0]).tolist())
 
 
 def rank_within(group: Tensor, score: Tensor) -> Tensor:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ..base import Reducer
-from ..budget import share
-from ..context import View
+from ..budget import split_budget
+from ..context import SelectionContext
 from ..token_groups import upload
 
 # A grid cut into exactly k cells of nearly equal size: what uniform, pooling and window methods share.
@@ -27,33 +27,33 @@ def grid_cells(rows: int, columns: int, cells: int) -> Tensor:
     bands = round(math.sqrt(cells * rows / columns))
     bands = min(rows, cells, max(bands, math.ceil(cells / columns), 1))
     band = torch.arange(rows) * bands // rows
-    in_band = torch.tensor(_deal(cells, torch.bincount(band).tolist(), columns))
+    in_band = torch.tensor(_distribute(cells, torch.bincount(band).tolist(), columns))
     start = torch.cumsum(in_band, 0) - in_band
     column = torch.arange(columns) * in_band[band][:, None] // columns
     return (start[band][:, None] + column).flatten()
 
 
-def _deal(cells: int, heights: Sequence[int], columns: int) -> list[int]:
+def _distribute(cells: int, heights: Sequence[int], columns: int) -> list[int]:
     """Cells over bands by their heights; evenly where a band would get more cells than it has columns."""
-    by_height = share(cells, [height * columns for height in heights])
-    return by_height if max(by_height) <= columns else share(cells, [columns] * len(heights))
+    by_height = split_budget(cells, [height * columns for height in heights])
+    return by_height if max(by_height) <= columns else split_budget(cells, [columns] * len(heights))
 
 
-def tile_shapes(view: View, pool: int) -> Sequence[tuple[int, int]]:
+def tile_shapes(context: SelectionContext, pool: int) -> Sequence[tuple[int, int]]:
     """(rows, columns) of each tile of a pool. After an earlier stage the grid has holes: what is left, in
     reading order, then serves as a grid of one row."""
-    if view.grid_shapes is None or view.pools.sizes[pool] != view.pools.original[pool]:
-        return [(1, view.pools.sizes[pool])]
-    return view.grid_shapes[pool]
+    if context.grid_shapes is None or context.pools.sizes[pool] != context.pools.original[pool]:
+        return [(1, context.pools.sizes[pool])]
+    return context.grid_shapes[pool]
 
 
-def cells_of(view: View, wanted: Sequence[int]) -> Tensor:
+def cells_of(context: SelectionContext, wanted: Sequence[int]) -> Tensor:
     """[R, N] long: the cell of each token of each pool, `wanted` cells a pool, -1 for none (and padding)."""
-    out = torch.full(view.valid.shape, -1)
+    out = torch.full(context.valid.shape, -1)
     for pool, number in enumerate(wanted):
-        shapes = tile_shapes(view, pool)
+        shapes = tile_shapes(context, pool)
         parts, first = [], 0
-        for (rows, columns), cells in zip(shapes, share(number, [r * c for r, c in shapes]), strict=True):
+        for (rows, columns), cells in zip(shapes, split_budget(number, [r * c for r, c in shapes]), strict=True):
             none = torch.full((rows * columns,), -1)
             parts.append(grid_cells(rows, columns, cells) + first if cells else none)
             first += cells
@@ -62,7 +62,7 @@ def cells_of(view: View, wanted: Sequence[int]) -> Tensor:
     return out
 
 
-def centres(cells: Tensor) -> Tensor:
+def cell_centers(cells: Tensor) -> Tensor:
     """cells [R, N] -> [R, N] long: the place of the middle token of each token's cell (itself where none)."""
     order = torch.argsort(cells, dim=1, stable=True)
     ranked = cells.gather(1, order)
@@ -83,13 +83,13 @@ class UniformGrid(Reducer):
     """Looks at no content at all: the spatial control for every method that does."""
 
     name: ClassVar[str] = "uniform"
-    needs: ClassVar[frozenset[str]] = frozenset({"grid"})
+    requires: ClassVar[frozenset[str]] = frozenset({"grid"})
 
     @torch.no_grad()
-    def select(self, view: View) -> Tensor:
-        cells = cells_of(view, self.counts(view.pools))
-        chosen = (centres(cells) == torch.arange(cells.shape[1])) & (cells >= 0)
-        return upload(chosen, view.valid.device) & view.valid
+    def select(self, context: SelectionContext) -> Tensor:
+        cells = cells_of(context, self.counts(context.pools))
+        chosen = (cell_centers(cells) == torch.arange(cells.shape[1])) & (cells >= 0)
+        return upload(chosen, context.valid.device) & context.valid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,5 +98,5 @@ class Pooling(UniformGrid):
 
     name: ClassVar[str] = "pooling"
 
-    def content(self, view: View, keep: Tensor) -> Tensor:
-        return upload(centres(cells_of(view, self.counts(view.pools))), keep.device)
+    def merge_targets(self, context: SelectionContext, keep: Tensor) -> Tensor:
+        return upload(cell_centers(cells_of(context, self.counts(context.pools))), keep.device)
