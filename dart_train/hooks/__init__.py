@@ -1,4 +1,4 @@
-"""The only rooms (with `families`) that know hooks and Hugging Face forwards."""
+"""The forward under reduction. The only package that registers hooks on a user's model."""
 
 from .attachment import Attached, Kept, attach
 

@@ -1,10 +1,10 @@
-"""`attach(model, reducer)`: the reduction put on a model, and taken off again without a trace."""
+"""`attach(model, reducer)`: put a reduction on a model, and take it off again without a trace."""
 
 from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,18 +17,20 @@ from ..models.structure import ModelParts, find_parts
 from ..reduction import Reducer
 from ..reduction.batch_layout import to_cpu_in_one_copy
 from ..reduction.budget import Keep
+from .batch_plan import GenerateCall
 from .deepstack import patch_deepstack
 from .engine import Engine, Output
 from .forward_state import ForwardState
 from .teacher import TeacherPass
+from .transformers_compat import LOSS_FUNCTION
 
-# Attributes set on objects for a while, and put back exactly.
-
+MARK = "_dart_train_attached"
 _ABSENT = object()
 
 
-class Patches:
-    """Remembers what each object's own `__dict__` held, so that undoing leaves no trace."""
+class ObjectPatcher:
+    """Sets attributes on objects for a while. Remembers what each object's own `__dict__` held, so that undoing leaves
+    no trace."""
 
     def __init__(self) -> None:
         self._before: list[tuple[Any, str, Any]] = []
@@ -46,14 +48,15 @@ class Patches:
                 vars(owner)[name] = value
 
 
-# What a forward kept, for whoever wants to look.
-
-
 @dataclass(frozen=True)
 class Kept:
-    """mask [B, L] bool: kept tokens after the last stage, text included; visual [B, L] bool: visual ones of the
-    input; stages: the mask after each stage; visual_before, visual_after: numbers per sample, on the host;
-    pivots [B, L] bool: image and text tokens that the last stage's choice started from, None where it has none."""
+    """What a forward kept.
+
+    mask [B, L] bool: kept tokens after the last stage, text included; visual [B, L] bool: visual tokens of the input;
+    stages: the mask after each stage; visual_before, visual_after: numbers per sample, on the host; length: of the
+    reduced sequence; pivots [B, L] bool: image and text tokens that the last stage's selection started from, None
+    where its method has none.
+    """
 
     mask: Tensor
     visual: Tensor
@@ -64,16 +67,21 @@ class Kept:
     pivots: Tensor | None = None
 
     @classmethod
-    def of(cls, flight: ForwardState) -> Kept:
-        assert flight.batch is not None and flight.pools is not None
-        masks = tuple(kept.mask() for kept in flight.kept)
-        after = [0] * flight.batch.shape[0]
-        for row, number in zip(flight.pools.row_of, flight.kept_visual[-1], strict=True):
+    def of(cls, state: ForwardState) -> Kept:
+        layout, groups, last = state.plan.layout, state.groups, state.stages[-1]
+        assert layout is not None and groups is not None
+        masks = tuple(stage.kept.mask() for stage in state.stages)
+        after = [0] * layout.shape[0]
+        for row, number in zip(groups.row_of, last.visual_counts, strict=True):
             after[row] += number
-        before = flight.batch.visual.sum(1).tolist()
-        visual = flight.batch.visual.to(masks[-1].device)
-        pivots = _pivots(flight, masks[-1])
-        return cls(masks[-1], visual, masks, tuple(before), tuple(after), flight.kept[-1].length, pivots)
+        pivots = None
+        if last.pivots is not None:
+            places, count = last.pivots
+            pivots = torch.zeros_like(masks[-1])
+            pivots[groups.rows[:, None].expand_as(places)[count], places[count]] = True
+        before = tuple(layout.visual.sum(1).tolist())
+        visual = layout.visual.to(masks[-1].device)
+        return cls(masks[-1], visual, masks, before, tuple(after), last.kept.length, pivots)
 
     @property
     def kept_visual(self) -> Tensor:
@@ -81,25 +89,12 @@ class Kept:
         return self.mask & self.visual
 
 
-def _pivots(flight: ForwardState, like: Tensor) -> Tensor | None:
-    told = flight.pivots[-1]
-    if told is None or flight.pools is None:
-        return None
-    places, count = told
-    mask = torch.zeros_like(like)
-    mask[flight.pools.rows[:, None].expand_as(places)[count], places[count]] = True
-    return mask
-
-
-MARK = "_dart_train_attached"
-
-
 class Attached:
     """A model with its reduction. Also a context manager, which removes it."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._patches = Patches()
+        self._patcher = ObjectPatcher()
         self._handles: list[Any] = []
 
     @property
@@ -108,29 +103,21 @@ class Attached:
 
     @property
     def last(self) -> Kept | None:
-        """What the last forward with pictures kept; None if nothing was reduced in it."""
+        """What the last forward with images kept; None if nothing was reduced in it."""
         return None if self._engine.last is None else Kept.of(self._engine.last)
 
     @property
     def seed(self) -> int:
-        """Added to the seed of random choices; a trainer sets it to its step."""
+        """Added to the seed of random selections; a trainer sets it to its step."""
         return self._engine.seed
 
     @seed.setter
     def seed(self, value: int) -> None:
         self._engine.seed = value
 
-    def time_choices(self, on: bool = True) -> None:
-        """From now on note what the choice of tokens takes: `choosing_seconds` tells."""
-        self._engine.watch.on = on
-
-    def choosing_seconds(self) -> float:
-        """Spent on it since this was last asked. On a GPU this waits for the device."""
-        return self._engine.watch.read()
-
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Full tokens: the teacher, the baseline."""
+        """Forwards inside this context keep all tokens."""
         before, self._engine.active = self._engine.active, False
         try:
             yield
@@ -139,52 +126,61 @@ class Attached:
 
     def set_keep(self, *keep: Keep) -> None:
         """Another budget for each stage, from the next forward on."""
-        self._engine.reducers = self._at(keep)
+        self._engine.student.reducers = self._with_budgets(keep)
 
-    def _at(self, keep: Sequence[Keep]) -> tuple[Reducer, ...]:
+    @contextmanager
+    def with_teacher(self, *keep: Keep) -> Iterator[None]:
+        """Inside this context every forward also returns logits at a second budget of each stage, without gradient.
+        Logits are concatenated on dim 0: first this model's budget, then the second. The vision tower and layers < K
+        run once for both."""
+        before, self._engine.teacher = self._engine.teacher, TeacherPass(self._with_budgets(keep))
+        try:
+            yield
+        finally:
+            self._engine.teacher = before
+
+    def _with_budgets(self, keep: Sequence[Keep]) -> tuple[Reducer, ...]:
         if len(keep) != len(self.reducers):
-            raise ValueError(f"{len(keep)} budgets were given for {len(self.reducers)} stages")
+            raise ValueError(f"{len(keep)} budgets were given for {len(self.reducers)} stages: give one for each stage")
         return tuple(replace(r, keep=k) for r, k in zip(self.reducers, keep, strict=True))
 
     @contextmanager
-    def beside(self, *keep: Keep) -> Iterator[None]:
-        """Forwards within also say what they would at this other budget of each stage, without gradient: logits come
-        twice along the first axis, the other budget's behind. Vision tower and layers < K run once for both."""
-        before, self._engine.companion = self._engine.companion, TeacherPass(self._at(keep))
+    def skip_model_loss(self) -> Iterator[None]:
+        """Inside this context labels only select where logits are wanted; the model's own loss is not computed."""
+        before, self._engine.loss.enabled = self._engine.loss.enabled, False
         try:
             yield
         finally:
-            self._engine.companion = before
+            self._engine.loss.enabled = before
 
-    @contextmanager
-    def without_loss(self) -> Iterator[None]:
-        """Labels only say where logits are wanted: the model's own loss is not computed."""
-        before, self._engine.loss.wanted = self._engine.loss.wanted, False
-        try:
-            yield
-        finally:
-            self._engine.loss.wanted = before
-
-    def expect(
+    def prefetch_batch(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None, **others: Any
     ) -> None:
-        """Tell the next forward's batch while it is still on the CPU: it then needs no synchronisation. others: the
-        rest of it, of which the grids of the images are read where a method needs them."""
+        """Read the next forward's batch while it is still on the CPU: that forward then needs no synchronisation.
+        others: the rest of the batch, of which the grids of the images are read where a method needs them."""
         batch = {"ids": input_ids, "mask": attention_mask, "labels": labels}
         grids = {name: x for name, x in others.items() if name in self._engine.parts.family.reads}
-        self._engine.expected = to_cpu_in_one_copy({**batch, **grids})
+        self._engine.prefetched = to_cpu_in_one_copy({**batch, **grids})
+
+    def time_selection(self, on: bool = True) -> None:
+        """From now on measure the time that selections take; read it with `selection_seconds`."""
+        self._engine.timer.on = on
+
+    def selection_seconds(self) -> float:
+        """Seconds that selections took since the last call. On a GPU this waits for the device."""
+        return self._engine.timer.read()
 
     def refresh(self) -> None:
-        """Read the final norm's weight anew. Needed under ZeRO-3 only, where it is collective."""
+        """Read the final norm's weight again. Needed under ZeRO-3 only, where it is collective."""
         self._engine.scale.refresh()
 
     def remove(self) -> None:
-        """Leave the model as it was found. Twice does no harm."""
+        """Leave the model as it was found. Calling it twice does no harm."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._patches.undo()
-        self._engine.flight = None
+        self._patcher.undo()
+        self._engine.student.state = None
 
     def __enter__(self) -> Attached:
         return self
@@ -192,22 +188,26 @@ class Attached:
     def __exit__(self, *exception: object) -> None:
         self.remove()
 
+    # The former names, until the next release.
+    beside, without_loss, expect = with_teacher, skip_model_loss, prefetch_batch
+    time_choices, choosing_seconds = time_selection, selection_seconds
+
     def _install(self) -> Attached:
-        engine, parts = self._engine, self._engine.parts
-        self._patches.set(parts.top, MARK, self)
-        self._patches.set(parts.top, "_loss_function", engine.loss)
-        self._patches.set(parts.top, "generate", _knowing_the_prompt(engine, parts.top.generate))
+        engine, parts, patcher = self._engine, self._engine.parts, self._patcher
+        patcher.set(parts.top, MARK, self)
+        patcher.set(parts.top, LOSS_FUNCTION, engine.loss)
+        patcher.set(parts.top, "generate", _recording_the_prompt(engine, parts.top.generate))
         for name, value in patch_deepstack(engine).items():
-            self._patches.set(parts.text, name, value)
-        self._handles = engine.hooks()
+            patcher.set(parts.text, name, value)
+        self._handles = engine.register_hooks()
         return self
 
 
 def attach(model: Any, reducer: Reducer | Sequence[Reducer], *, output: Output = "expand") -> Attached:
     """Put a reduction, or several stages of it, on a Hugging Face vision-language model.
 
-    output: `expand` keeps the length of the model's output, for trainers and scripts that need not know;
-    `compact` gives short states, and with labels the logits of supervised positions only: the cheapest.
+    output: `expand` keeps the length of the model's output, for trainers and scripts that do not know about the
+    reduction; `compact` returns short states, and with labels the logits of supervised positions only: the cheapest.
     Both give the same loss.
     """
     parts = find_parts(model)
@@ -216,7 +216,7 @@ def attach(model: Any, reducer: Reducer | Sequence[Reducer], *, output: Output =
         raise ValueError(f"output={output!r}: expected 'expand' or 'compact'")
     if MARK in vars(parts.top):
         raise ValueError("a reduction is attached to this model already: remove() it first, or use set_keep()")
-    stages = _stages(reducer, parts)
+    stages = _checked_stages(reducer, parts)
     return Attached(Engine(parts, stages, output))._install()
 
 
@@ -226,11 +226,14 @@ def _warn_of_untested_transformers() -> None:
         warnings.warn(note, stacklevel=3)
 
 
-def _stages(reducer: Reducer | Sequence[Reducer], parts: ModelParts) -> list[Reducer]:
+def _checked_stages(reducer: Reducer | Sequence[Reducer], parts: ModelParts) -> list[Reducer]:
     stages = [reducer] if isinstance(reducer, Reducer) else list(reducer)
     if not stages or not all(isinstance(stage, Reducer) for stage in stages):
         raise ValueError(f"expected a reducer or a list of reducers, such as DART(keep=64); given {reducer!r}")
-    problems = [*_layer_problems(stages, len(parts.layers))]
+    layers, depth = [stage.layer for stage in stages], len(parts.layers)
+    problems = [f"layer={k}: expected 0 to {depth - 1}, the model has {depth} layers" for k in layers if k >= depth]
+    if layers != sorted(set(layers)):
+        problems.append(f"stages at layers {layers}: expected each to come after the one before")
     if len({stage.per for stage in stages}) > 1:
         problems.append("all stages must budget per the same thing: give each the same `per`")
     problems += [
@@ -243,26 +246,18 @@ def _stages(reducer: Reducer | Sequence[Reducer], parts: ModelParts) -> list[Red
     return stages
 
 
-def _layer_problems(stages: Sequence[Reducer], depth: int) -> list[str]:
-    layers = [stage.layer for stage in stages]
-    problems = [f"layer={k}: expected 0 to {depth - 1}, the model has {depth} layers" for k in layers if k >= depth]
-    if layers != sorted(set(layers)):
-        problems.append(f"stages at layers {layers}: expected each to come after the one before")
-    return problems
-
-
-def _knowing_the_prompt(engine: Engine, generate: Any) -> Any:
-    """In generation the prompt alone chooses: not the answer so far, not the drafts of assisted decoding."""
+def _recording_the_prompt(engine: Engine, generate: Callable[..., Any]) -> Callable[..., Any]:
+    """In generation the prompt alone decides: not the answer so far, not the drafts of assisted decoding."""
 
     @functools.wraps(generate)
-    def generate_knowing(*args: Any, **kwargs: Any) -> Any:
+    def generate_with_prompt(*args: Any, **kwargs: Any) -> Any:
         ids = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
-        before = engine.prompt, engine.generating
+        before = engine.generate_call
         if isinstance(ids, Tensor) and ids.ndim == 2:
-            engine.prompt, engine.generating = (ids.shape[0], ids.shape[1]), kwargs
+            engine.generate_call = GenerateCall(ids.shape[0], ids.shape[1], kwargs)
         try:
             return generate(*args, **kwargs)
         finally:
-            engine.prompt, engine.generating = before
+            engine.generate_call = before
 
-    return generate_knowing
+    return generate_with_prompt

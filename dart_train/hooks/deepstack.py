@@ -1,4 +1,4 @@
-"""Qwen3-VL adds visual features to the first layers' outputs at full length: they must follow the kept tokens."""
+"""Qwen3-VL adds visual features to the first layers' outputs at full length: they are gathered like the kept tokens."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from torch import Tensor
 
 from .engine import Engine
 from .forward_state import ForwardState
+from .transformers_compat import DEEPSTACK
+
+
+def patch_deepstack(engine: Engine) -> dict[str, Any]:
+    """What to set on the decoder; empty for models without deepstack."""
+    text = engine.parts.text
+    return {DEEPSTACK: following_deepstack(engine, getattr(text, DEEPSTACK))} if hasattr(text, DEEPSTACK) else {}
 
 
 def following_deepstack(engine: Engine, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Stands before the decoder's `_deepstack_process`."""
+    """Replaces the decoder's `_deepstack_process`, which runs between layers, for both passes."""
 
     def process(hidden: Tensor, visual: Tensor, features: Tensor) -> Tensor:
         """hidden [B, S, D], visual [B, L] bool, features [all visual tokens of the batch, D]."""
-        companion = engine.companion
-        if companion is not None and companion.hidden is not None:
+        teacher = engine.teacher
+        if teacher is not None and teacher.hidden is not None:
             with torch.no_grad():
-                companion.hidden = add(companion.flight, companion.hidden, visual, features)
-        return add(engine.flight, hidden, visual, features)
+                teacher.hidden = add(teacher.state, teacher.hidden, visual, features)
+        return add(engine.student.state, hidden, visual, features)
 
-    def add(flight: ForwardState | None, hidden: Tensor, visual: Tensor, features: Tensor) -> Tensor:
-        if flight is None or flight.decoding or not flight.kept:
+    def add(state: ForwardState | None, hidden: Tensor, visual: Tensor, features: Tensor) -> Tensor:
+        if state is None or not state.reduced:
             return original(hidden, visual, features)
-        kept, visual = flight.kept[-1], visual.to(hidden.device)
-        rank = (visual.flatten().long().cumsum(0) - 1).view_as(visual).clamp_min(0)
-        rows = features.to(hidden)[kept.gather(rank)]
+        kept, visual = state.kept, visual.to(hidden.device)
+        feature_row = (visual.flatten().long().cumsum(0) - 1).view_as(visual).clamp_min(0)
+        rows = features.to(hidden)[kept.gather(feature_row)]
         here = (kept.gather(visual) & kept.valid)[..., None]
         return hidden + rows.masked_fill(~here, 0)
 
     return process
-
-
-def patch_deepstack(engine: Engine) -> dict[str, Any]:
-    text = engine.parts.text
-    if not hasattr(text, "_deepstack_process"):
-        return {}
-    return {"_deepstack_process": following_deepstack(engine, text._deepstack_process)}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models.structure import unwrap
-from .plan_batch import has_images
+from .batch_plan import has_images
 from .transformers_compat import cache_of
 
 

@@ -1,10 +1,27 @@
-"""The hooks: where a forward is seen, layer by layer, and what is done there. No method and no family is known
-here, no modeling file is copied and no class is swapped."""
+"""The hooks: where a forward is observed, layer by layer, and what is changed there.
+
+| where in a forward         | hook on        | method             | what happens                                  |
+| -------------------------- | -------------- | ------------------ | --------------------------------------------- |
+| the model starts           | top, pre       | on_model_start     | labels are noted                              |
+| images and text are merged | inner, pre     | on_inner_start     | plan_batch; position ids                      |
+| attention of layer K-1     | attention, pre | on_attention_start | keys, values, attention row recorded          |
+|                            | attention      | remove_observer    | the observer is removed                       |
+| each layer >= K            | layer, pre     | on_reduced_layer   | the teacher's layer runs; at K the selection; |
+|                            |                |                    | mask and rotary embeddings are gathered       |
+| the final norm             | norm           | scale.on_forward   | its weight is copied under ZeRO-3             |
+| the decoder ends           | text           | on_decoder_end     | states expanded or compact; cache state       |
+| the inner model ends       | inner          | on_inner_end       | what was kept becomes `last`                  |
+| the loss                   | loss function  | ReducedLoss        | labels follow the kept tokens                 |
+| the model ends             | top            | on_model_end       | nothing is left of the forward                |
+
+No method and no model family is known here, no modeling file is copied and no class is replaced.
+"""
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -13,216 +30,227 @@ from torch import Tensor, nn
 from ..common.environment import version_note
 from ..models.structure import ModelParts
 from ..reduction import Observed, Reducer
-from . import forward_state as memory
-from . import masks
+from .batch_plan import GenerateCall, plan_batch, position_ids_from_mask
+from .cache_state import store_cache_state
 from .forward_state import ForwardState
+from .masks import layer_mask, layer_type
 from .observers import FinalNormWeight, RecordingAttentionConfig, RecordingCache, SelectionTimer, attention_row
-from .outputs import Loss, Targets
-from .plan_batch import plan_batch, positions
-from .teacher import TeacherPass, beside
+from .outputs import ReducedLoss, SupervisedTargets
+from .teacher import ReductionPass, TeacherPass, append_teacher
 from .transformers_compat import CACHE_NAMES, cache_argument, cache_in_output, cache_of
 
 Output = Literal["expand", "compact"]
 CPU = torch.device("cpu")
-KEYWORDS = {"attention_mask", "position_embeddings", "position_ids", *CACHE_NAMES}
+KNOWN_KEYWORDS = {"attention_mask", "position_embeddings", "position_ids", *CACHE_NAMES}
 
 
 class Engine:
-    """One model under reduction. `flight` is the forward that is under way, None outside of any."""
+    """One model under reduction. `student` is its own pass; `teacher` runs in the same forwards where it is set."""
 
     def __init__(self, parts: ModelParts, reducers: Sequence[Reducer], output: Output) -> None:
-        self.parts, self.reducers, self.output = parts, tuple(reducers), output
+        self.parts, self.output = parts, output
+        self.student = ReductionPass(reducers)
+        self.teacher: TeacherPass | None = None
         self.active = True
         self.seed = 0
-        self.flight: ForwardState | None = None
-        self.last: ForwardState | None = None
-        self.labels: Tensor | None = None
-        self.expected: Mapping[str, Any] | None = None  # what `expect` was told, on the host
-        self.prompt: tuple[int, int] | None = None  # (rows, length) of the prompt that `generate` was given
-        self.generating: Mapping[str, Any] = {}
-        self.companion: TeacherPass | None = None
-        self.watch = SelectionTimer()
+        self.last: ForwardState | None = None  # of the last forward with images
+        self.labels: Tensor | None = None  # of the forward that is running
+        self.prefetched: Mapping[str, Any] | None = None  # the next batch, on the host
+        self.generate_call: GenerateCall | None = None
+        self.timer = SelectionTimer()
         self.scale = FinalNormWeight(parts.norm)
-        self.loss = Loss(parts.top.loss_function, output == "compact")
-        self.signature = inspect.signature(parts.inner.forward)
+        self.loss = ReducedLoss(parts.top.loss_function, compact=output == "compact")
+        self.inner_signature = inspect.signature(parts.inner.forward)
 
-    def hooks(self) -> list[Any]:
-        """Registered in the order of a forward; each returned handle removes one."""
-        parts, eager = (
-            self.parts,
-            torch.compiler.disable,
-        )  # the rest of the model may be compiled; this is not
+    @property
+    def reducers(self) -> tuple[Reducer, ...]:
+        return self.student.reducers
+
+    @property
+    def running_pass(self) -> ReductionPass:
+        """Whose layer runs now."""
+        return self.teacher if self.teacher is not None and self.teacher.running else self.student
+
+    def register_hooks(self) -> list[Any]:
+        """In the order of a forward; each returned handle removes one."""
+        parts = self.parts
+        eager = torch.compiler.disable  # the rest of the model may be compiled; this is not
         handles = [
-            parts.top.register_forward_pre_hook(eager(self.before_all), with_kwargs=True),
-            parts.top.register_forward_hook(eager(self.after_all), always_call=True),
-            parts.inner.register_forward_pre_hook(eager(self.before), with_kwargs=True),
-            parts.inner.register_forward_hook(eager(self.after), always_call=True),
-            parts.text.register_forward_hook(eager(self.after_text)),
-            parts.norm.register_forward_hook(eager(self.scale.seen)),
+            parts.top.register_forward_pre_hook(eager(self.on_model_start), with_kwargs=True),
+            parts.top.register_forward_hook(eager(self.on_model_end), always_call=True),
+            parts.inner.register_forward_pre_hook(eager(self.on_inner_start), with_kwargs=True),
+            parts.inner.register_forward_hook(eager(self.on_inner_end), always_call=True),
+            parts.text.register_forward_hook(eager(self.on_decoder_end)),
+            parts.norm.register_forward_hook(eager(self.scale.on_forward)),
         ]
         for layer in {r.layer - 1 for r in self.reducers if r.layer > 0 and r.required_inputs() - {"grid"}}:
             attention = parts.attention(layer)
-            handles.append(attention.register_forward_pre_hook(self._for(self.tap, layer), with_kwargs=True))
+            hook = eager(functools.partial(self.on_attention_start, layer))
+            handles.append(attention.register_forward_pre_hook(hook, with_kwargs=True))
             handles.append(attention.register_forward_hook(eager(remove_observer), always_call=True))
         for layer in range(self.reducers[0].layer, len(parts.layers)):
-            hook = self._for(self.short_layer, layer)
+            hook = eager(functools.partial(self.on_reduced_layer, layer))
             handles.append(parts.layers[layer].register_forward_pre_hook(hook, with_kwargs=True))
         return handles
 
-    @staticmethod
-    def _for(method: Callable[..., Any], layer: int) -> Callable[..., Any]:
-        return torch.compiler.disable(lambda module, args, kwargs: method(layer, module, args, kwargs))
+    # the model as a whole ------------------------------------------------------------------------------------
 
-    def stage_of(self, layer: int) -> int:
-        return sum(reducer.layer <= layer for reducer in self.reducers) - 1
-
-    # the whole model -----------------------------------------------------------------------------------------
-
-    def before_all(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    def on_model_start(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         self.labels = kwargs.get("labels")
-        self.loss.expect(None, None)
+        self.loss.reset()
         if self.active and self.output == "compact" and isinstance(kwargs.get("logits_to_keep"), Tensor):
             raise ValueError(
                 "logits_to_keep is a tensor of positions, which the short output does not have: "
                 "attach with output='expand'"
             )
 
-    def after_all(self, module: nn.Module, args: Any, output: Any) -> None:
+    def on_model_end(self, module: nn.Module, args: Any, output: Any) -> None:
         self.labels = None
-        self.loss.expect(None, None)
+        self.loss.reset()
 
-    def before(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        self.flight, labels, self.labels = None, self.labels, None
-        if self.companion is not None:
-            self.companion.begin()
+    def on_inner_start(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        self.student.state, labels, self.labels = None, self.labels, None
+        if self.teacher is not None:
+            self.teacher.start()
         if not self.active:
             return None
-        inputs = {**self.signature.bind_partial(*args, **kwargs).arguments}
+        inputs = {**self.inner_signature.bind_partial(*args, **kwargs).arguments}
         inputs |= inputs.pop("kwargs", {})
-        with self.watch.running(next((x.device for x in inputs.values() if isinstance(x, Tensor)), CPU)):
-            self.flight = plan_batch(self, inputs, labels)
-        if self.flight is None or not self.flight.decoding:
+        prefetched, self.prefetched = self.prefetched, None
+        with self.timer.running(next((x.device for x in inputs.values() if isinstance(x, Tensor)), CPU)):
+            plan = plan_batch(inputs, labels, self.parts, self.reducers, self.generate_call, prefetched)
+        self.student.state = None if plan is None else ForwardState.start(plan)
+        if plan is None or not plan.decoding:
             self.last = None
-        return args, {**kwargs, **positions(self, inputs)}
+        return args, {**kwargs, **position_ids_from_mask(plan, inputs, self.parts)}
 
-    def after(self, module: nn.Module, args: Any, output: Any) -> None:
-        flight, self.flight = self.flight, None
-        if flight is not None and not flight.decoding and flight.kept:
-            flight.memo.clear()
-            self.last = flight
+    def on_inner_end(self, module: nn.Module, args: Any, output: Any) -> None:
+        state, self.student.state = self.student.state, None
+        if state is not None and state.reduced:
+            state.memo.clear()
+            self.last = state
 
     # layers --------------------------------------------------------------------------------------------------
 
-    def tap(self, layer: int, module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Before the attention of layer K-1."""
-        flight = self.flight
-        if flight is None or flight.decoding:
+    def on_attention_start(self, layer: int, module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Before the attention of layer K-1: it gets a cache, and where needed a config, that record."""
+        current = self.running_pass
+        state = current.state
+        if state is None or state.decoding:
             return None
-        stage = next(s for s, reducer in enumerate(self.reducers) if reducer.layer == layer + 1)
-        if len(flight.kept) != stage:
+        stage = next(s for s, reducer in enumerate(current.reducers) if reducer.layer == layer + 1)
+        if len(state.stages) != stage:
             return None
-        if "attention" in self.reducers[stage].required_inputs():
-            module.config = RecordingAttentionConfig(module.config, torch.compiler.disable(self._see_row))
-        sink = torch.compiler.disable(self._see)
-        return args, {**kwargs, cache_argument(module.forward): RecordingCache(cache_of(kwargs), sink)}
+        if "attention" in current.reducers[stage].required_inputs():
+            record_row = torch.compiler.disable(functools.partial(self._record_attention_row, state))
+            module.config = RecordingAttentionConfig(module.config, record_row)
+        record = torch.compiler.disable(functools.partial(_record_keys, state))
+        return args, {**kwargs, cache_argument(module.forward): RecordingCache(cache_of(kwargs), record)}
 
-    def _see(self, key: Tensor, value: Tensor) -> None:
-        flight = self.flight
-        assert flight is not None
-        flight.seen = Observed(key.detach(), value.detach(), flight.seen.attention)
-
-    def _see_row(self, module: nn.Module, query: Tensor, key: Tensor, scaling: Any, softcap: Any) -> None:
-        flight = self.flight
-        assert flight is not None and flight.pools is not None and flight.real is not None
-        pools, window = flight.pools, getattr(module, "sliding_window", None)
-        with self.watch.running(key.device):
+    def _record_attention_row(
+        self, state: ForwardState, module: nn.Module, query: Tensor, key: Tensor, scaling: Any, softcap: Any
+    ) -> None:
+        groups, real = state.groups, state.real
+        assert groups is not None and real is not None
+        window = getattr(module, "sliding_window", None)
+        with self.timer.running(key.device):
             row = attention_row(
-                query.detach(), key.detach(), pools.row_of, pools.last, flight.real, scaling, softcap, window
+                query.detach(), key.detach(), groups.row_of, groups.last, real, scaling, softcap, window
             )
-        flight.seen = Observed(flight.seen.keys, flight.seen.values, row)
+        state.observed = Observed(state.observed.keys, state.observed.values, row)
 
-    def short_layer(self, layer: int, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Before a layer >= K: at K the choice is made; everything of full length follows it."""
-        if self.companion is not None and not self.companion.running:
-            self.companion.run(self, module, args, kwargs)
-        flight = self.flight
-        if flight is None:
+    def on_reduced_layer(self, layer: int, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Before a layer >= K, for whichever pass it runs: at K the selection is made, and everything of full length
+        is gathered."""
+        if self.teacher is not None and not self.teacher.running:
+            self.teacher.run_layer(self.student.state, module, args, kwargs)  # comes back here, for the teacher
+        current = self.running_pass
+        state = current.state
+        if state is None:
             return None
-        hidden, stage = args[0], self.stage_of(layer)
-        if not flight.decoding and len(flight.kept) == stage:
-            hidden = self._reduce(flight, stage, hidden)
-        kwargs = {**kwargs, "attention_mask": self._mask(flight, stage, layer, hidden, kwargs)}
-        if not flight.decoding:
-            self._follow(flight, stage, kwargs)
+        hidden, stage = args[0], sum(reducer.layer <= layer for reducer in current.reducers) - 1
+        if not state.decoding and len(state.stages) == stage:
+            hidden = self._reduce(state, current.reducers[stage], hidden)
+        kwargs = {**kwargs, "attention_mask": self._mask(state, stage, layer, hidden, kwargs)}
+        if not state.decoding:
+            _gather_kwargs(state, stage, kwargs)
         return (hidden, *args[1:]), kwargs
 
-    def _reduce(self, flight: ForwardState, stage: int, hidden: Tensor) -> Tensor:
-        reducer = self.reducers[stage]
-        if reducer.layer and reducer.required_inputs() - {"grid"} and flight.seen.keys is None:
-            raise RuntimeError(_keys_not_seen(reducer.layer - 1))
-        with self.watch.running(hidden.device):
-            return flight.reduce(reducer, hidden, self.scale.read(), self.seed)
+    def _reduce(self, state: ForwardState, reducer: Reducer, hidden: Tensor) -> Tensor:
+        if reducer.layer and reducer.required_inputs() - {"grid"} and state.observed.keys is None:
+            raise RuntimeError(_keys_not_observed(reducer.layer - 1))
+        with self.timer.running(hidden.device):
+            return state.reduce(reducer, hidden, self.scale.read(), self.seed)
 
-    @staticmethod
-    def _follow(flight: ForwardState, stage: int, kwargs: dict[str, Any]) -> None:
-        """The rotary embeddings carry the kept tokens' own positions; position ids with gaps would make flash
-        attention believe in packed sequences."""
-        length = flight.kept[stage].source_length
-        if kwargs.get("position_embeddings") is not None:
-            kwargs["position_embeddings"] = tuple(flight.follow(t, stage) for t in kwargs["position_embeddings"])
-        if kwargs.get("position_ids") is not None:
-            kwargs["position_ids"] = None
-        unknown = [
-            name
-            for name, x in kwargs.items()
-            if name not in KEYWORDS and isinstance(x, Tensor) and x.ndim > 1 and length in x.shape[1:3]
-        ]
-        if unknown:
-            raise NotImplementedError(
-                f"a decoder layer is given {', '.join(unknown)} of full length {length}, which the reduction does not "
-                "know how to shorten"
-            )
-
-    def _mask(self, flight: ForwardState, stage: int, layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> Any:
+    def _mask(self, state: ForwardState, stage: int, layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> Any:
+        """Layers of one stage that are given the same mask share the short one."""
         config, given = self.parts.text_config, kwargs.get("attention_mask")
-        key = (stage, masks.layer_type(config, layer), id(given))
-        if key not in flight.memo:
-            cache = cache_of(kwargs)
-            flight.memo[key] = (given, masks.layer_mask(flight, stage, given, cache, hidden, config, layer))
-        return flight.memo[key][1]
+        key = (stage, layer_type(config, layer), id(given))
+        if key not in state.memo:
+            state.memo[key] = (given, layer_mask(state, stage, given, cache_of(kwargs), hidden, config, layer))
+        return state.memo[key][1]
 
-    # the way out ---------------------------------------------------------------------------------------------
+    # the output ----------------------------------------------------------------------------------------------
 
-    def after_text(self, module: nn.Module, args: Any, output: Any) -> Any:
-        flight, companion = self.flight, self.companion
-        reduced = flight is not None and not flight.decoding and bool(flight.kept)
-        if not reduced and companion is None:
+    def on_decoder_end(self, module: nn.Module, args: Any, output: Any) -> Any:
+        """After the decoder's final norm, before the head."""
+        state, teacher = self.student.state, self.teacher
+        reduced = state is not None and state.reduced
+        if not reduced and teacher is None:
             return None
-        states, targets = self._leaving(flight, output.last_hidden_state)
-        if companion is not None:
-            states = beside(states, self._leaving(companion.flight, companion.states(self.parts.norm))[0])
+        states, targets = self._shape_output(state, output.last_hidden_state)
+        if teacher is not None:
+            final = teacher.final_states(self.parts.norm)
+            states = append_teacher(states, self._shape_output(teacher.state, final)[0])
         output.last_hidden_state = states
-        kept = flight.kept[-1] if reduced and flight is not None else None
-        self.loss.expect(kept, targets, twice=companion is not None)
+        if state is None or not reduced:
+            self.loss.prepare(None, None, with_teacher=teacher is not None)
+            return output
+        self.loss.prepare(state.kept, targets, with_teacher=teacher is not None)
         cache = cache_in_output(output)
-        if kept is not None and flight is not None and cache is not None and not flight.is_noop:
-            memory.remember(cache, flight.cache_state(), self.reducers[0].layer == 0)
+        if cache is not None and not state.is_noop:
+            store_cache_state(cache, state.cache_state(), first_layer_is_reduced=self.reducers[0].layer == 0)
         return output
 
-    def _leaving(self, flight: ForwardState | None, states: Tensor) -> tuple[Tensor, Targets | None]:
-        if flight is None or flight.decoding or not flight.kept:
+    def _shape_output(self, state: ForwardState | None, states: Tensor) -> tuple[Tensor, SupervisedTargets | None]:
+        """The states that the head runs on. Compact with labels: those of supervised positions only."""
+        if state is None or not state.reduced:
             return states, None
         if self.output == "expand":
-            return flight.kept[-1].expand(states), None
-        if flight.labels is None:
+            return state.kept.expand(states), None
+        plan = state.plan
+        if plan.labels is None or plan.layout is None:
             return states, None
-        assert flight.batch is not None
-        targets = Targets.of(flight.batch, flight.kept[-1], flight.labels)
-        return (states, None) if targets is None else (targets.states(states), targets)
+        targets = SupervisedTargets.of(plan.layout, state.kept, plan.labels)
+        return (states, None) if targets is None else (targets.gather(states), targets)
 
 
-def _keys_not_seen(layer: int) -> str:
-    happened = f"the keys of layer {layer} were not seen"
+def _record_keys(state: ForwardState, key: Tensor, value: Tensor) -> None:
+    state.observed = Observed(key.detach(), value.detach(), state.observed.attention)
+
+
+def _gather_kwargs(state: ForwardState, stage: int, kwargs: dict[str, Any]) -> None:
+    """The rotary embeddings carry the kept tokens' own positions; position ids with gaps would make flash attention
+    believe in packed sequences."""
+    length = state.stages[stage].kept.source_length
+    if kwargs.get("position_embeddings") is not None:
+        kwargs["position_embeddings"] = tuple(state.gather_rotary(t, stage) for t in kwargs["position_embeddings"])
+    if kwargs.get("position_ids") is not None:
+        kwargs["position_ids"] = None
+    unknown = [
+        name
+        for name, x in kwargs.items()
+        if name not in KNOWN_KEYWORDS and isinstance(x, Tensor) and x.ndim > 1 and length in x.shape[1:3]
+    ]
+    if unknown:
+        raise NotImplementedError(
+            f"a decoder layer is given {', '.join(unknown)} of full length {length}, which the reduction does not "
+            "know how to shorten"
+        )
+
+
+def _keys_not_observed(layer: int) -> str:
+    happened = f"the keys of layer {layer} were not observed"
     if note := version_note():
         return f"{happened}. The likely cause: {note}"
     return (
@@ -231,6 +259,6 @@ def _keys_not_seen(layer: int) -> str:
 
 
 def remove_observer(module: Any, args: Any, output: Any) -> None:
-    """An attention that raised before its kernel still holds the stand-in."""
+    """An attention that raised before its kernel still holds the observer."""
     if isinstance(getattr(module, "config", None), RecordingAttentionConfig):
         module.config = module.config.original

@@ -1,184 +1,158 @@
-"""One forward pass under reduction: what is known before it, and what each stage kept."""
+"""One forward under reduction: its plan, what was observed in it, and what each stage kept."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..reduction import Observed, Reducer, SelectionContext
-from ..reduction.batch_layout import BatchLayout
 from ..reduction.kept_tokens import KeptTokens
 from ..reduction.token_groups import TokenGroups
+from .batch_plan import BatchPlan
+from .cache_state import CacheState
 
-# What decoding must remember of the prefill; it lives on the cache object, and goes with it.
-
-ATTRIBUTE = "_dart_train_memory"
-
-
-@dataclass
-class Memory:
-    """After a prefill of `length` tokens, stage s holds valid[s] [B, P_s] of them in its layers' caches."""
-
-    length: int
-    valid: list[Tensor]
-
-    @staticmethod
-    def of(cache: Any) -> Memory | None:
-        return getattr(cache, ATTRIBUTE, None)
-
-    def short_valid(self, stage: int, mask: Tensor | None, new: int, held: int) -> Tensor:
-        """[B, held + new] bool: which of a stage's cached and new tokens are real. `mask` is the full-length
-        2-D mask; what came after the prefill is in it at the same places, counted from the prefill's end."""
-        prefix = self.valid[stage]
-        after = held + new - prefix.shape[1]
-        if mask is None:
-            tail = prefix.new_ones(prefix.shape[0], after)
-        else:
-            tail = mask[:, self.length : self.length + after].bool()
-        return torch.cat([prefix, tail], 1)
+Pivots = tuple[Tensor, Tensor]  # [R, P] positions, [R, P] bool: which of them count
 
 
-def remember(cache: Any, memory: Memory, short_first_layer: bool) -> None:
-    setattr(cache, ATTRIBUTE, memory)
-    if short_first_layer and not hasattr(cache, "_dart_train_length"):
-        _tell_full_length(cache)
+@dataclass(frozen=True)
+class StageResult:
+    """What one stage kept, in terms of the full sequence."""
 
-
-def _tell_full_length(cache: Any) -> None:
-    """With K = 0 layer 0 is short too, but generation takes its next position from layer 0's length."""
-    held = cache.get_seq_length
-
-    def get_seq_length(layer_idx: int = 0) -> int:
-        memory = Memory.of(cache)
-        dropped = memory.length - memory.valid[0].shape[1] if memory is not None and layer_idx == 0 else 0
-        return int(held(layer_idx)) + dropped
-
-    cache._dart_train_length = held
-    cache.get_seq_length = get_seq_length
-
-
-def cached_length(cache: Any, layer: int) -> int:
-    """Tokens in a layer's own cache."""
-    return int(getattr(cache, "_dart_train_length", cache.get_seq_length)(layer))
+    kept: KeptTokens
+    visual_counts: tuple[int, ...]  # kept visual tokens of each group
+    pivots: Pivots | None  # None: the method has none
 
 
 @dataclass
 class ForwardState:
-    """A prefill (or training step) when `batch` is there; a decoding step when only `memory` is."""
+    """groups, real [B, L] and visual [B, L] are those of the present stage: L shrinks with each stage."""
 
-    mask: Tensor | None  # the full-length 2-D mask, cached tokens included
-    memory: Memory | None = None
-    past: int = 0
-    batch: BatchLayout | None = None
-    pools: TokenGroups | None = None
-    grid_shapes: Sequence[Sequence[tuple[int, int]]] | None = None
-    real: Tensor | None = None  # [B, L of the present stage]
+    plan: BatchPlan
+    groups: TokenGroups | None = None
+    real: Tensor | None = None
     visual: Tensor | None = None
-    labels: Tensor | None = None
-    seen: Observed = field(default_factory=Observed)
-    kept: list[KeptTokens] = field(default_factory=list)  # per stage, from the full sequence
-    kept_visual: list[tuple[int, ...]] = field(default_factory=list)
-    pivots: list[tuple[Tensor, Tensor] | None] = field(default_factory=list)  # per stage: [R, P] places, which count
-    memo: dict[Any, Any] = field(default_factory=dict)
+    observed: Observed = field(default_factory=Observed)
+    stages: list[StageResult] = field(default_factory=list)
+    memo: dict[Any, Any] = field(default_factory=dict)  # masks and rotary embeddings, made once a stage
+
+    @classmethod
+    def start(cls, plan: BatchPlan) -> ForwardState:
+        return cls(plan, plan.groups, plan.real, plan.visual)
 
     @property
     def decoding(self) -> bool:
-        return self.batch is None
+        return self.plan.decoding
 
-    def reduce(self, reducer: Reducer, hidden: Tensor, scale: Tensor | None, seed: int) -> Tensor:
-        """hidden [B, L, D] at layer K -> [B, S, D], and everything else follows it."""
-        assert self.pools is not None and self.real is not None and self.visual is not None
-        pools = self.pools
-        counts = reducer.counts(pools)
-        context = SelectionContext(pools, hidden, scale, self.seen, reducer.budgets(pools), self.grid_shapes, seed)
-        keep = _checked(reducer, reducer.select(context), pools, counts)
-        self.pivots.append(self._original(context.pivots))
-        with torch.no_grad():
-            content = reducer.merge_targets(context, keep)
-        if content is not None:
-            hidden = pools.scatter(hidden, merged(pools.gather(hidden), content, pools.valid))
-        kept = KeptTokens.of(pools.keep_mask(self.real & ~self.visual, keep), pools.row_counts(counts))
-        self.pools = pools.after_reduction(kept, keep, counts)
-        self.visual, self.real = kept.gather(self.visual) & kept.valid, kept.valid
-        self.kept.append(self.kept[-1].compose(kept) if self.kept else kept)
-        self.kept_visual.append(tuple(counts))
-        self.seen = Observed()
-        return kept.gather(hidden)
+    @property
+    def reduced(self) -> bool:
+        """A prefill or training step in which a stage has run."""
+        return not self.decoding and bool(self.stages)
 
-    def _original(self, pivots: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor] | None:
-        """Places of the present stage's sequence -> those of the full one."""
-        if pivots is None or not self.kept or self.pools is None:
-            return pivots
-        return self.kept[-1].index[self.pools.rows].gather(1, pivots[0]), pivots[1]
+    @property
+    def kept(self) -> KeptTokens:
+        """Of the last stage so far."""
+        return self.stages[-1].kept
 
     @property
     def is_noop(self) -> bool:
-        """Nothing was dropped, and no padding either: the cache is what it would be without us."""
-        return self.memory is None and not self.past and all(kept.keeps_all for kept in self.kept)
+        """Nothing was dropped and no cache existed before: the cache is what the plain model would leave."""
+        plan = self.plan
+        return plan.cache_state is None and not plan.past and all(stage.kept.keeps_all for stage in self.stages)
 
-    def fork(self) -> ForwardState:
-        """The same forward, its choices yet to be made, for another budget."""
-        return replace(self, kept=[], kept_visual=[], pivots=[], memo={})
+    def copy_for_teacher(self) -> ForwardState:
+        """The same forward before any selection, for another budget. What was observed so far holds for both."""
+        fresh = ForwardState.start(self.plan)
+        fresh.observed = self.observed
+        return fresh
 
-    def follow(self, x: Tensor, stage: int) -> Tensor:
+    def reduce(self, reducer: Reducer, hidden: Tensor, scale: Tensor | None, seed: int) -> Tensor:
+        """hidden [B, L, D] at layer K -> [B, S, D]; groups, real and visual are shortened alike."""
+        assert self.groups is not None and self.real is not None and self.visual is not None
+        groups = self.groups
+        counts = reducer.counts(groups)
+        context = SelectionContext(
+            groups, hidden, scale, self.observed, reducer.budgets(groups), self.plan.grid_shapes, seed
+        )
+        keep = _checked_selection(reducer, reducer.select(context), groups, counts)
+        pivots = self._pivots_in_full_sequence(context.pivots)
+        with torch.no_grad():
+            targets = reducer.merge_targets(context, keep)
+        if targets is not None:
+            hidden = groups.scatter(hidden, average_merged(groups.gather(hidden), targets, groups.valid))
+        kept = KeptTokens.of(groups.keep_mask(self.real & ~self.visual, keep), groups.row_counts(counts))
+        self.groups = groups.after_reduction(kept, keep, counts)
+        self.visual, self.real = kept.gather(self.visual) & kept.valid, kept.valid
+        from_full = self.kept.compose(kept) if self.stages else kept
+        self.stages.append(StageResult(from_full, tuple(counts), pivots))
+        self.observed = Observed()
+        return kept.gather(hidden)
+
+    def _pivots_in_full_sequence(self, pivots: Pivots | None) -> Pivots | None:
+        if pivots is None or not self.stages or self.groups is None:
+            return pivots
+        return self.kept.index[self.groups.rows].gather(1, pivots[0]), pivots[1]
+
+    def gather_rotary(self, x: Tensor, stage: int) -> Tensor:
         """Rotary embeddings [B or 1, L, d], or [3, B, L, d], gathered once a stage."""
-        key = ("follow", stage, id(x))
+        key = ("rotary", stage, id(x))
         if key not in self.memo:
-            self.memo[key] = (x, self.kept[stage].gather(x, -2, x.ndim - 3))
+            self.memo[key] = (x, self.stages[stage].kept.gather(x, -2, x.ndim - 3))
         short: Tensor = self.memo[key][1]
         return short
 
-    def cache_state(self) -> Memory:
-        """The prompt alone: drafts of assisted decoding in the first forward may yet be taken back."""
-        assert self.batch is not None
-        length = self.batch.shape[1]
-        drafts = 0 if self.batch.prompt_length is None else max(0, length - self.batch.prompt_length)
-        valid = [self._with_past(stage, kept) for stage, kept in enumerate(self.kept)]
-        return Memory(self.past + length - drafts, [v[:, : v.shape[1] - drafts] for v in valid])
-
-    def _with_past(self, stage: int, kept: KeptTokens) -> Tensor:
-        return torch.cat([self.cached_valid_mask(stage), kept.valid], 1) if self.past else kept.valid
+    def cache_state(self) -> CacheState:
+        """Of the prompt alone: drafts of assisted decoding in the first forward may be taken back."""
+        layout, past = self.plan.layout, self.plan.past
+        assert layout is not None
+        length = layout.shape[1]
+        drafts = 0 if layout.prompt_length is None else max(0, length - layout.prompt_length)
+        valid = []
+        for number, stage in enumerate(self.stages):
+            mask = torch.cat([self.cached_valid_mask(number), stage.kept.valid], 1) if past else stage.kept.valid
+            valid.append(mask[:, : mask.shape[1] - drafts])
+        return CacheState(past + length - drafts, valid)
 
     def cached_valid_mask(self, stage: int) -> Tensor:
         """[B, cached tokens of this stage] bool."""
+        plan = self.plan
         assert self.real is not None
-        if self.memory is not None:
-            held = self.memory.valid[stage].shape[1] + self.past - self.memory.length
-            return self.memory.short_valid(stage, self.mask, 0, held)
-        if self.mask is not None:
-            return self.mask[:, : self.past].bool()
-        return self.real.new_ones(self.real.shape[0], self.past)
+        if plan.cache_state is not None:
+            held = plan.cache_state.valid[stage].shape[1] + plan.past - plan.cache_state.length
+            return plan.cache_state.valid_mask(stage, plan.attention_mask, 0, held)
+        if plan.attention_mask is not None:
+            return plan.attention_mask[:, : plan.past].bool()
+        return self.real.new_ones(self.real.shape[0], plan.past)
 
 
-def merged(visual: Tensor, content: Tensor, valid: Tensor) -> Tensor:
-    """visual [R, N, D], content [R, N] (where each token's content goes) -> each place's mean, differentiable.
-    In float32: a sum of many tokens in bfloat16 stops growing."""
+def average_merged(visual: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
+    """visual [R, N, D], targets [R, N] (the kept token that each token is merged into) -> [R, N, D], the mean at each
+    kept token; differentiable. In float32: a sum of many tokens in bfloat16 stops growing."""
     weight = valid.float()
-    into = content[..., None].expand_as(visual)
+    into = targets[..., None].expand_as(visual)
     total = torch.zeros(visual.shape, device=visual.device).scatter_add(1, into, visual.float() * weight[..., None])
-    number = torch.zeros_like(weight).scatter_add(1, content, weight).clamp_min(1)
+    number = torch.zeros_like(weight).scatter_add(1, targets, weight).clamp_min(1)
     return (total / number[..., None]).to(visual.dtype)
 
 
-def _checked(reducer: Reducer, keep: Tensor, pools: TokenGroups, counts: Sequence[int]) -> Tensor:
-    """A method that keeps another number than it said would silently misplace tokens: refuse it. On a GPU the
-    check runs beside the rest, without a synchronisation."""
-    if keep.shape != pools.valid.shape or keep.dtype != torch.bool:
+def _checked_selection(reducer: Reducer, keep: Tensor, groups: TokenGroups, counts: Sequence[int]) -> Tensor:
+    """A method that keeps another number than its `count` would silently misplace tokens: refuse it. On a GPU the
+    check runs asynchronously, without a synchronisation."""
+    if keep.shape != groups.valid.shape or keep.dtype != torch.bool:
         raise ValueError(
             f"{type(reducer).__name__}.select gave {keep.dtype} {tuple(keep.shape)}; "
-            f"expected bool {tuple(pools.valid.shape)}, like context.valid"
+            f"expected bool {tuple(groups.valid.shape)}, like context.valid"
         )
     wanted = torch.tensor(counts).to(keep.device, non_blocking=True)
-    right = ((keep & pools.valid).sum(1) == wanted).all() & ~(keep & ~pools.valid).any()
+    right = ((keep & groups.valid).sum(1) == wanted).all() & ~(keep & ~groups.valid).any()
     if keep.device.type != "cpu":
         torch._assert_async(right)
     elif not right:
         raise ValueError(
-            f"{type(reducer).__name__}.select kept {(keep & pools.valid).sum(1).tolist()} tokens a pool; its count() "
+            f"{type(reducer).__name__}.select kept {(keep & groups.valid).sum(1).tolist()} tokens a group; its count() "
             f"promised {list(counts)}, all inside context.valid"
         )
     return keep

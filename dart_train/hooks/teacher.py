@@ -1,19 +1,19 @@
-"""Two budgets in one forward: a teacher beside its student.
+"""Two budgets in one forward: a student and, without gradient, its teacher.
 
-What lies before layer K (vision tower, embedding, layers < K) knows no budget and is run once. From layer K on, each
-layer runs for the companion first, in evaluation mode and without gradient, and then for the forward itself. One
-forward, one order of layers: ZeRO-3 sees the same trace in every step and on every rank, pictures or not, and gathers
-a layer once for both; two forwards in a row would begin its trace anew in the middle of a step.
+What runs before layer K (vision tower, embedding, layers < K) does not depend on a budget and runs once. From layer K
+on, each layer runs for the teacher first, in evaluation mode and without gradient, and then for the student. There is
+one forward with one order of layers: ZeRO-3 sees the same trace in every step and on every rank, with or without
+images, and gathers a layer once for both. Two forwards in a row would restart its trace in the middle of a step.
 
-Where dropout is active before layer K (adapters on the first layers, say), the companion shares what it dropped
-there: it is the same forward. From layer K on nothing is dropped for the companion.
+Where dropout is active before layer K (adapters on the first layers, say), the teacher shares what was dropped there:
+it is the same forward. From layer K on nothing is dropped for the teacher.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,55 +22,53 @@ from ..reduction import Reducer
 from .forward_state import ForwardState
 from .transformers_compat import cache_of
 
-if TYPE_CHECKING:
-    from .engine import Engine
 
-
-class TeacherPass:
-    """`reducers`: its own stages, at the layers of the forward's."""
+class ReductionPass:
+    """One budget: its reducers, and the state of the forward that is running (None: it runs as the plain model)."""
 
     def __init__(self, reducers: Sequence[Reducer]) -> None:
         self.reducers = tuple(reducers)
-        self.running = False  # a layer, for the companion
-        self.begin()
+        self.state: ForwardState | None = None
 
-    def begin(self) -> None:
+
+class TeacherPass(ReductionPass):
+    """`reducers`: the teacher's own stages, at the layers of the student's."""
+
+    def __init__(self, reducers: Sequence[Reducer]) -> None:
+        super().__init__(reducers)
+        self.running = False  # a layer, for the teacher
+        self.hidden: Tensor | None = None  # [B, its own length, D]; None before layer K
+
+    def start(self) -> None:
         """Before a forward."""
-        self.flight: ForwardState | None = None
-        self.hidden: Tensor | None = None  # [B, its own length, D], None before layer K
+        self.state, self.hidden = None, None
 
-    def run(self, engine: Engine, layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        """Before a layer >= K does the forward's own work; args and kwargs are of full length."""
+    def run_layer(self, student: ForwardState | None, layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        """Before a layer >= K runs for the student; args and kwargs are of full length."""
         if cache_of(kwargs) is not None:
             raise ValueError("a second budget in the same forward would fill its cache twice: give use_cache=False")
         if self.hidden is None:
             self.hidden = args[0].detach()
-            self.flight = None if engine.flight is None else engine.flight.fork()
-        with torch.no_grad(), _casting_for_itself(), self._in_place_of(engine), _evaluating(layer):
-            output = layer(self.hidden, *args[1:], **kwargs)
-        self.hidden = output[0] if isinstance(output, tuple) else output
-
-    def states(self, norm: nn.Module) -> Tensor:
-        """What leaves the decoder for the companion. Every rank calls the norm here, as ZeRO-3 needs it."""
-        assert self.hidden is not None
-        with torch.no_grad(), _casting_for_itself():
-            found: Tensor = norm(self.hidden)
-        return found
-
-    @contextmanager
-    def _in_place_of(self, engine: Engine) -> Iterator[None]:
-        own, engine.flight, engine.reducers = (engine.flight, engine.reducers), self.flight, self.reducers
+            self.state = None if student is None else student.copy_for_teacher()
         self.running = True
         try:
-            yield
+            with torch.no_grad(), _own_autocast_cache(), _evaluation_mode(layer):
+                output = layer(self.hidden, *args[1:], **kwargs)
         finally:
             self.running = False
-            engine.flight, engine.reducers = own
+        self.hidden = output[0] if isinstance(output, tuple) else output
+
+    def final_states(self, norm: nn.Module) -> Tensor:
+        """The decoder's output for the teacher. Every rank calls the norm here, as ZeRO-3 needs it."""
+        assert self.hidden is not None
+        with torch.no_grad(), _own_autocast_cache():
+            states: Tensor = norm(self.hidden)
+        return states
 
 
 @contextmanager
-def _casting_for_itself() -> Iterator[None]:
-    """Where autocast keeps weights that it cast without gradient, they would learn nothing afterwards."""
+def _own_autocast_cache() -> Iterator[None]:
+    """Autocast caches the weights that it casts. Cast without gradient here, they would get none in the student."""
     before = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:
@@ -80,7 +78,7 @@ def _casting_for_itself() -> Iterator[None]:
 
 
 @contextmanager
-def _evaluating(layer: nn.Module) -> Iterator[None]:
+def _evaluation_mode(layer: nn.Module) -> Iterator[None]:
     training = [module for module in layer.modules() if module.training]
     for module in training:
         module.training = False
@@ -91,11 +89,11 @@ def _evaluating(layer: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def beside(states: Tensor, other: Tensor) -> Tensor:
-    """[B, S, D] twice -> [2 B, S, D], the companion's behind: the head runs once."""
-    if states.shape != other.shape:
+def append_teacher(student: Tensor, teacher: Tensor) -> Tensor:
+    """[B, S, D] twice -> [2 B, S, D], so that the head runs once."""
+    if student.shape != teacher.shape:
         raise ValueError(
-            f"two budgets in one forward leave {tuple(states.shape[:2])} and {tuple(other.shape[:2])} states, which "
+            f"two budgets in one forward leave {tuple(student.shape[:2])} and {tuple(teacher.shape[:2])} states, which "
             "one head cannot take together. Supervise no visual tokens, or attach with output='expand'."
         )
-    return torch.cat([states, other])
+    return torch.cat([student, teacher])

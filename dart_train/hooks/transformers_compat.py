@@ -1,19 +1,24 @@
-"""Names of transformers that differ between the releases this package supports, each found where it is called.
+"""What is private in transformers, or named differently in the releases that this package supports.
 
 Read in 5.23.0 and 5.24.0: the cache is the argument `past_key_values` of models, layers and attention until 5.23, and
 `cache` from 5.24 on (the old name works until 5.40, with a FutureWarning). The same holds for the mask builders and for
-the field of a model's output.
+the field of a model's output. The private names below are the same in both.
 """
 
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from torch import nn
 from transformers.masking_utils import create_causal_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 CACHE_NAMES = ("cache", "past_key_values")  # the newest first
+LOSS_FUNCTION = "_loss_function"  # attribute of a PreTrainedModel that its `loss_function` property returns
+DEEPSTACK = "_deepstack_process"  # method of Qwen3-VL's decoder
 
 
 def cache_argument(function: Callable[..., Any]) -> str:
@@ -30,6 +35,21 @@ def cache_of(inputs: Mapping[str, Any]) -> Any:
 def cache_in_output(output: Any) -> Any:
     """The cache that a model's output carries, or None."""
     return next((getattr(output, name) for name in CACHE_NAMES if getattr(output, name, None) is not None), None)
+
+
+def refuse_static_cache(cache: Any) -> None:
+    if cache is not None and getattr(cache, "is_compileable", False):
+        raise NotImplementedError(
+            f"{type(cache).__name__}: a static cache has one length for all layers, and layers >= K hold fewer "
+            "tokens. Use the dynamic cache: generate(cache_implementation='dynamic')."
+        )
+
+
+def attention_kernel(module: nn.Module, config: Any) -> Callable[..., Any]:
+    """The attention function that the model is configured with; eager ones are defined in each modeling file."""
+    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    kernel: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager)
+    return kernel
 
 
 def _default_name() -> str:

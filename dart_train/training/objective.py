@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ..config import Recipe
 from ..hooks import Attached
-from ..hooks.plan_batch import has_images
+from ..hooks.batch_plan import has_images
 from ..reduction.budget import Keep
 from ..reduction.schedule import budget_at_step, teacher_keep
 
@@ -53,7 +53,7 @@ def forward_with_teacher(
     """One forward at two budgets: what is told at that of the model, and, without gradient, the logits [M, V] of a
     teacher that keeps `keep`. Vision tower and layers < K run once for both, so that dropout before layer K is the
     student's; from there on the teacher drops nothing."""
-    with attached.beside(*keep):
+    with attached.with_teacher(*keep):
         student, teacher = _logits(model, attached, batch, host)
     return Told(student, targets_of(host, student.device)), teacher.detach()
 
@@ -78,8 +78,8 @@ def _logits(model: Any, attached: Attached | None, batch: Mapping[str, Any], hos
     """[1 or 2, M, V]: at supervised positions; the second is a companion's."""
     if attached is None or not has_images(batch):
         return _full(model, attached, batch, host)
-    attached.expect(**host)
-    with attached.without_loss():
+    attached.prefetch_batch(**host)
+    with attached.skip_model_loss():
         logits: Tensor = model(**batch, use_cache=False).logits
     return logits
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..hooks import Attached
-from ..hooks.plan_batch import has_images
+from ..hooks.batch_plan import has_images
 
 _SUMMED = (
     "visual_before", "visual_after", "tokens", "samples", "answer_loss", "divergence", "targets", "skipped_rows",
@@ -46,7 +46,7 @@ class ThroughputMeter:
     def _time_choices(self, on: bool) -> None:
         """In steps only: validation chooses too."""
         if self.attached is not None:
-            self.attached.time_choices(on)
+            self.attached.time_selection(on)
 
     def forward(self, host: Mapping[str, Any], attached: Attached | None) -> None:
         """After a forward: `host` is its batch on the CPU."""
@@ -67,7 +67,7 @@ class ThroughputMeter:
         """rows: this rank's counts of rows since the start."""
         self.sums["skipped_rows"] = rows["bad"] + rows["too_long"]
         self.sums["stepping"] = self.seconds
-        self.sums["choosing"] = 0.0 if self.attached is None else self.attached.choosing_seconds()
+        self.sums["choosing"] = 0.0 if self.attached is None else self.attached.selection_seconds()
         for answer, divergence in self.losses:
             self.sums["answer_loss"] += float(answer)
             self.sums["divergence"] += float(divergence)

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from dart_train import DART, REDUCERS, KeepAll, Reducer, attach
+from dart_train.hooks.batch_plan import plan_batch
 from dart_train.hooks.forward_state import ForwardState
 from tests.fixtures.reference_forward import masked_logits
 from tests.laws.cases import NAMES, batch_of, reducer_of
@@ -117,22 +118,20 @@ def test_no_selection_waits_for_the_gpu(method: str, merge: Any, watched: list[i
     assert len(watched) == 4
 
 
-def test_lengths_told_ahead_leave_no_synchronisation_at_all() -> None:
-    from dart_train.hooks import engine
-    from dart_train.hooks import plan_batch as takeoff
-
+def test_a_prefetched_batch_needs_no_synchronisation() -> None:
     model, batch = on_device("llava", "sdpa", torch.bfloat16), batch_on_device("llava", torch.bfloat16)
     with torch.no_grad(), attach(model, DART(keep=8)) as attached:
         model(**batch)
         host = {k: x.cpu() for k, x in batch.items()}
-        attached.expect(host["input_ids"], host["attention_mask"])
+        attached.prefetch_batch(host["input_ids"], host["attention_mask"])
+        prefetched = attached._engine.prefetched
         torch.cuda.set_sync_debug_mode("error")
         try:
             inputs = {"input_ids": batch["input_ids"], "pixel_values": batch["pixel_values"]}
-            flight = takeoff.plan_batch(attached._engine, inputs, None)
+            plan = plan_batch(inputs, None, attached._engine.parts, attached.reducers, prefetched=prefetched)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    assert isinstance(attached._engine, engine.Engine) and flight is not None
+    assert plan is not None and plan.groups is not None
 
 
 @pytest.mark.parametrize("attn", KERNELS)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dart_train import DART, REDUCERS, Reducer, attach
+from dart_train.hooks.batch_plan import plan_batch
 from dart_train.models.structure import find_parts
 from tests.fixtures.reference_forward import first_difference, masked_logits
 from tests.laws.cases import NAMES, ROUNDING, batch_of, model_of, new_tokens, reducer_of
@@ -125,19 +126,16 @@ def test_beams_share_the_images_of_their_sample(name: str, method: str) -> None:
         assert torch.equal(cached, new_tokens(model, batch, 3, num_beams=2, use_cache=False))
 
 
-def test_grids_may_be_told_ahead() -> None:
+def test_grids_may_be_prefetched() -> None:
     model, batch = model_of("qwen2_5_vl"), batch_of("qwen2_5_vl", (1, 2))
     with torch.no_grad(), attach(model, reducer_of("uniform", 7, per="image")) as attached:
         model(**batch)
         first: Any = attached.last
-        attached.expect(**batch)
+        attached.prefetch_batch(**batch)
         blind = {name: x for name, x in batch.items() if name != "image_grid_thw"}
-        engine = attached._engine
-        told = engine.expected
-        assert told is not None and torch.equal(told["image_grid_thw"], batch["image_grid_thw"])
-        from dart_train.hooks.plan_batch import plan_batch
-
-        flight = plan_batch(engine, blind, None)
-    assert flight is not None and flight.pools is not None
-    assert flight.pools.sizes == tuple(sum(r * c for r, c in shapes) for shapes in flight.grid_shapes or ())
-    assert len(flight.pools.sizes) == 3 and first.visual_after == (7, 14)
+        prefetched = attached._engine.prefetched
+        assert prefetched is not None and torch.equal(prefetched["image_grid_thw"], batch["image_grid_thw"])
+        plan = plan_batch(blind, None, attached._engine.parts, attached.reducers, prefetched=prefetched)
+    assert plan is not None and plan.groups is not None
+    assert plan.groups.sizes == tuple(sum(r * c for r, c in shapes) for shapes in plan.grid_shapes or ())
+    assert len(plan.groups.sizes) == 3 and first.visual_after == (7, 14)

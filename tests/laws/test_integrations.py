@@ -75,7 +75,7 @@ def test_a_method_from_outside_obeys_the_same_laws(stages: int) -> None:
 def test_a_method_that_keeps_another_number_than_it_said_is_refused() -> None:
     model = model_of("llava")
     with (
-        pytest.raises(ValueError, match=r"kept \[1\] tokens a pool; its count\(\) promised \[8\]"),
+        pytest.raises(ValueError, match=r"kept \[1\] tokens a group; its count\(\) promised \[8\]"),
         attach(model, from_config({"method": "tests.fixtures.external_reducer:Miscounts", "keep": 8})),
     ):
         model(**batch_of("llava", (1,)))

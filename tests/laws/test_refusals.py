@@ -147,10 +147,10 @@ def test_a_model_without_pictures_is_told_what_it_lacks() -> None:
         attach(LlamaForCausalLM(LlamaConfig(vocab_size=16, **sizes)), DART(keep=8))
 
 
-def test_keys_that_were_not_seen() -> None:
+def test_keys_that_were_not_observed() -> None:
     model = model_of(LLAVA)
     with (
-        pytest.raises(RuntimeError, match="keys of layer 1 were not seen"),
+        pytest.raises(RuntimeError, match="keys of layer 1 were not observed"),
         attach(model, DART(keep=8)) as attached,
     ):
         for handle in [h for h in attached._handles if h.hooks_dict_ref() is _pre_hooks(model)]:

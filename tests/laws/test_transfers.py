@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from dart_train import attach
-from dart_train.hooks import plan_batch as takeoff
+from dart_train.hooks import Attached, batch_plan
+from dart_train.hooks.batch_plan import BatchPlan, plan_batch
 from dart_train.reduction.token_groups import TokenGroups
 from tests.laws.cases import NAMES, batch_of, model_of, reducer_of
 
@@ -40,7 +41,7 @@ class Away(Tensor):
 
 @pytest.fixture
 def nothing_goes_back(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(takeoff, "upload", lambda x, device: x)
+    monkeypatch.setattr(batch_plan, "upload", lambda x, device: x)
     monkeypatch.setattr(TokenGroups, "to", lambda self, device: self)
     Away.transfers = 0
     yield
@@ -60,34 +61,60 @@ def test_a_tensor_that_is_away_cannot_be_read() -> None:
     assert type(x.cpu()) is Tensor and Away.transfers == 1
 
 
+def plan_of(attached: Attached, inputs: dict[str, Any], labels: Any = None) -> BatchPlan | None:
+    engine = attached._engine
+    return plan_batch(inputs, labels, engine.parts, attached.reducers, prefetched=engine.prefetched)
+
+
 @pytest.mark.usefixtures("nothing_goes_back")
 @pytest.mark.parametrize("per", ["sample", "image"])
 @pytest.mark.parametrize("method", ["dart", "uniform"])
 @pytest.mark.parametrize("name", NAMES)
-def test_one_transfer_tells_everything_and_none_is_needed_when_told(name: str, method: str, per: Any) -> None:
+def test_one_transfer_reads_the_batch_and_a_prefetched_one_needs_none(name: str, method: str, per: Any) -> None:
     batch = batch_of(name, labels=True)
-    inputs = away({key: x for key, x in batch.items() if key != "labels"})
+    here = {key: x for key, x in batch.items() if key != "labels"}
+    inputs, labels = away(here), batch["labels"].as_subclass(Away)
     with attach(model_of(name), reducer_of(method, 7, per=per)) as attached:
-        plain = takeoff.plan_batch(attached._engine, {k: x for k, x in batch.items() if k != "labels"}, batch["labels"])
-        flight = takeoff.plan_batch(attached._engine, inputs, batch["labels"].as_subclass(Away))
+        plain = plan_of(attached, here, batch["labels"])
+        remote = plan_of(attached, inputs, labels)
         assert Away.transfers == 1
-        attached.expect(**batch)
-        told = takeoff.plan_batch(attached._engine, inputs, batch["labels"].as_subclass(Away))
+        attached.prefetch_batch(**batch)
+        prefetched = plan_of(attached, inputs, labels)
         assert Away.transfers == 1
-    assert plain is not None and flight is not None and told is not None
-    assert plain.pools is not None and flight.pools is not None and told.pools is not None
-    assert plain.pools.spans == flight.pools.spans == told.pools.spans
-    assert plain.pools.prompt_sizes == flight.pools.prompt_sizes == told.pools.prompt_sizes
-    assert plain.grid_shapes == flight.grid_shapes == told.grid_shapes
+    assert plain is not None and remote is not None and prefetched is not None
+    assert plain.groups is not None and remote.groups is not None and prefetched.groups is not None
+    assert plain.groups.spans == remote.groups.spans == prefetched.groups.spans
+    assert plain.groups.prompt_sizes == remote.groups.prompt_sizes == prefetched.groups.prompt_sizes
+    assert plain.grid_shapes == remote.grid_shapes == prefetched.grid_shapes
 
 
 @pytest.mark.usefixtures("nothing_goes_back")
-def test_positions_that_may_tell_of_packing_come_along() -> None:
+def test_positions_that_may_mark_packing_are_in_the_one_transfer() -> None:
     batch = batch_of("llava", (1,))
     inputs = {key: x for key, x in batch.items() if key != "attention_mask"}
     positions = torch.arange(batch["input_ids"].shape[1])[None]
     with attach(model_of("llava"), reducer_of("dart")) as attached:
-        takeoff.plan_batch(attached._engine, away({**inputs, "position_ids": positions}), None)
+        plan_of(attached, away({**inputs, "position_ids": positions}))
         assert Away.transfers == 1
         with pytest.raises(NotImplementedError, match="packed sequences"):
-            takeoff.plan_batch(attached._engine, away({**inputs, "position_ids": positions % 20}), None)
+            plan_of(attached, away({**inputs, "position_ids": positions % 20}))
+
+
+def test_a_prefetched_batch_is_used_by_the_next_forward_only() -> None:
+    """A forward without images uses it up, too: the batch after it is another one."""
+    model, batch = model_of("llava"), batch_of("llava", (1, 2))
+    words = {name: batch_of("llava", (0, 0))[name] for name in ("input_ids", "attention_mask")}
+    for first in (batch, words):
+        with torch.no_grad(), attach(model, reducer_of("dart")) as attached:
+            attached.prefetch_batch(**first)
+            model(**first)
+            assert attached._engine.prefetched is None
+            model(**batch)
+
+
+def test_a_prefetched_batch_of_another_shape_is_refused() -> None:
+    model, batch = model_of("llava"), batch_of("llava", (1, 2))
+    with torch.no_grad(), attach(model, reducer_of("dart")) as attached:
+        attached.prefetch_batch(batch["input_ids"][:, 1:])
+        with pytest.raises(ValueError, match=r"prefetch_batch\(\) was given a batch of shape"):
+            model(**batch)

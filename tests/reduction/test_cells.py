@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from dart_train.hooks.forward_state import merged
+from dart_train.hooks.forward_state import average_merged
 from dart_train.reduction import Pooling, Reducer, UniformGrid, View, WindowFastV
 from dart_train.reduction.methods.grid import cells_of, grid_cells
 from tests.reduction.scenes import Scene
@@ -62,7 +62,7 @@ def pooled(view: View, reducer: Reducer) -> Tensor:
     keep = reducer.select(view)
     content = reducer.merge_targets(view, keep)
     assert content is not None
-    return merged(view.pools.gather(view.states), content, view.valid)[0][keep[0]]
+    return average_merged(view.pools.gather(view.states), content, view.valid)[0][keep[0]]
 
 
 def test_pooling_is_average_pooling() -> None:

@@ -1,0 +1,182 @@
+"""Before a forward: what comes in, which step it is, and where its visual tokens are.
+
+`plan_batch` decides from the inputs alone. It reads what it needs of them on the host in one transfer, and refuses
+inputs for which a reduction would be silently wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..models.image_grids import ImageGrids, group_tiles
+from ..models.structure import ModelParts
+from ..reduction import Reducer
+from ..reduction.batch_layout import BatchLayout, to_cpu_in_one_copy
+from ..reduction.token_groups import TokenGroups, upload
+from .cache_state import CacheState
+from .transformers_compat import cache_of, refuse_static_cache
+
+PIXELS = ("pixel_values", "pixel_values_videos", "pixel_values_images")
+PACKING = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx")
+
+
+@dataclass(frozen=True)
+class GenerateCall:
+    """What `generate` was called with: the prompt's rows and length, before beams repeat it, and all its inputs."""
+
+    rows: int
+    prompt_length: int
+    inputs: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """A prefill or training step where `layout` is set; otherwise a decoding step after a reduced prefill.
+
+    past: tokens in the cache before this forward.
+    groups, real [B, L], visual [B, L]: on the device, of the full sequence.
+    grid_shapes: per group, (rows, columns) of each tile; only where a method needs the grid.
+    """
+
+    attention_mask: Tensor | None  # the full-length 2-D mask, cached tokens included
+    cache_state: CacheState | None = None
+    past: int = 0
+    layout: BatchLayout | None = None
+    groups: TokenGroups | None = None
+    real: Tensor | None = None
+    visual: Tensor | None = None
+    grid_shapes: Sequence[Sequence[tuple[int, int]]] | None = None
+    labels: Tensor | None = None
+
+    @property
+    def decoding(self) -> bool:
+        return self.layout is None
+
+
+def plan_batch(
+    inputs: Mapping[str, Any],
+    labels: Tensor | None,
+    parts: ModelParts,
+    reducers: Sequence[Reducer],
+    generate: GenerateCall | None = None,
+    prefetched: Mapping[str, Any] | None = None,
+) -> BatchPlan | None:
+    """The plan of one forward, or None where it runs as the plain model.
+
+    inputs: what the inner model is called with; labels: what the outer model was called with.
+    generate: the call of `generate` that this forward belongs to. prefetched: ids, mask, labels and grids on the host.
+    """
+    cache = cache_of(inputs)
+    past = int(cache.get_seq_length()) if cache is not None else 0
+    cache_state = CacheState.of(cache) if past else None
+    if not has_images(inputs):
+        mask = None if cache_state is None else require_2d_mask(inputs.get("attention_mask"))
+        return None if cache_state is None else BatchPlan(mask, cache_state)
+    mask = require_2d_mask(inputs.get("attention_mask"))
+    ids = _checked_ids(inputs, past, parts)
+    per, grid = reducers[0].per, any("grid" in reducer.required_inputs() for reducer in reducers)
+    by_image = grid or per == "image"
+
+    batch = {"ids": ids, "mask": None if mask is None else mask[:, past:], "labels": labels}
+    host = _read_on_host(inputs, batch, parts.family.reads if by_image else (), generate, prefetched)
+    check_positions(host.get("positions"))
+    if prefetched and host["ids"].shape != ids.shape:
+        raise ValueError(
+            f"prefetch_batch() was given a batch of shape {tuple(host['ids'].shape)}, but {tuple(ids.shape)} came in: "
+            "call it with the batch of the next forward"
+        )
+    prompt = None if generate is None or prefetched else generate.prompt_length - past
+    layout = BatchLayout.of(host["ids"], parts.visual_ids, host.get("mask"), host.get("labels"), prompt)
+    shapes = None
+    if by_image:
+        grids = ImageGrids(parts, host, None if generate is None else generate.rows)
+        sizes = grids.image_sizes(layout)
+        layout = layout if sizes is None else layout.with_images(sizes)
+        shapes = group_tiles(grids.of(layout), layout, per) if grid else None
+    groups = TokenGroups.of(layout, per)
+    if groups is None:
+        return None
+    real, visual = upload(layout.real, ids.device), upload(layout.visual, ids.device)
+    return BatchPlan(mask, cache_state, past, layout, groups.to(ids.device), real, visual, shapes, labels)
+
+
+def _read_on_host(
+    inputs: Mapping[str, Any],
+    batch: Mapping[str, Any],
+    grid_inputs: Sequence[str],
+    generate: GenerateCall | None,
+    prefetched: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """What the selection needs on the host: what was prefetched, and the rest in one transfer. In generation, grids
+    are those that `generate` was called with: beams repeat those of the forward."""
+    given = {**inputs, **(generate.inputs if generate is not None else {})}
+    wanted = {"positions": positions_for_packing_check(inputs), **({} if prefetched else batch)}
+    wanted |= {name: given.get(name) for name in grid_inputs if name not in (prefetched or {})}
+    return {**to_cpu_in_one_copy({name: x for name, x in wanted.items() if x is not None}), **(prefetched or {})}
+
+
+def has_images(inputs: Mapping[str, Any]) -> bool:
+    """Decided on the host: decoding steps carry no images and cost no synchronisation."""
+    encoded = inputs.get("mm_encoder_outputs") or {}
+    return any(inputs.get(name) is not None for name in PIXELS) or any(v is not None for v in encoded.values())
+
+
+def require_2d_mask(mask: Any) -> Tensor | None:
+    if mask is None or (isinstance(mask, Tensor) and mask.ndim == 2):
+        return mask
+    shape = f" of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else ""
+    raise ValueError(
+        f"attention_mask is a {type(mask).__name__}{shape}; expected None or [batch, length] with 0 at padding. "
+        "Give the mask that the processor makes; the model builds the others itself."
+    )
+
+
+def _checked_ids(inputs: Mapping[str, Any], past: int, parts: ModelParts) -> Tensor:
+    """The ids of a forward with images."""
+    ids: Tensor | None = inputs.get("input_ids")
+    if ids is None:
+        raise ValueError("images came in without input_ids: they are needed to find the visual tokens")
+    refuse_static_cache(cache_of(inputs))
+    if packed := [name for name in PACKING if inputs.get(name) is not None]:
+        raise _packed_sequences(", ".join(packed))
+    if past and parts.family.bidirectional_images:
+        raise NotImplementedError(
+            "adding an image to a non-empty KV cache is not supported for models with bidirectional image attention "
+            "(Gemma 3): start a new cache"
+        )
+    return ids
+
+
+def _packed_sequences(by: str) -> NotImplementedError:
+    return NotImplementedError(
+        f"packed sequences ({by}): tokens of one sample would choose for another. Turn packing / padding_free off, "
+        "and pad with an attention_mask."
+    )
+
+
+def positions_for_packing_check(inputs: Mapping[str, Any]) -> Tensor | None:
+    """Position ids that may mark packed samples. With a mask or a cache, samples are not packed."""
+    positions: Tensor | None = inputs.get("position_ids")
+    not_packed = inputs.get("attention_mask") is not None or cache_of(inputs) is not None
+    return None if positions is None or not_packed or positions.ndim != 2 else positions
+
+
+def check_positions(positions: Tensor | None) -> None:
+    """On the host: position ids that decrease mark packed samples."""
+    if positions is not None and bool((torch.diff(positions, dim=1) < 0).any()):
+        raise _packed_sequences("position_ids that start again")
+
+
+def position_ids_from_mask(plan: BatchPlan | None, inputs: Mapping[str, Any], parts: ModelParts) -> dict[str, Tensor]:
+    """Left padding without position ids would move the rotary keys, and so the pivots: count from the mask."""
+    if plan is None or plan.layout is None or plan.past or parts.family.own_positions:
+        return {}
+    if inputs.get("position_ids") is not None or not plan.layout.left_padded():
+        return {}
+    assert plan.real is not None
+    return {"position_ids": (plan.real.long().cumsum(1) - 1).clamp_min(0)}

@@ -1,0 +1,62 @@
+"""What decoding must know of the prefill: how long it was, and which cached tokens of each stage are padding.
+
+It is stored on the cache object, so that it lives exactly as long as the cache.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ATTRIBUTE = "_dart_train_state"
+FULL_LENGTH_SINCE = "_dart_train_layer_length"  # the cache's own get_seq_length, once it was replaced
+
+
+@dataclass
+class CacheState:
+    """After a prefill of `length` tokens, stage s holds valid[s] [B, P_s] of them in its layers' caches."""
+
+    length: int
+    valid: list[Tensor]
+
+    @staticmethod
+    def of(cache: Any) -> CacheState | None:
+        return getattr(cache, ATTRIBUTE, None)
+
+    def valid_mask(self, stage: int, mask: Tensor | None, new: int, held: int) -> Tensor:
+        """[B, held + new] bool: which of a stage's `held` cached and `new` tokens are real. `mask` is the full-length
+        2-D mask; tokens after the prefill are in it at the same places, counted from the prefill's end."""
+        prefix = self.valid[stage]
+        after = held + new - prefix.shape[1]
+        if mask is None:
+            tail = prefix.new_ones(prefix.shape[0], after)
+        else:
+            tail = mask[:, self.length : self.length + after].bool()
+        return torch.cat([prefix, tail], 1)
+
+
+def store_cache_state(cache: Any, state: CacheState, first_layer_is_reduced: bool) -> None:
+    setattr(cache, ATTRIBUTE, state)
+    if first_layer_is_reduced and not hasattr(cache, FULL_LENGTH_SINCE):
+        _report_full_length(cache)
+
+
+def _report_full_length(cache: Any) -> None:
+    """With K = 0 layer 0 is short too, but a model without position ids takes the next position from its length."""
+    layer_length = cache.get_seq_length
+
+    def get_seq_length(layer_idx: int = 0) -> int:
+        state = CacheState.of(cache)
+        dropped = state.length - state.valid[0].shape[1] if state is not None and layer_idx == 0 else 0
+        return int(layer_length(layer_idx)) + dropped
+
+    setattr(cache, FULL_LENGTH_SINCE, layer_length)
+    cache.get_seq_length = get_seq_length
+
+
+def cached_length(cache: Any, layer: int) -> int:
+    """Tokens in a layer's own cache."""
+    return int(getattr(cache, FULL_LENGTH_SINCE, cache.get_seq_length)(layer))
