@@ -81,14 +81,14 @@ def test_a_method_that_keeps_another_number_than_it_said_is_refused() -> None:
         model(**batch_of("llava", (1,)))
 
 
-def test_lengths_told_ahead_give_the_same_choice() -> None:
+def test_a_prefetched_batch_gives_the_same_selection() -> None:
     model, batch = model_of("llava"), batch_of("llava", labels=True)
     with torch.no_grad(), attach(model, DART(keep=8)) as attached:
         loss = model(**batch).loss
-        attached.expect(batch["input_ids"], batch["attention_mask"], batch["labels"])
+        attached.prefetch_batch(batch["input_ids"], batch["attention_mask"], batch["labels"])
         torch.testing.assert_close(model(**batch).loss, loss)
-        attached.expect(batch["input_ids"][:1], batch["attention_mask"][:1])
-        with pytest.raises(ValueError, match="was told of a batch"):
+        attached.prefetch_batch(batch["input_ids"][:1], batch["attention_mask"][:1])
+        with pytest.raises(ValueError, match=r"prefetch_batch\(\) was given a batch of shape"):
             model(**batch)
 
 

@@ -110,11 +110,3 @@ def test_a_prefetched_batch_is_used_by_the_next_forward_only() -> None:
             model(**first)
             assert attached._engine.prefetched is None
             model(**batch)
-
-
-def test_a_prefetched_batch_of_another_shape_is_refused() -> None:
-    model, batch = model_of("llava"), batch_of("llava", (1, 2))
-    with torch.no_grad(), attach(model, reducer_of("dart")) as attached:
-        attached.prefetch_batch(batch["input_ids"][:, 1:])
-        with pytest.raises(ValueError, match=r"prefetch_batch\(\) was given a batch of shape"):
-            model(**batch)
