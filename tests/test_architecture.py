@@ -38,7 +38,7 @@ EXCEPTIONS = {
 }
 # Libraries that only these packages or files may import.
 ONLY_IN = {
-    "deepspeed": {"hooks/observers.py", "checkpoints", "training", "common/distributed.py"},
+    "deepspeed": {"hooks/deepspeed_compat.py", "checkpoints", "training", "common/distributed.py"},
     "peft": {"checkpoints", "exporting", "models/loading.py", "training"},
     "trl": set[str](),
     "wandb": {"common/trackers.py", "evaluation", "training"},
