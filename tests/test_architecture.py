@@ -31,7 +31,6 @@ LAYERS = (
 LAYER_OF = {package: layer for layer, packages in enumerate(LAYERS) for package in packages}
 # Imports that still point upwards or sideways: (file, imported module). The list only gets shorter.
 EXCEPTIONS = {
-    ("common/distributed.py", "config"),
     ("common/trackers.py", "config"),
     ("exporting/model_card.py", "training.checkpointing"),
     ("visualization/figure.py", "cli.show"),

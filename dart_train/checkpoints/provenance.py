@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import RecipeError
-from ..config.text import parse
+from ..config.yaml import parse
 from ..reduction import Reducer, from_config
 from ..reduction.budget import Keep
 from .locate import ADAPTER, ModelLocation

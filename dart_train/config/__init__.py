@@ -1,14 +1,26 @@
-"""Recipes: YAML into typed, frozen dataclasses, with every mistake told at once."""
+"""Recipes: YAML files read into typed, frozen sections, with all issues reported at once."""
 
 from ..reduction.schedule import Distill, Elastic, Fixed, Progressive, Schedule
-from .errors import Problem, RecipeError
-from .recipe import Recipe, load_recipe, read_recipe
-from .reduction import Reduction
-from .sections import Data, Log, Lora, Model, Part, Parts, Source
-from .verbs import Compare, QuestionSet, Train
+from .errors import ConfigIssue, RecipeError
+from .load import check_recipe, load_recipe, read_recipe, read_text
+from .schema import (
+    Compare,
+    Data,
+    Log,
+    Lora,
+    Model,
+    Part,
+    Parts,
+    QuestionSet,
+    Recipe,
+    ReductionConfig,
+    SourceConfig,
+    Train,
+)
 
 __all__ = [
     "Compare",
+    "ConfigIssue",
     "Data",
     "Distill",
     "Elastic",
@@ -18,15 +30,16 @@ __all__ = [
     "Model",
     "Part",
     "Parts",
-    "Problem",
     "Progressive",
     "QuestionSet",
     "Recipe",
     "RecipeError",
-    "Reduction",
+    "ReductionConfig",
     "Schedule",
-    "Source",
+    "SourceConfig",
     "Train",
+    "check_recipe",
     "load_recipe",
     "read_recipe",
+    "read_text",
 ]

@@ -1,4 +1,4 @@
-"""What is wrong with a recipe: every mistake with its path, all of them in one exception."""
+"""What is wrong with a recipe: every issue has the path of its key, and one exception carries all of them."""
 
 from __future__ import annotations
 
@@ -6,18 +6,14 @@ import difflib
 import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from .recipe import Recipe
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 60
 
 
 @dataclass(frozen=True)
-class Problem:
-    """One mistake: where, what is wrong there, and what to do."""
+class ConfigIssue:
+    """One mistake: its key, what is wrong there, and what to do about it."""
 
     path: str
     what: str
@@ -29,26 +25,26 @@ class Problem:
 
 
 class RecipeError(ValueError):
-    """All problems of a recipe at once. read: the recipe as far as it could be read, with defaults where it could
-    not, for those who look on at what it names."""
+    """All issues of a recipe. `note` is a last line for what could not be checked."""
 
-    def __init__(self, problems: Sequence[Problem], source: str = "recipe", read: Recipe | None = None) -> None:
-        self.problems, self.source, self.read = tuple(problems), source, read
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        super().__init__("\n".join([f"{source}: {count}", *(f"  {problem}" for problem in problems)]))
-
-
-def expected(path: str, given: object, words: str, remedy: str = "") -> Problem:
-    return Problem(path, f"given {_SHORT.repr(given)}, expected {words}", remedy)
+    def __init__(self, issues: Sequence[ConfigIssue], source: str = "recipe", note: str = "") -> None:
+        self.issues, self.source = tuple(issues), source
+        count = "1 problem" if len(issues) == 1 else f"{len(issues)} problems"
+        lines = [f"{source}: {count}", *(f"  {issue}" for issue in issues), *([note] if note else [])]
+        super().__init__("\n".join(lines))
 
 
-def unknown(path: str, key: object, known: Sequence[str], places: Iterable[str] = ()) -> Problem:
-    """`key` is not one of `known` at `path`; `places` are all paths of the recipe, for a key gone astray."""
+def unexpected(path: str, given: object, expected: str, remedy: str = "") -> ConfigIssue:
+    return ConfigIssue(path, f"given {_SHORT.repr(given)}, expected {expected}", remedy)
+
+
+def unknown_key(path: str, key: object, known: Sequence[str], all_paths: Iterable[str] = ()) -> ConfigIssue:
+    """`key` is not one of `known` at `path`. Suggests a similar key there, or the same key in another section."""
     near = difflib.get_close_matches(str(key), known, n=1)
-    astray = sorted((p for p in places if p.rsplit(".", 1)[-1] == key), key=lambda p: p.count("."))
-    guess = join(path, near[0]) if near else astray[0] if astray else ""
+    elsewhere = sorted((p for p in all_paths if p.rsplit(".", 1)[-1] == key), key=lambda p: p.count("."))
+    guess = join(path, near[0]) if near else elsewhere[0] if elsewhere else ""
     remedy = f"did you mean {guess}?" if guess else f"known here: {', '.join(known)}"
-    return Problem(join(path, key), "unknown key", remedy)
+    return ConfigIssue(join(path, key), "unknown key", remedy)
 
 
 def join(path: str, key: object) -> str:

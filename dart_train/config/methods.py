@@ -1,13 +1,13 @@
-"""`compare.methods`: one method, or several stages of them as one, each measured at every budget.
+"""The entries of `compare.methods`: a method, or several stages that form one method, measured at every budget.
 
-    dart                                                  by its name
-    {method: dart, text_pivots: 0, name: unguided}        with options; a name of one's own where it is given
+    dart                                                  the method of this name
+    {method: dart, text_pivots: 0, name: unguided}        with options, and optionally a name for the tables
     {name: pyramid, stages: [{method: dart, layer: 2, keep: 0.5}, {method: dart, layer: 8, keep: 0.222}]}
-    {method: dart, merge: nearest, budgets: [0.111]}      at budgets of its own in place of compare.budgets
-    reduction                                             the recipe's own reduction, all stages of it
+    {method: dart, merge: nearest, budgets: [0.111]}      at these budgets instead of compare.budgets
+    reduction                                             the recipe's reduction, with all its stages
 
-The budget is what the last stage keeps, and earlier stages keep their proportion to it: this pyramid at 0.111 has 0.25
-in the layers between, at 64 tokens it has 144. More than all is all.
+The budget is what the last stage keeps; earlier stages keep the same multiple of it as in the recipe, at most all.
+At budget 0.111 this pyramid keeps 0.25 between the layers 2 and 8, at budget 64 it keeps 144 tokens.
 """
 
 from __future__ import annotations
@@ -23,42 +23,44 @@ if TYPE_CHECKING:
     from ..reduction import Reducer
 
 Given = str | Mapping[str, Any]
-OWN = "reduction"
-_OURS = ("name", "stages", "budgets")
+REDUCTION_ALIAS = "reduction"
+_RESERVED_KEYS = ("name", "stages", "budgets")
 
 
 @dataclass(frozen=True)
 class Method:
-    """times: how much more than the budget each stage keeps, 1 for the last. budgets: none: compare.budgets."""
+    """factors: what each stage keeps, as a multiple of the budget; 1 for the last. budgets: empty: compare.budgets."""
 
     stages: tuple[Reducer, ...]
-    times: tuple[float, ...] = (1.0,)
+    factors: tuple[float, ...] = (1.0,)
     budgets: tuple[Keep, ...] = ()
 
     def at(self, keep: Keep) -> tuple[Reducer, ...]:
-        return tuple(replace(stage, keep=_scaled(keep, by)) for stage, by in zip(self.stages, self.times, strict=True))
+        return tuple(
+            replace(stage, keep=_scaled(keep, by)) for stage, by in zip(self.stages, self.factors, strict=True)
+        )
 
 
 def _scaled(keep: Keep, by: float) -> Keep:
-    """1.0 is all tokens, 1 is one of them."""
+    """A float is a ratio, an int a number of tokens: 1.0 is all tokens, 1 is one."""
     return min(1.0, keep * by) if isinstance(keep, float) else max(1, round(keep * by))
 
 
 def expand_reduction_alias(given: Sequence[Given], own: Sequence[Mapping[str, Any]]) -> list[Given]:
-    """`reduction` replaced by the stages it stands for."""
-    return [{"name": OWN, "stages": list(own)} if each == OWN else each for each in given]
+    """`given`, with the stages of the recipe's reduction in place of the name `reduction`."""
+    return [{"name": REDUCTION_ALIAS, "stages": list(own)} if each == REDUCTION_ALIAS else each for each in given]
 
 
 def read_method(given: Given) -> Method:
-    """Raises ValueError."""
+    """Raises ValueError with all that is wrong. Imports torch."""
     if isinstance(given, str):
         return Method((_reducer({"method": given}),))
     budgets = _own_budgets(given["budgets"]) if "budgets" in given else ()
     if "stages" in given:
         return replace(_staged(given), budgets=budgets)
     if "keep" in given:
-        raise ValueError("keep: every method is measured at compare.budgets; leave it out, or give budgets of its own")
-    options = {key: value for key, value in given.items() if key not in _OURS}
+        raise ValueError("keep: every method is measured at compare.budgets; leave it out, or give it `budgets`")
+    options = {key: value for key, value in given.items() if key not in _RESERVED_KEYS}
     return Method((_reducer(options),), budgets=budgets)
 
 
@@ -78,19 +80,19 @@ def _reducer(config: Any) -> Reducer:
 
 
 def _staged(given: Mapping[str, Any]) -> Method:
-    strange, stages = [str(key) for key in given if key not in _OURS], given["stages"]
-    if strange:
-        raise ValueError(f"{', '.join(strange)}: unknown beside stages; write it into each stage")
+    unknown, stages = [str(key) for key in given if key not in _RESERVED_KEYS], given["stages"]
+    if unknown:
+        raise ValueError(f"{', '.join(unknown)}: unknown key next to stages; write it into each stage")
     if not isinstance(stages, Sequence) or isinstance(stages, str) or not stages:
         raise ValueError(f"stages: given {stages!r}, expected a list of mappings, each with method, layer and keep")
-    wrong = [f"stages.{number}: {fault}" for number, stage in enumerate(stages) if (fault := _fault(stage))]
+    wrong = [f"stages.{number}: {fault}" for number, stage in enumerate(stages) if (fault := _stage_error(stage))]
     if wrong:
         raise ValueError("; ".join(wrong))
     made = tuple(_reducer(stage) for stage in stages)
-    return Method(made, _times([stage.keep for stage in made]))
+    return Method(made, _stage_ratios([stage.keep for stage in made]))
 
 
-def _fault(stage: Any) -> str | None:
+def _stage_error(stage: Any) -> str | None:
     from ..reduction import FewerPixels, KeepAll
 
     if not isinstance(stage, Mapping):
@@ -100,33 +102,33 @@ def _fault(stage: Any) -> str | None:
     except ValueError as error:
         return str(error)
     if isinstance(made, FewerPixels | KeepAll):
-        return f"{made.name} drops no tokens, so that it cannot be a stage"
+        return f"{made.name} drops no tokens, it cannot be a stage"
     return None if "keep" in stage else "keep is missing: what the stage keeps, in proportion to the last one"
 
 
-def _times(keeps: Sequence[Keep]) -> tuple[float, ...]:
-    """Of each stage's budget to the last one's."""
+def _stage_ratios(keeps: Sequence[Keep]) -> tuple[float, ...]:
+    """The ratio of each stage's budget to that of the last stage."""
     if len({type(keep) for keep in keeps}) > 1:
-        raise ValueError(f"stages keep {_told(keeps)}: expected ratios alone or numbers alone, as only they compare")
+        raise ValueError(f"stages keep {_listed(keeps)}: expected only ratios or only numbers of tokens")
     if list(keeps) != sorted(keeps, reverse=True):
-        raise ValueError(f"stages keep {_told(keeps)}: expected each to keep at most what the one before it does")
+        raise ValueError(f"stages keep {_listed(keeps)}: expected each to keep at most as much as the stage before it")
     return tuple(keep / keeps[-1] for keep in keeps)
 
 
-def _told(keeps: Sequence[Keep]) -> str:
+def _listed(keeps: Sequence[Keep]) -> str:
     return ", ".join(f"{keep:g}" for keep in keeps)
 
 
 def labels(given: Sequence[Given]) -> list[str]:
-    """A method that stands in the recipe more than once is told apart by its options."""
-    often = Counter(_name(each) for each in given)
-    return [_name(each) if often[_name(each)] == 1 else _with_options(each) for each in given]
+    """Names for tables: those of methods that occur more than once contain their options."""
+    count = Counter(_name(each) for each in given)
+    return [_name(each) if count[_name(each)] == 1 else _with_options(each) for each in given]
 
 
 def duplicate_labels(given: Sequence[Given]) -> Iterator[tuple[int, str]]:
-    """Which methods are called as one before them is."""
-    told = labels(given)
-    yield from ((number, label) for number, label in enumerate(told) if label in told[:number])
+    """(index, label) of each method with the label of an earlier one."""
+    names = labels(given)
+    yield from ((index, label) for index, label in enumerate(names) if label in names[:index])
 
 
 def _name(given: Given) -> str:
@@ -138,6 +140,6 @@ def _name(given: Given) -> str:
 
 
 def _with_options(given: Given) -> str:
-    options = {} if isinstance(given, str) else {k: v for k, v in given.items() if k not in ("method", *_OURS)}
+    options = {} if isinstance(given, str) else {k: v for k, v in given.items() if k not in ("method", *_RESERVED_KEYS)}
     words = ", ".join(f"{key}={value}" for key, value in options.items())
     return f"{_name(given)} ({words})" if words else _name(given)

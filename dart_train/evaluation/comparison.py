@@ -6,7 +6,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from ..common.distributed import RankInfo, part
+from ..common.distributed import RankInfo, destroy_process_group
 from ..config import Recipe
 from .answer_store import AnswerRecord, AnswerStore
 from .comparison_grid import ComparisonCell, PreparedComparison, open_recipe, prepare
@@ -85,7 +85,7 @@ def compare(recipe: Recipe | str | Path) -> ComparisonResults | None:
     fingerprints = {cell: fingerprint(recipe, cell, prepared.found[cell.checkpoint]) for cell in prepared.cells}
     store = AnswerStore(prepared.folder, ranks.rank)
     work = _missing_answers(prepared, fingerprints, store, ranks)
-    joined = ranks.meet(replace(recipe.train, deepspeed=None, offload_optimizer=False, offload_parameters=False))
+    joined = ranks.init_process_group(recipe.train.timeout_seconds, ranks.uses_deepspeed(recipe.train.zero_stage))
     try:
         if dist.is_initialized():
             dist.barrier()  # every rank has read the existing answers before any rank writes
@@ -94,7 +94,7 @@ def compare(recipe: Recipe | str | Path) -> ComparisonResults | None:
             dist.barrier()
     finally:
         if joined:
-            part()
+            destroy_process_group()
     if ranks.rank:
         return None
     wanted = [key_for(fingerprints[cell], question) for cell in prepared.cells for question in prepared.questions]

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from ..checkpoints import ResolvedModel, resolve
 from ..common.io import ProblemCollector
 from ..common.metrics import METRICS
-from ..config import Problem, QuestionSet, Recipe, RecipeError, load_recipe
+from ..config import ConfigIssue, QuestionSet, Recipe, RecipeError, check_recipe, read_text
 from ..config.methods import Given, Method, expand_reduction_alias, labels, read_method
 from ..data.issues import BadRowError
 from ..hooks import attach
@@ -131,14 +131,15 @@ class PreparedComparison:
 
 def open_recipe(path: str | Path, overrides: Iterable[str] = (), progress: bool = True) -> Recipe:
     """Loads a recipe. If it has errors, those of the question sets and checkpoints that it names are reported too."""
-    try:
-        return load_recipe(path, overrides, ("compare.sets",))
-    except RecipeError as error:
-        if error.read is None or not all(checkpoint_paths(error.read).values()):
-            raise
-        grid_is_valid = not any(problem.path.startswith(_GRID_KEYS) for problem in error.problems)
-        more = resolve_inputs(error.read, grid_cells(error.read) if grid_is_valid else [], progress).problems.problems
-        raise RecipeError([*error.problems, *(Problem("", each) for each in more)], error.source) from error
+    recipe, issues = check_recipe(read_text(path), overrides, ("compare.sets",), Path(path).stem, str(path))
+    if recipe is not None and not issues:
+        return recipe
+    keys = [issue.path for issue in issues]
+    if recipe is not None and "model.path" not in keys:
+        grid_is_valid = not any(key.startswith(_GRID_KEYS) for key in keys)
+        more = resolve_inputs(recipe, grid_cells(recipe) if grid_is_valid else [], progress).problems.problems
+        issues += [ConfigIssue("", each) for each in more]
+    raise RecipeError(issues, str(path))
 
 
 def prepare(recipe: Recipe, progress: bool = True) -> PreparedComparison:

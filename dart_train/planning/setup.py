@@ -33,7 +33,9 @@ class Setup:
         """Where `ranks` is not given, those of the launcher that started this process; several mean DeepSpeed."""
         here = RankInfo.read()
         several = ranks is not None and ranks > 1
-        return cls(recipe, ranks or here.world, several or here.uses_deepspeed(recipe.train))
+        train = recipe.train
+        deepspeed = several or here.uses_deepspeed(train.zero_stage, train.requires_deepspeed)
+        return cls(recipe, ranks or here.world, deepspeed)
 
     @property
     def dtype(self) -> torch.dtype:

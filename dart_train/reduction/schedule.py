@@ -5,33 +5,15 @@ A resumed run draws again what the uninterrupted one drew, and every rank draws 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 
-from .budget import Keep, check_keep
+from .budget import Keep
 
 FULL: Keep = 1.0
 _SMALLEST_RATIO = 1e-6  # above zero: at least one token stays
-
-
-@dataclass(frozen=True)
-class Range:
-    """A condition on a value, and the words for it. The reader of recipes checks it."""
-
-    words: str
-    holds: Callable[[Any], bool]
-
-
-Positive = Annotated[float, Range("a number > 0", lambda x: x > 0)]
-Fraction = Annotated[float, Range("a number from 0 to 1", lambda x: 0 <= x <= 1)]
-Dropped = Annotated[float, Range("a dropped share: a number >= 0 and < 1", lambda x: 0 <= x < 1)]
-KeepRange = Annotated[
-    int | float,
-    Range("a number of tokens (an int >= 1) or a ratio (a float in (0, 1])", lambda k: check_keep(k) is None),
-]
 
 
 @dataclass(frozen=True)
@@ -41,15 +23,20 @@ class Fixed:
     kind: Literal["fixed"] = "fixed"
 
 
+def _setting(default: Any, description: str, **bounds: float) -> Any:
+    """A field whose meaning and bounds are in its metadata, where the schema of recipes reads them."""
+    return field(default=default, metadata={"description": description, **bounds})
+
+
 @dataclass(frozen=True)
 class Progressive:
     """Each step draws the dropped share from a range that moves from `start_*` to `end_*` over training."""
 
     kind: Literal["progressive"] = "progressive"
-    start_low: Dropped = 0.10  # share dropped at the first step: at least
-    start_high: Dropped = 0.10  # and at most
-    end_low: Dropped = 0.26  # share dropped at the last step: at least
-    end_high: Dropped = 0.74  # and at most
+    start_low: float = _setting(0.10, "smallest share of tokens dropped at the first step", ge=0, lt=1)
+    start_high: float = _setting(0.10, "largest share of tokens dropped at the first step", ge=0, lt=1)
+    end_low: float = _setting(0.26, "smallest share of tokens dropped at the last step", ge=0, lt=1)
+    end_high: float = _setting(0.74, "largest share of tokens dropped at the last step", ge=0, lt=1)
 
 
 @dataclass(frozen=True)
@@ -57,7 +44,9 @@ class Elastic:
     """Each step draws one of `choices`: one checkpoint for every budget, full tokens included."""
 
     kind: Literal["elastic"] = "elastic"
-    choices: tuple[KeepRange, ...] = (1.0, 0.5, 0.333, 0.222, 0.111)
+    choices: tuple[Keep, ...] = _setting(
+        (1.0, 0.5, 0.333, 0.222, 0.111), "budgets to draw from, with equal probability"
+    )
 
 
 Schedule = Fixed | Progressive | Elastic
@@ -65,14 +54,16 @@ Schedule = Fixed | Progressive | Elastic
 
 @dataclass(frozen=True)
 class Distill:
-    """Token consistency distillation: the same weights at a gentler reduction teach."""
+    """Token consistency distillation: the same weights at a gentler reduction are the teacher."""
 
-    enabled: bool = False  # runs the layers behind the reduction once more in each step
-    teacher: Literal["full", "gap"] = "gap"  # sees all tokens, or `gap` more of them than the student
-    alpha: Fraction = 0.5  # weight of the teacher; 1 - alpha is the answer's
-    temperature: Positive = 2.0  # softens both distributions
-    gap_start: Fraction = 0.1  # in shares of the visual tokens, at the first step
-    gap_end: Fraction = 0.3  # and at the last
+    enabled: bool = _setting(False, "run the layers after the reduction once more in each step, for the teacher")
+    teacher: Literal["full", "gap"] = _setting(
+        "gap", "the teacher sees all tokens, or a gap more of them than the student"
+    )
+    alpha: float = _setting(0.5, "weight of the teacher's loss; that of the labels is 1 - alpha", ge=0, le=1)
+    temperature: float = _setting(2.0, "softens both distributions", gt=0)
+    gap_start: float = _setting(0.1, "the gap at the first step, as a share of the visual tokens", ge=0, le=1)
+    gap_end: float = _setting(0.3, "the gap at the last step", ge=0, le=1)
 
 
 def budget_at_step(schedule: Schedule, served: Keep, step: int, steps: int, seed: int) -> Keep:

@@ -218,7 +218,7 @@ def _check_spread(folder: Path, recipe: Recipe, ranks: RankInfo) -> None:
 
 def spread(recipe: Recipe, ranks: RankInfo) -> dict[str, int | None]:
     """How the state of a run is spread; stage None: without DeepSpeed, where it is whole."""
-    deepspeed = ranks.uses_deepspeed(recipe.train)
+    deepspeed = ranks.uses_deepspeed(recipe.train.zero_stage, recipe.train.requires_deepspeed)
     return {"ranks": ranks.world, "stage": stage_of(deepspeed_config(recipe.train)) if deepspeed else None}
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from transformers import TrainerCallback, set_seed
 
 from ..checkpoints import latest_complete, prune, step_of
-from ..common.distributed import RankInfo, part
+from ..common.distributed import RankInfo, destroy_process_group
 from ..common.trackers import trackers
 from ..config import Recipe
 from ..data.collator import dummy_inputs
@@ -59,7 +59,7 @@ class Prepared:
 
 def prepare(recipe: Recipe, ranks: RankInfo, force: bool = False) -> Prepared:
     """Everything that can be wrong and is cheap to find out; raises ValueError."""
-    wrong = [*ranks.problems(recipe.train), *_unavailable(recipe)]
+    wrong = [*ranks.problems(recipe.train.precision), *_unavailable(recipe)]
     if wrong:
         raise ValueError("\n".join(wrong))
     deepspeed_config(recipe.train)
@@ -92,12 +92,14 @@ def run(recipe: Recipe, force: bool = False) -> TrainResult:
         prepared = prepare(recipe, ranks, force)
         if ranks.rank == 0:
             lock.take()  # only now: a recipe that is refused leaves no folder
-        met = ranks.meet(recipe.train)
+        train = recipe.train
+        deepspeed = ranks.uses_deepspeed(train.zero_stage, train.requires_deepspeed)
+        met = ranks.init_process_group(train.timeout_seconds, deepspeed)
         try:
             return _go(prepared, stopping)
         finally:
             if met:
-                part()
+                destroy_process_group()
     finally:
         lock.release()
 
@@ -134,7 +136,7 @@ def build(prepared: Prepared) -> DartTrainer:
     model = load_model(recipe)
     set_seed(recipe.train.seed)  # new adapters are the same on every rank, in whatever way the weights were loaded
     model = choose_parameters(model, recipe.parts)
-    if not ranks.uses_deepspeed(recipe.train):
+    if not ranks.uses_deepspeed(recipe.train.zero_stage, recipe.train.requires_deepspeed):
         upcast_trainable_to_fp32(model)
     reducers = recipe.reduction.reducers()
     attached = attach(model, reducers, output="compact") if reducers else None

@@ -34,7 +34,8 @@ from .trainable import learning_rates, parameter_groups
 
 def training_arguments(recipe: Recipe, ranks: RankInfo, steps: int) -> TrainingArguments:
     """Make it after the ranks have met and before the model is loaded: under ZeRO-3 it decides how weights load."""
-    train, deepspeed = recipe.train, ranks.uses_deepspeed(recipe.train)
+    train = recipe.train
+    deepspeed = ranks.uses_deepspeed(train.zero_stage, train.requires_deepspeed)
     return TrainingArguments(
         output_dir=train.output_dir,
         max_steps=steps,

@@ -10,8 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dart_train.config import Elastic, Recipe, RecipeError, load_recipe, read_recipe
-from dart_train.config.text import dump, parse
-from dart_train.config.words import places
+from dart_train.config.validation import all_paths
+from dart_train.config.yaml import dump, parse
 from dart_train.reduction import DART, FastV
 
 SMALL = "model: {path: some/model}\ndata: {train: [{path: rows.json}]}\n"
@@ -21,7 +21,7 @@ def problems(text: str, *overrides: str, needs: tuple[str, ...] = ()) -> dict[st
     """path -> what is said there."""
     with pytest.raises(RecipeError) as caught:
         read_recipe(text, overrides, needs)
-    return {problem.path: str(problem) for problem in caught.value.problems}
+    return {problem.path: str(problem) for problem in caught.value.issues}
 
 
 # Reading
@@ -223,14 +223,14 @@ def test_text_and_data_are_the_same(data: Any) -> None:
     assert parse(dump(data)) == data
 
 
-@given(st.sampled_from(places(Recipe)), PLAIN)
+@given(st.sampled_from(all_paths(Recipe)), PLAIN)
 @settings(max_examples=300, deadline=None, derandomize=True)
 def test_nothing_but_a_recipe_error_ever_comes_of_a_recipe(place: str, value: Any) -> None:
     text = dump({"model": {"path": "x"}, "reduction": {"method": "dart", "keep": 64}})
     try:
         recipe = read_recipe(text, [f"{place}={dump(value)}"])
     except RecipeError as error:
-        assert error.problems
+        assert error.issues
     else:
         assert read_recipe(recipe.to_yaml()) == recipe
 
@@ -241,4 +241,4 @@ def test_nor_of_a_reduction(reduction: Any) -> None:
     try:
         read_recipe(dump({"model": {"path": "x"}, "reduction": reduction}))
     except RecipeError as error:
-        assert error.problems
+        assert error.issues

@@ -10,7 +10,6 @@ import torch
 from transformers import AutoModelForImageTextToText, Trainer, TrainingArguments
 
 from dart_train.common.distributed import RankInfo
-from dart_train.config import Train
 from dart_train.data.collator import dummy_inputs
 from dart_train.hooks.dummy_image import attach_dummy_image
 from dart_train.models.processors import load_processor
@@ -46,7 +45,8 @@ ADAM = {"type": "Adam", "params": {"lr": 1e-3, "torch_adam": True}}
 
 if __name__ == "__main__":
     # Where ranks share a busy core, one may wait for another's start much longer than for a hang to show.
-    RankInfo.read().meet(Train(timeout_seconds=600))
+    ranks = RankInfo.read()
+    ranks.init_process_group(600, ranks.uses_deepspeed(zero_stage=2))
     for job in json.loads(Path(sys.argv[-1]).read_text()):
         work(**job)
         gc.collect()  # transformers goes by the DeepSpeed settings that are still alive

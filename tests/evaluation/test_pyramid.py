@@ -58,16 +58,16 @@ def test_a_method_may_have_budgets_of_its_own(done: Path) -> None:
 @pytest.mark.parametrize(("methods", "told"), [
     ("[{method: dart, budgets: []}]", "expected a list of ratios or numbers of tokens"),
     ("[{method: dart, budgets: [0.1, 0]}]", "budgets: keep=0"),
-    ("[{method: dart, keep: 0.1}]", "or give budgets of its own"),
+    ("[{method: dart, keep: 0.1}]", "or give it `budgets`"),
     ("[{stages: [{method: dart}, {method: dart, layer: 3, keep: 0.5}]}]", "stages.0: keep is missing"),
     ("[{stages: [{method: dart}, {method: dart, layer: 3, kep: 1}]}]", "did you mean keep?"),
-    ("[{stages: [{method: dart, keep: 0.2}, {method: dart, layer: 3, keep: 0.5}]}]", "at most what the one before"),
-    ("[{stages: [{method: dart, keep: 64}, {method: dart, layer: 3, keep: 0.5}]}]", "ratios alone or numbers alone"),
+    ("[{stages: [{method: dart, keep: 0.2}, {method: dart, layer: 3, keep: 0.5}]}]", "at most as much as"),
+    ("[{stages: [{method: dart, keep: 64}, {method: dart, layer: 3, keep: 0.5}]}]", "only ratios or only numbers"),
     ("[{stages: [{method: keep_all, keep: 1.0}]}]", "keep_all drops no tokens"),
-    ("[{stages: [], method: dart}]", "method: unknown beside stages"),
+    ("[{stages: [], method: dart}]", "method: unknown key next to stages"),
     ("[{stages: dart}]", "expected a list of mappings"),
-    ("[dart, {method: random, name: dart}]", "called 'dart', as one before it; leave one out, or give it a name"),
-    ("[dart, dart]", "called 'dart', as one before it"),
+    ("[dart, {method: random, name: dart}]", "leave one out, or give it a name"),
+    ("[dart, dart]", "has the name 'dart', as an earlier method does"),
 ])  # fmt: skip
 def test_stages_that_make_no_method_are_told(done: Path, methods: str, told: str) -> None:
     with pytest.raises(RecipeError) as caught:

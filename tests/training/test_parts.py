@@ -24,7 +24,12 @@ COMBINATIONS = [
 
 
 def make_parts(vision: str, projector: str, language: str, **lora: Any) -> Parts:
-    return Parts(Part(vision), Part(projector), Part(language), Lora(rank=2, dropout=0.0, **lora))
+    return Parts(
+        vision=Part(mode=vision),
+        projector=Part(mode=projector),
+        language=Part(mode=language),
+        lora=Lora(rank=2, dropout=0.0, **lora),
+    )
 
 
 def trained(name: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
-
-from dart_train.config.reader import plain
 
 from .model import TrainingBundle
 from .recipe import Base, Measure, Stage
@@ -120,4 +118,6 @@ def _save(path: Path, recipe: Base, workshop: TrainingBundle, **more: object) ->
 
 def _decisive(recipe: Base) -> Any:
     """What the weights depend on."""
-    return plain(replace(recipe, measure=Measure(), output_dir="-", work_dir="-", save_steps=1))
+    return recipe.model_copy(
+        update={"measure": Measure(), "output_dir": "-", "work_dir": "-", "save_steps": 1}
+    ).to_dict()

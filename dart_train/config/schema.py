@@ -1,0 +1,325 @@
+"""A recipe as pydantic models, one for each section, with the meaning of every key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, model_serializer, model_validator
+
+from ..reduction.schedule import Distill, Elastic, Fixed, Schedule
+from .fields import (
+    Count,
+    Dropped,
+    ExactInt,
+    Fraction,
+    Keep,
+    NotNegative,
+    NotNegativeInt,
+    Positive,
+    Section,
+    Sections,
+    Several,
+    Text,
+    WrittenAsMapping,
+    as_mapping,
+    custom_error,
+)
+from .yaml import dump
+
+if TYPE_CHECKING:
+    from ..reduction import Reducer
+
+Attention = Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"]
+LearningRateSchedule = Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"]
+
+
+class Model(Section):
+    """The model that is trained or compared."""
+
+    path: Text = Field(description="a folder or a hub id")
+    revision: str | None = Field(default=None, description="revision of the hub id")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="dtype of the weights; auto: as saved"
+    )
+    attn_implementation: Attention = Field(default="auto", description="auto: the fastest that the machine has")
+    trust_remote_code: bool = Field(default=False, description="run code that comes with the model")
+
+
+class ReductionConfig(Section):
+    """Which tokens are kept: `none`, one method with its options, or a list of stages. The options of a stage are the
+    fields of its reducer, which checks them. A schedule moves the budget of a single stage during training; the `keep`
+    of the stage is the budget that is served."""
+
+    stages: Sections[dict[str, Any]] = Field(
+        default=({"method": "dart", "keep": 0.222, "layer": 2},), description="each a method with its options"
+    )
+    schedule: Annotated[Schedule, WrittenAsMapping()] = Field(
+        default_factory=Elastic, description="how the budget moves during training"
+    )
+
+    def reducers(self) -> list[Reducer]:
+        from ..reduction import from_config
+
+        return [from_config(stage) for stage in self.stages]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _normalize(cls, value: Any) -> Any:
+        return normal_reduction(value)
+
+    @model_serializer
+    def _write(self) -> Any:
+        """The shortest of the forms that `normal_reduction` reads."""
+        schedule = as_mapping(self.schedule)
+        if not self.stages:
+            return "none"
+        if len(self.stages) == 1:
+            return {**self.stages[0], "schedule": schedule}
+        return {"stages": list(self.stages), "schedule": schedule}
+
+
+class Part(Section):
+    """How one part of the model is trained."""
+
+    mode: Literal["frozen", "lora", "full"] = Field(default="frozen", description="what of the part is trained")
+    learning_rate: Positive | None = Field(default=None, description="null: train.learning_rate")
+
+
+class Lora(Section):
+    """LoRA adapters."""
+
+    rank: Count = Field(default=16, description="rank of the two factors")
+    alpha: Positive = Field(default=32.0, description="the update is scaled by alpha / rank")
+    dropout: Dropped = Field(default=0.05, description="on the input of the adapters")
+    targets: Several[str] | None = Field(
+        default=None, description="names of layers; null: all linear layers of parts in mode lora, never the head"
+    )
+    bias: Literal["none", "all", "lora_only"] = Field(default="none", description="which biases are trained")
+
+
+class Parts(Section):
+    """What of the model is trained."""
+
+    vision: Part = Field(default_factory=Part, description="the vision tower")
+    projector: Part = Field(
+        default_factory=lambda: Part(mode="full"), description="from the vision tower to the language model"
+    )
+    language: Part = Field(default_factory=lambda: Part(mode="lora"), description="the language model")
+    lora: Lora = Field(default_factory=Lora, description="the adapters of every part in mode lora")
+
+    def named(self) -> dict[str, Part]:
+        return {"vision": self.vision, "projector": self.projector, "language": self.language}
+
+
+class SourceConfig(Section):
+    """Rows of data."""
+
+    path: Text = Field(description="a file, a folder or a hub id")
+    name: str | None = Field(default=None, description="in reports; null: from the path")
+    images: str | None = Field(
+        default=None, description="folder that image names are relative to; null: the folder of the file"
+    )
+    format: Literal["auto", "llava", "messages", "openai", "qa", "datasets"] = Field(
+        default="auto", description="format of the rows; auto: detected"
+    )
+    split: str = Field(default="train", description="of a datasets folder or hub id that has several")
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="names of columns: the expected name, and the name in the data"
+    )
+    streaming: bool = Field(
+        default=False, description="read rows as they come, without loading or indexing all of them"
+    )
+    limit: Count | None = Field(default=None, description="number of rows used at most")
+    weight: Positive = Field(default=1.0, description="share of rows, relative to the other sources")
+
+
+class Data(Section):
+    """The training and validation data."""
+
+    train: Sections[SourceConfig] = Field(default=(), description="training sources, mixed by their weights")
+    validation: Sections[SourceConfig] = Field(
+        default=(), description="validation sources, evaluated every train.eval_steps"
+    )
+    max_length: Count = Field(
+        default=2048, description="largest number of tokens of a sample, visual ones included, before the reduction"
+    )
+    on_too_long: Literal["drop", "error", "truncate_text"] = Field(
+        default="drop", description="what happens to longer samples; image tokens are never cut"
+    )
+    on_bad_row: Literal["skip", "error"] = Field(default="skip", description="skipped rows are logged and counted")
+    max_bad_fraction: Fraction = Field(default=0.01, description="a larger share of bad rows ends the run")
+    allow_urls: bool = Field(default=False, description="fetch images from the network")
+    max_pixels: Count | None = Field(
+        default=None, description="larger images are scaled down; null: as the processor does"
+    )
+    min_pixels: Count | None = Field(default=None, description="smaller images are scaled up")
+    group_by_length: bool = Field(default=False, description="batches of similar length after the reduction")
+    pad_to_multiple_of: Count | None = Field(
+        default=None, description="batches are padded to a multiple of this; null: to the longest sample"
+    )
+    workers: NotNegativeInt = Field(default=2, description="loader processes for each rank")
+    seed: NotNegativeInt = Field(default=0, description="of the order of rows")
+
+
+class Train(Section):
+    """The training run."""
+
+    output_dir: str = Field(default="", description="folder of the run; empty: runs/<name of the recipe's file>")
+    epochs: Positive | None = Field(default=1.0, description="passes over the data")
+    max_steps: Count | None = Field(default=None, description="optimizer steps; takes precedence over epochs")
+    per_device_batch_size: Count = Field(default=1, description="samples of a rank in one forward")
+    per_device_eval_batch_size: Count = Field(
+        default=4, description="samples of a rank in one forward of the validation"
+    )
+    gradient_accumulation_steps: Count = Field(default=1, description="forwards for each optimizer step")
+    learning_rate: Positive = Field(default=1e-4, description="of parts that have none of their own")
+    lr_scheduler: LearningRateSchedule = Field(default="cosine", description="how the learning rate decays")
+    warmup_ratio: Fraction = Field(default=0.03, description="share of the steps in which the learning rate rises")
+    weight_decay: NotNegative = Field(default=0.0, description="of matrices, never of norms and biases")
+    max_grad_norm: NotNegative = Field(default=1.0, description="gradients are clipped to this norm; 0: never")
+    precision: Literal["bf16", "fp16", "fp32"] = Field(default="bf16", description="of the computation")
+    gradient_checkpointing: bool = Field(default=True, description="compute activations again instead of keeping them")
+    zero_stage: Annotated[Literal[0, 1, 2, 3], ExactInt] = Field(
+        default=2, description="ranks share: 1 optimizer state, 2 also gradients, 3 also weights"
+    )
+    offload_optimizer: bool = Field(default=False, description="optimizer state is kept in the memory of the host")
+    offload_parameters: bool = Field(
+        default=False, description="weights are kept in the memory of the host; zero_stage 3 only"
+    )
+    deepspeed: str | None = Field(
+        default=None, description="your own DeepSpeed JSON file, in place of zero_stage and offload_*"
+    )
+    save_steps: Count = Field(default=500, description="steps between checkpoints; the last step is always saved")
+    save_total_limit: Count | None = Field(
+        default=3, description="newest checkpoints that are kept, in addition to the best; null: all"
+    )
+    eval_steps: Count | None = Field(default=None, description="steps between validations; null: at every checkpoint")
+    eval_budgets: Several[Keep] = Field(
+        default=(1.0, 0.333, 0.111), description="validation is repeated at each budget"
+    )
+    best_metric: str | None = Field(
+        default=None,
+        description="metric of the validation for the best checkpoint, such as loss; null: the newest is best",
+    )
+    resume: Text = Field(
+        default="auto", description="auto: from the newest complete checkpoint; never; or the folder of one"
+    )
+    logging_steps: Count = Field(default=10, description="steps between lines of metrics")
+    overlay_steps: Count | None = Field(
+        default=None, description="steps between drawings of the kept tokens of a few validation images; null: never"
+    )
+    seed: NotNegativeInt = Field(default=0, description="of dropout, new adapters and drawn budgets")
+    on_nan: Literal["skip", "stop"] = Field(default="stop", description="what happens at a NaN or Inf loss or gradient")
+    on_save_error: Literal["stop", "continue"] = Field(
+        default="stop", description="what happens when a checkpoint cannot be written"
+    )
+    timeout_seconds: Count = Field(default=1800, description="a rank that makes no progress for longer ends the run")
+    liger: bool = Field(default=False, description="fused kernels of the liger-kernel package")
+
+    @property
+    def requires_deepspeed(self) -> bool:
+        return bool(self.deepspeed or self.offload_optimizer or self.offload_parameters)
+
+
+class Log(Section):
+    """Experiment trackers, in addition to metrics.jsonl, which is always written."""
+
+    report_to: Several[Literal["wandb", "tensorboard", "none"]] = Field(default=(), description="the trackers")
+    project: Text = Field(default="dart-train", description="project of the tracker")
+    name: str | None = Field(default=None, description="name of the run; null: the name of its folder")
+    group: str | None = Field(default=None, description="of runs that belong together")
+    tags: Several[str] = Field(default=(), description="to find the run by")
+    mode: Literal["auto", "online", "offline", "disabled"] = Field(
+        default="auto", description="of W&B; auto: offline where there is no key"
+    )
+
+
+class QuestionSet(SourceConfig):
+    """Questions with reference answers."""
+
+    metrics: Several[Text] = Field(default=(), description="names of metrics; empty: compare.metrics")
+    kind_metrics: dict[str, Several[Text]] = Field(
+        default_factory=dict, description="a kind of question, and the metrics for it in place of the others"
+    )
+
+
+class Compare(Section):
+    """A comparison of checkpoints, methods and budgets."""
+
+    checkpoints: dict[str, str] = Field(
+        default_factory=dict, description="a name, and a folder or hub id; empty: model.path as base"
+    )
+    methods: Several[str | dict[str, Any]] = Field(
+        default=("dart",), description="names of methods, or mappings with options"
+    )
+    budgets: Several[Keep] = Field(
+        default=(1.0, 0.333, 0.222, 0.111), description="budgets of every method; full tokens are always measured"
+    )
+    sets: Sections[QuestionSet] = Field(default=(), description="the question sets")
+    metrics: Several[Text] = Field(default=("exact_match",), description="metrics of sets that name none")
+    batch_size: Count = Field(default=8, description="questions answered together")
+    max_new_tokens: Count = Field(default=32, description="longest answer in tokens")
+    timing: bool = Field(default=True, description="also measure latency and memory")
+    timing_batch_size: Count = Field(default=1, description="questions answered together while time is measured")
+    timing_repeats: Count = Field(default=7, description="measurements of each row, interleaved with all others")
+    seed: NotNegativeInt = Field(default=0, description="of the resampling for confidence intervals")
+    output_dir: str = Field(default="", description="folder of the results; empty: compare/ in the run folder")
+
+
+class Recipe(Section):
+    """Everything about a run."""
+
+    model: Model
+    reduction: ReductionConfig = Field(default_factory=ReductionConfig)
+    parts: Parts = Field(default_factory=Parts)
+    data: Data = Field(default_factory=Data)
+    distill: Annotated[Distill, WrittenAsMapping()] = Field(default_factory=Distill)
+    train: Train = Field(default_factory=Train)
+    log: Log = Field(default_factory=Log)
+    compare: Compare = Field(default_factory=Compare)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Mappings, lists and scalars, with every default written out."""
+        written: dict[str, Any] = plain(self.model_dump())
+        return written
+
+    def to_yaml(self) -> str:
+        return dump(self.to_dict())
+
+
+def plain(value: Any) -> Any:
+    """Tuples become lists."""
+    if isinstance(value, Mapping):
+        return {key: plain(each) for key, each in value.items()}
+    return [plain(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def normal_reduction(value: Any) -> Any:
+    """{stages: [...], schedule: {...}} from each of the forms a reduction can be written in:
+
+    reduction: none
+    reduction: {method: dart, keep: 64, layer: 2, schedule: {kind: elastic}}
+    reduction: [{method: dart, layer: 2, keep: 288}, {method: dart, layer: 8, keep: 64}]
+    """
+    if isinstance(value, str):
+        value = {"method": value}
+    if isinstance(value, list):
+        value = {"stages": value}
+    if not isinstance(value, Mapping):
+        raise custom_error(f"given {value!r}, expected a method, a mapping with one, a list of them, or none")
+    if not value:
+        return {}
+    if "stages" in value:
+        stages = value["stages"]
+        if not isinstance(stages, list | tuple) or (isinstance(stages, list) and not stages):
+            expected = "a list of stages, each a mapping with a method"
+            raise custom_error(f"given {stages!r}, expected {expected}", key="stages")
+        return {**value, "schedule": value.get("schedule") or {"kind": "fixed"}}
+    if value.get("method") == "none":
+        if len(value) > 1:
+            others = ", ".join(str(key) for key in value if key != "method")
+            raise custom_error(f"method none takes no options, given {others}", "write `reduction: none`")
+        return {"stages": (), "schedule": Fixed()}
+    stage = {key: each for key, each in value.items() if key != "schedule"}
+    return {"stages": [stage], "schedule": value.get("schedule") or {"kind": "elastic"}}
