@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..config import load_recipe
-from ..planning.actual import measured
 from ..planning.predict import ROWS, SECONDS, predict
-from ..planning.result import Plan
+from ..planning.report import Plan, read_run_figures
 
 
 def main(argv: Sequence[str]) -> int:
@@ -30,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     )
     print(plan)
     if options.beside is not None:
-        _lay_beside(plan, options.beside)
+        _compare_with_run(plan, options.beside)
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
         file = options.out / "plan.json"
@@ -39,11 +38,11 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _lay_beside(plan: Plan, run: Path) -> None:
-    actual = measured(run)
-    print("\n" + plan.beside(actual))
+def _compare_with_run(plan: Plan, run: Path) -> None:
+    actual = read_run_figures(run)
+    print("\n" + plan.compare_with_run(actual))
     file = run / "plan_vs_actual.json"
-    file.write_text(json.dumps(plan.compared(actual), indent=1) + "\n", encoding="utf-8")
+    file.write_text(json.dumps(plan.predicted_vs_actual(actual), indent=1) + "\n", encoding="utf-8")
     print(f"written: {file}", file=sys.stderr)
 
 

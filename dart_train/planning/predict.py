@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..config import Recipe
+from ..config import Elastic, Progressive, Recipe
+from ..data.encoder import Encoder
+from ..data.sampler import steps_for
+from ..models.processors import load_processor
+from ..models.structure import unwrap
 from ..profiling.device import device_facts
+from ..profiling.flops import QuadraticCost, flop_rates, patches_in
+from ..reduction import FewerPixels, Reducer
+from ..reduction.budget import Keep
+from ..reduction.schedule import budget_at_step, dropped_range, teacher_keep
 from ..training.trainable import counts
-from .case import Case, Load
-from .memory import passing, standing
-from .rates import Rates
-from .result import Cost, Plan
-from .work import Work
+from .costs import Rates, activation_memory, break_even_ratio, static_memory
+from .probe import measure_rates
+from .report import BudgetCost, Plan
+from .setup import TrainingSetup
+from .workload import MicroBatches, PlannedRows, StepWorkload, micro_batches, read_rows
 
 ROWS = 2000
 SECONDS = 5.0
+_MOMENTS = 5  # of a progressive run
+_DRAWS = 2000  # steps of an elastic run whose budgets are counted
 
 
 def predict(
@@ -31,74 +44,201 @@ def predict(
     seconds: float = SECONDS,
     name: str = "recipe",
 ) -> Plan:
-    """timing: False computes bounds from FLOPs only. ranks: those of this launcher unless given. rows: how many are
+    """timing: False computes bounds from FLOPs only. ranks: by default those of this launcher. rows: how many are
     looked at, 0: all. seconds: for each timed call, in all its repeats."""
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    case = Case.of(recipe, ranks, rows, device)
-    timed = case.seconds(seconds) if timing else None
-    costs = Costs(case, timed)
-    full, budgets = costs.of(case.full), tuple(costs.of(load) for load in case.loads)
+    inputs = PlanInputs.of(recipe, ranks, rows, device)
+    timed = inputs.measure(seconds) if timing else None
+    costs = CostModel(inputs, timed)
+    full, budgets = costs.of(inputs.full), tuple(costs.of(load) for load in inputs.budgets)
     return Plan(
         name=name,
         full=full,
         budgets=budgets,
         recipe=_mean(budgets) if budgets else full,
-        breaks_even=case.breaks_even(timed) if timed else None,
-        data=_data(case),
-        parameters={part: {"all": whole, "trained": t} for part, (t, whole) in counts(case.model).items()},
-        run=_run(case),
-        device=device_facts(device, case.setup.dtype),
+        breaks_even=inputs.break_even(timed) if timed else None,
+        data=_data_facts(inputs),
+        parameters={part: {"all": total, "trained": t} for part, (t, total) in counts(inputs.model).items()},
+        run=_run_facts(inputs),
+        device=device_facts(device, inputs.setup.dtype),
         timings={call: vars(timing) for call, timing in (timed.timings if timed else {}).items()},
         notes=_notes(recipe, timed),
     )
 
 
-class Costs:
-    """The cost of any budget. timed: None where only FLOPs are known."""
+@dataclass(frozen=True)
+class ScheduledBudget:
+    """The stages of the reduction at one moment of training; share: of the steps that run with them."""
 
-    def __init__(self, case: Case, timed: Rates | None) -> None:
-        self.case, self.timed, self.counted = case, timed, case.flops()
-        self.ghost = case.setup.fake_layer(case.config, case.device.type)
-        self.standing = standing(case.model, case.setup)
+    label: str
+    reducers: tuple[Reducer, ...]
+    share: float
 
-    def of(self, load: Load) -> Cost:
-        work, samples = load.work, load.work.rows.sum()
-        return Cost(
+
+def scheduled_budgets(recipe: Recipe, steps: int) -> list[ScheduledBudget]:
+    """What a run of so many steps draws; empty without a reduction."""
+    reduction, seed = recipe.reduction, recipe.train.seed
+    stages, schedule = tuple(reduction.reducers()), reduction.schedule
+    if not stages:
+        return []
+    if isinstance(schedule, Elastic):
+        sample = range(0, steps, -(-steps // _DRAWS))
+        drawn = Counter(budget_at_step(schedule, stages[0].keep, step, steps, seed) for step in sample)
+        return [_one_stage(stages[0], keep, drawn[keep] / len(sample)) for keep in schedule.choices]
+    if isinstance(schedule, Progressive):
+        return [_one_stage(stages[0], keep, share) for keep, share in _moments(schedule, steps)]
+    return [ScheduledBudget(" + ".join(f"keep {_keep_text(stage.keep)}" for stage in stages), stages, 1.0)]
+
+
+def _one_stage(stage: Reducer, keep: Keep, share: float) -> ScheduledBudget:
+    return ScheduledBudget(f"keep {_keep_text(keep)}", (replace(stage, keep=keep),), share)
+
+
+def _keep_text(keep: Keep) -> str:
+    return f"{keep:g}" if isinstance(keep, float) else f"{keep} tokens"
+
+
+def _moments(schedule: Progressive, steps: int) -> Iterator[tuple[float, float]]:
+    """(kept, share of steps): the middle of the range at some moments, and the most that is ever kept, which decides
+    memory."""
+    ranges = [dropped_range(schedule, round((m + 0.5) / _MOMENTS * (steps - 1)), steps) for m in range(_MOMENTS)]
+    for low, high in ranges:
+        yield round(1 - (low + high) / 2, 4), 1 / _MOMENTS
+    yield 1.0 - min(schedule.start_low, schedule.end_low), 0.0
+
+
+@dataclass(frozen=True)
+class BudgetWorkload:
+    """What a budget computes, and its teacher if there is one."""
+
+    budget: ScheduledBudget
+    work: StepWorkload
+    teacher: StepWorkload | None
+
+
+@dataclass(frozen=True)
+class PlanInputs:
+    """A recipe on one kind of machine: its model without weights, its rows, and what every budget has to compute."""
+
+    setup: TrainingSetup
+    model: Any
+    rows: PlannedRows
+    batches: MicroBatches
+    device: torch.device
+
+    @classmethod
+    def of(cls, recipe: Recipe, ranks: int | None, rows: int, device: torch.device) -> PlanInputs:
+        setup = TrainingSetup.of(recipe, ranks)
+        model = setup.meta_model()
+        processor = load_processor(recipe.model.path, trust_remote_code=recipe.model.trust_remote_code)
+        found = read_rows(recipe, Encoder(processor, recipe.data.max_length, recipe.data.on_too_long), rows)
+        depth = unwrap(model).config.get_text_config().num_hidden_layers
+        numbers = micro_batches(found, recipe, setup.ranks)
+        return cls(setup, model, found, MicroBatches(found, numbers, depth, recipe.data.pad_to_multiple_of), device)
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.setup.recipe
+
+    @property
+    def config(self) -> Any:
+        return unwrap(self.model).config
+
+    @cached_property
+    def reducers(self) -> list[Reducer]:
+        """The recipe's stages, without its schedule."""
+        return self.recipe.reduction.reducers()
+
+    @cached_property
+    def steps(self) -> int:
+        train = self.recipe.train
+        if train.max_steps is not None:
+            return train.max_steps
+        assert self.rows.totals is not None and train.epochs is not None  # a streamed source needs max_steps
+        order = self.rows.order(self.recipe, self.rows.totals)
+        shape = train.per_device_batch_size, self.setup.ranks, train.gradient_accumulation_steps
+        return max(1, steps_for(order, train.epochs, *shape))
+
+    @cached_property
+    def full(self) -> BudgetWorkload:
+        """No reduction and no teacher."""
+        return BudgetWorkload(ScheduledBudget("full", (), 0.0), self.batches.workload(), None)
+
+    @cached_property
+    def budgets(self) -> list[BudgetWorkload]:
+        """One for each budget that the schedule draws; empty without a reduction."""
+        found = scheduled_budgets(self.recipe, self.steps)
+        return [BudgetWorkload(each, self.batches.workload(each.reducers), self._teacher(each)) for each in found]
+
+    def _teacher(self, budget: ScheduledBudget) -> StepWorkload | None:
+        """In the middle of the run."""
+        distill, most = self.recipe.distill, int(self.full.work.visual.max())
+        if not distill.enabled:
+            return None
+        keeps = [teacher_keep(distill, r.keep, most, self.steps // 2, self.steps) for r in budget.reducers]
+        work = self.batches.workload([replace(r, keep=keep) for r, keep in zip(budget.reducers, keeps, strict=True)])
+        return replace(work, stages=work.stages[-len(keeps) :])  # the layers before the reduction run once for both
+
+    def measure(self, seconds: float) -> Rates:
+        """In seconds, timed on this device. seconds: for each call, in all its repeats."""
+        trained = sum(w.numel() for w in self.model.parameters() if w.requires_grad)
+        works = [load.work for load in (self.full, *self.budgets)]
+        return measure_rates(self.config, self.setup, self.batches, works, self.device, seconds, trained)
+
+    def flops(self) -> Rates:
+        one_layer = self.setup.build_one_layer(self.config, "meta", "eager")
+        checkpointing = self.recipe.train.gradient_checkpointing
+        found = flop_rates(self.model, self.setup.modes, checkpointing, self._patches_per_token(), one_layer)
+        return Rates(found.layer, found.forward, QuadraticCost(token=found.head), found.tower)
+
+    def _patches_per_token(self) -> float:
+        """Of the first row with an image."""
+        number = next((n for n, row in enumerate(self.rows.rows) if sum(row.visual)), None)
+        if number is None:
+            return 0.0
+        batch = self.rows.encode([number], self.recipe, self.setup.dtype, torch.device("cpu"))
+        return patches_in(batch["pixel_values"], self.config) / sum(self.rows.rows[number].visual)
+
+    def break_even(self, rates: Rates) -> float | None:
+        if not self.reducers:
+            return None
+        resized = isinstance(self.reducers[0], FewerPixels)
+        return break_even_ratio(rates, self.batches, 0 if resized else self.reducers[0].layer, resized)
+
+
+class CostModel:
+    """The cost of any budget. timed: None if only FLOPs are known."""
+
+    def __init__(self, inputs: PlanInputs, timed: Rates | None) -> None:
+        self.inputs, self.timed, self.flops = inputs, timed, inputs.flops()
+        self.fake_layer = inputs.setup.fake_layer(inputs.config, inputs.device.type)
+        self.static_memory = static_memory(inputs.model, inputs.setup)
+
+    def of(self, load: BudgetWorkload) -> BudgetCost:
+        work, setup = load.work, self.inputs.setup
+        samples, vocabulary = work.rows.sum(), self.inputs.config.get_text_config().vocab_size
+        tower_saved = self.timed.tower_saved if self.timed else 0.0
+        return BudgetCost(
             label=load.budget.label,
             share=load.budget.share,
             visual_kept=float(work.kept.sum() / samples),
             tokens=float((work.text + work.kept).sum() / samples),
-            padded=_places(work, 0),
-            padded_reduced=_places(work, -1),
-            flops=self._step(self.counted, load, ranks=1),
-            seconds=self._step(self.timed, load, self.case.setup.ranks) if self.timed else None,
-            memory={**self.standing, **self._passing(work)},
+            padded=_positions(work, 0),
+            padded_reduced=_positions(work, -1),
+            flops=self._step(self.flops, load, ranks=1),
+            seconds=self._step(self.timed, load, setup.ranks) if self.timed else None,
+            memory=self.static_memory | activation_memory(work, self.fake_layer, setup, vocabulary, tower_saved),
         )
 
-    def _passing(self, work: Work) -> dict[str, int]:
-        tower = self.timed.tower_saved if self.timed else 0.0
-        return passing(work, self.ghost, self.case.setup, self.case.config.get_text_config().vocab_size, tower)
-
-    def _step(self, rates: Rates, load: Load, ranks: int) -> dict[str, float]:
-        return rates.step(load.work, self.case.recipe.train.gradient_accumulation_steps, ranks, load.teacher)
+    def _step(self, rates: Rates, load: BudgetWorkload, ranks: int) -> dict[str, float]:
+        return rates.step(load.work, self.inputs.recipe.train.gradient_accumulation_steps, ranks, load.teacher)
 
 
-def _notes(recipe: Recipe, timed: Rates | None) -> tuple[str, ...]:
-    if timed is None:
-        return ("activations of the vision tower and the projector are not counted without timing",)
-    notes = list(timed.notes)
-    if recipe.train.gradient_checkpointing and recipe.parts.vision.mode != "frozen":
-        notes.append("activations of the vision tower are counted as without checkpointing: an upper bound")
-    if recipe.distill.enabled:
-        notes.append("the ratio at which it pays leaves the teacher out; full tokens are trained without one")
-    return tuple(notes)
-
-
-def _places(work: Work, stage: int) -> float:
+def _positions(work: StepWorkload, stage: int) -> float:
     return float((work.rows * work.stages[stage][1]).sum() / work.rows.sum())
 
 
-def _mean(costs: Sequence[Cost]) -> Cost:
+def _mean(costs: Sequence[BudgetCost]) -> BudgetCost:
     """By share; of the memory the largest."""
 
     def mean(values: Sequence[float]) -> float:
@@ -108,7 +248,7 @@ def _mean(costs: Sequence[Cost]) -> Cost:
         return {name: mean([part[name] for part in parts]) for name in parts[0]}
 
     seconds = [cost.seconds for cost in costs if cost.seconds is not None]
-    return Cost(
+    return BudgetCost(
         label="recipe",
         share=1.0,
         visual_kept=mean([cost.visual_kept for cost in costs]),
@@ -121,9 +261,9 @@ def _mean(costs: Sequence[Cost]) -> Cost:
     )
 
 
-def _data(case: Case) -> dict[str, Any]:
-    rows, totals = case.rows.rows, case.rows.totals
-    work = case.full.work
+def _data_facts(inputs: PlanInputs) -> dict[str, Any]:
+    rows, totals = inputs.rows.rows, inputs.rows.totals
+    work = inputs.full.work
     samples = float(work.rows.sum())
     return {
         "rows": sum(totals) if totals else None,
@@ -131,21 +271,32 @@ def _data(case: Case) -> dict[str, Any]:
         "rows dropped": sum(row.dropped for row in rows),
         "visual_tokens": float(work.visual.sum() / samples),
         "tokens": float((work.text + work.visual).sum() / samples),
-        "targets": float(work.learnt.sum() / samples),
+        "targets": float(work.targets.sum() / samples),
         "longest": max(row.text + sum(row.visual) for row in rows),
     }
 
 
-def _run(case: Case) -> dict[str, Any]:
-    train = case.recipe.train
+def _run_facts(inputs: PlanInputs) -> dict[str, Any]:
+    train = inputs.recipe.train
     return {
-        "steps": case.steps,
-        "ranks": case.setup.ranks,
-        "deepspeed": case.setup.deepspeed,
-        "zero_stage": train.zero_stage if case.setup.deepspeed else None,
-        "samples_per_step_and_rank": float(case.full.work.rows.mean()) * train.gradient_accumulation_steps,
+        "steps": inputs.steps,
+        "ranks": inputs.setup.ranks,
+        "deepspeed": inputs.setup.deepspeed,
+        "zero_stage": train.zero_stage if inputs.setup.deepspeed else None,
+        "samples_per_step_and_rank": float(inputs.full.work.rows.mean()) * train.gradient_accumulation_steps,
         "checkpointing": train.gradient_checkpointing,
-        "distill": case.recipe.distill.enabled,
-        "layer": case.reducers[0].layer if case.reducers else None,
-        "method": case.reducers[0].name if case.reducers else None,
+        "distill": inputs.recipe.distill.enabled,
+        "layer": inputs.reducers[0].layer if inputs.reducers else None,
+        "method": inputs.reducers[0].name if inputs.reducers else None,
     }
+
+
+def _notes(recipe: Recipe, timed: Rates | None) -> tuple[str, ...]:
+    if timed is None:
+        return ("activations of the vision tower and the projector are not counted without timing",)
+    notes = list(timed.notes)
+    if recipe.train.gradient_checkpointing and recipe.parts.vision.mode != "frozen":
+        notes.append("activations of the vision tower are counted as without checkpointing: an upper bound")
+    if recipe.distill.enabled:
+        notes.append("the ratio at which it pays does not include the teacher; full tokens are trained without one")
+    return tuple(notes)

@@ -1,4 +1,4 @@
-"""The model of a recipe as its training would hold it: which weights train, and in which dtype each lies."""
+"""The model of a recipe as its training holds it: what trains, in which dtypes; and a smaller copy, to be timed."""
 
 from __future__ import annotations
 
@@ -12,25 +12,28 @@ from transformers import AutoModelForImageTextToText
 
 from ..common.distributed import RankInfo
 from ..config import Recipe
-from ..profiling.flops import FakeLayer, one_layer_config
+from ..profiling.device import free_bytes
+from ..profiling.flops import FakeLayer, QuadraticCost, layer_flops, one_layer_config
 from ..training.trainable import attention, choose_parameters, skeleton, upcast_trainable_to_fp32
 
 _HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_USABLE = 0.7  # of the free memory
+_COPIES = 4  # of a weight that trains: itself, its gradient, two moments
 
 
 @dataclass(frozen=True)
-class Setup:
-    """A recipe on so many ranks. deepspeed: it casts all weights; without it those that train stay in float32, and
-    autocast computes."""
+class TrainingSetup:
+    """A recipe on a number of ranks. deepspeed: all weights are cast to the dtype of the computation; without it the
+    weights that train stay in float32 and autocast computes."""
 
     recipe: Recipe
     ranks: int
     deepspeed: bool
 
     @classmethod
-    def of(cls, recipe: Recipe, ranks: int | None = None) -> Setup:
-        """Where `ranks` is not given, those of the launcher that started this process; several mean DeepSpeed."""
+    def of(cls, recipe: Recipe, ranks: int | None = None) -> TrainingSetup:
+        """ranks: by default those of the launcher that started this process; more than one means DeepSpeed."""
         here = RankInfo.read()
         several = ranks is not None and ranks > 1
         train = recipe.train
@@ -43,39 +46,80 @@ class Setup:
         return _HALVES.get(self.recipe.train.precision, torch.float32)
 
     @property
-    def loaded(self) -> torch.dtype:
-        """Of frozen weights."""
-        return self.dtype if self.deepspeed else _DTYPES.get(self.recipe.model.dtype, self.dtype)
+    def autocasts(self) -> bool:
+        return not self.deepspeed and self.dtype in _HALVES.values()
 
-    def build(self, config: Any, device: torch.device | str, kernel: str | None = None) -> Any:
-        """Random weights on a device, none on `meta`; ready to train."""
+    def autocast(self, device: str) -> AbstractContextManager[Any]:
+        return torch.autocast(device, self.dtype, enabled=self.autocasts)
+
+    @property
+    def modes(self) -> dict[str, str]:
+        """Part -> frozen, lora or full."""
+        return {name: part.mode for name, part in self.recipe.parts.named().items()}
+
+    def meta_model(self) -> Any:
+        """The complete model, every weight with its size and dtype, none of them in memory."""
+        return self._prepare(skeleton(self.recipe).to(self._loaded_dtype))
+
+    def build_one_layer(self, config: Any, device: torch.device | str, kernel: str | None = None) -> Any:
+        """With one decoder layer and random weights (none on `meta`), prepared for training."""
         kernel = kernel or attention(self.recipe.model)
         with torch.device(device):
             model = AutoModelForImageTextToText.from_config(
-                copy.deepcopy(config), dtype=self.loaded, attn_implementation=kernel
+                one_layer_config(config), dtype=self._loaded_dtype, attn_implementation=kernel
             )
-            return self._ready(choose_parameters(model, self.recipe.parts))
-
-    def one_layer(self, config: Any, kernel: str = "eager") -> Any:
-        """With one decoder layer, on `meta`."""
-        return self.build(one_layer_config(config), "meta", kernel)
+            return self._prepare(choose_parameters(model, self.recipe.parts))
 
     def fake_layer(self, config: Any, device: str) -> FakeLayer:
-        return FakeLayer(self.build(one_layer_config(config), "meta"), device, self.dtype, self._autocasts)
+        return FakeLayer(self.build_one_layer(config, "meta"), device, self.dtype, self.autocasts)
 
-    def skeleton(self) -> Any:
-        """The whole model, every weight with its size and dtype, none of them in memory."""
-        return self._ready(skeleton(self.recipe).to(self.loaded))
+    @property
+    def _loaded_dtype(self) -> torch.dtype:
+        """Of frozen weights."""
+        return self.dtype if self.deepspeed else _DTYPES.get(self.recipe.model.dtype, self.dtype)
 
-    def _ready(self, model: Any) -> Any:
+    def _prepare(self, model: Any) -> Any:
         if self.deepspeed:
             return model.to(self.dtype).train()
         upcast_trainable_to_fp32(model)
         return model.train()
 
-    @property
-    def _autocasts(self) -> bool:
-        return not self.deepspeed and self.dtype in _HALVES.values()
 
-    def computing(self, device: str) -> AbstractContextManager[Any]:
-        return torch.autocast(device, self.dtype, enabled=self._autocasts)
+def fit_to_device(config: Any, setup: TrainingSetup, device: torch.device) -> tuple[Any, int]:
+    """(config, factor): the config itself, or one whose decoder is narrower by the factor, so that a model with one
+    layer fits into the device's free memory."""
+    factor, room = 1, free_bytes(device) * _USABLE
+    while one_layer_bytes(narrow(config, factor), setup) > room:
+        factor *= 2
+        if config.get_text_config().num_attention_heads < 2 * factor:
+            raise ValueError(
+                f"one decoder layer with vision tower and head needs more than the {room / 2**30:.1f} GiB free on "
+                f"{device}; plan with --no-timing, or on another device"
+            )
+    return narrow(config, factor), factor
+
+
+def one_layer_bytes(config: Any, setup: TrainingSetup) -> int:
+    weights = setup.build_one_layer(config, "meta").parameters()
+    return sum(w.numel() * w.element_size() * (_COPIES if w.requires_grad else 1) for w in weights)
+
+
+def narrow(config: Any, factor: int) -> Any:
+    """Fewer heads of the same size, and a width in proportion."""
+    if factor == 1:
+        return config
+    small = copy.deepcopy(config)
+    text = small.get_text_config()
+    text.head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    text.num_key_value_heads = max(1, text.num_key_value_heads // factor)
+    for name in ("num_attention_heads", "hidden_size", "intermediate_size"):
+        setattr(text, name, getattr(text, name) // factor)
+    return small
+
+
+def scale_by_flops(measured: QuadraticCost, config: Any, small: Any, setup: TrainingSetup) -> QuadraticCost:
+    """The cost of a full layer from that of a narrow one, in proportion to their FLOPs."""
+    full, narrowed = (
+        sum(layer_flops(setup.build_one_layer(each, "meta", "eager")), QuadraticCost()) for each in (config, small)
+    )
+    return measured.scaled(full.token / narrowed.token, full.pair / narrowed.pair)

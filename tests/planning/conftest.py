@@ -1,4 +1,4 @@
-"""Tiny models, drawn rows, and a recipe for them; `datasets` caches in a folder of the tests."""
+"""Tiny models, generated rows, and a recipe for them; `datasets` caches in a folder of the tests."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 import datasets
 import pytest
 
-from dart_train.planning.case import Case
+from dart_train.planning.predict import PlanInputs
 from data import shapes
-from tests.planning.cases import case_of
+from tests.planning.cases import inputs_of
 from tests.zoo import FAMILIES, save_folder
 
 
@@ -47,6 +47,6 @@ train: {{precision: fp32, per_device_batch_size: 4}}
 
 
 @pytest.fixture(scope="package")
-def case(text: str) -> Case:
-    """As the text says, on one rank."""
-    return case_of(text)
+def inputs(text: str) -> PlanInputs:
+    """Of the text as it is, on one rank."""
+    return inputs_of(text)

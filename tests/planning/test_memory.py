@@ -10,13 +10,12 @@ import torch
 from transformers import LlavaConfig
 
 from dart_train import KeepAll, attach
-from dart_train.planning.batch import encoded
-from dart_train.planning.memory import passing, standing
+from dart_train.planning.costs import activation_memory, static_memory
 from dart_train.planning.probe import Probe
-from dart_train.planning.setup import Setup
+from dart_train.planning.setup import TrainingSetup
 from dart_train.profiling.flops import SavedActivations, layer_flops
 from dart_train.training.trainable import choose_parameters
-from tests.planning.cases import CPU, FIXED, case_of, recipe_of
+from tests.planning.cases import CPU, FIXED, encode, inputs_of, recipe_of
 from tests.zoo import FAMILIES
 
 MODES = {
@@ -27,15 +26,15 @@ MODES = {
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_standing_memory_is_what_torch_allocates(text: str, mode: str) -> None:
-    case = case_of(text, *MODES[mode], rows=4)
-    model = choose_parameters(FAMILIES["llava"].model(), case.recipe.parts).train()
+def test_static_memory_is_what_torch_allocates(text: str, mode: str) -> None:
+    inputs = inputs_of(text, *MODES[mode], rows=4)
+    model = choose_parameters(FAMILIES["llava"].model(), inputs.recipe.parts).train()
     optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad])
-    batch = encoded(case.rows, [0, 1], case.setup, CPU)
+    batch = encode(inputs, [0, 1])
     model(**batch, labels=batch["input_ids"], use_cache=False).loss.backward()
     optimizer.step()
     state = [value for each in optimizer.state.values() for value in each.values() if isinstance(value, torch.Tensor)]
-    assert standing(case.model, case.setup) == {
+    assert static_memory(inputs.model, inputs.setup) == {
         "weights": size_of(model.parameters()),
         "gradients": size_of(weight.grad for weight in model.parameters() if weight.grad is not None),
         "optimizer": size_of(state),
@@ -46,10 +45,12 @@ def size_of(tensors: Any) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def test_each_stage_of_zero_shares_one_more_thing(text: str) -> None:
+def test_each_zero_stage_shards_one_more_part(text: str) -> None:
     def at(stage: int, *overrides: str) -> dict[str, int]:
-        setup = Setup.of(recipe_of(text, f"train.zero_stage={stage}", "train.precision=bf16", *overrides), ranks=4)
-        return standing(setup.skeleton(), setup)
+        setup = TrainingSetup.of(
+            recipe_of(text, f"train.zero_stage={stage}", "train.precision=bf16", *overrides), ranks=4
+        )
+        return static_memory(setup.meta_model(), setup)
 
     alone = at(0)
     trained = alone["gradients"] // 2
@@ -60,42 +61,43 @@ def test_each_stage_of_zero_shares_one_more_thing(text: str) -> None:
     assert at(3, "train.offload_parameters=true")["weights"] == 0
 
 
-@pytest.mark.parametrize("name", ["llava", "qwen3_vl", "gemma3"])
-@pytest.mark.parametrize("mode", ["lora", "full"])
+@pytest.mark.parametrize(("name", "mode"), [("llava", "full"), ("qwen3_vl", "lora"), ("gemma3", "lora")])
 def test_counted_activations_are_what_autograd_saves(text: str, models: Path, name: str, mode: str) -> None:
-    case = case_of(text, f"model.path={models}/{name}", *MODES[mode], "parts.lora.dropout=0.1", rows=4)
-    ghost, probe = case.setup.fake_layer(case.config, "cpu"), Probe(case.config, case.setup, CPU)
+    inputs = inputs_of(text, f"model.path={models}/{name}", *MODES[mode], "parts.lora.dropout=0.1", rows=4)
+    fake, probe = inputs.setup.fake_layer(inputs.config, "cpu"), Probe(inputs.config, inputs.setup, CPU)
     for rows, length, padded in ((2, 40, True), (3, 33, False)):
-        layer, hidden, args, kwargs = probe._layer_call(rows, length, padded)
+        layer, hidden, args, kwargs = probe.layer_call(rows, length, padded)
         kwargs = kwargs if padded else {**kwargs, "attention_mask": None}
         shared = [t for value in kwargs.values() for t in (value if isinstance(value, tuple) else [value])]
         kept = SavedActivations([*layer.parameters(), *(t for t in shared if isinstance(t, torch.Tensor))])
         with kept.recording():
             layer(hidden, *args, **kwargs)
-        assert ghost.saved_bytes(rows, length, padded) == kept.size
+        assert fake.saved_bytes(rows, length, padded) == kept.size
 
 
 @pytest.mark.parametrize("mode", ["lora", "full"])
-def test_passing_memory_is_nearly_all_that_a_whole_forward_keeps(text: str, mode: str) -> None:
+def test_activation_memory_is_nearly_all_that_a_forward_keeps(text: str, mode: str) -> None:
     """What is left out is of one layer's size or less: the final norm, masks, the choice itself."""
-    case = case_of(text, *MODES[mode], FIXED, "train.gradient_checkpointing=false", rows=8)
-    ghost, probe = case.setup.fake_layer(case.config, "cpu"), Probe(case.config, case.setup, CPU)
-    for load in (case.full, *case.loads):
+    inputs = inputs_of(text, *MODES[mode], FIXED, "train.gradient_checkpointing=false", rows=8)
+    fake, probe = inputs.setup.fake_layer(inputs.config, "cpu"), Probe(inputs.config, inputs.setup, CPU)
+    for load in (inputs.full, *inputs.budgets):
         work, at = load.work, load.work.longest
-        batch = encoded(case.rows, case.workload.batches[at].tolist(), case.setup, CPU)
-        model = choose_parameters(FAMILIES["llava"].model(), case.recipe.parts).train()
+        batch = encode(inputs, inputs.batches.batches[at].tolist())
+        model = choose_parameters(FAMILIES["llava"].model(), inputs.recipe.parts).train()
         kept = SavedActivations([*model.parameters(), *batch.values()])
         with attach(model, load.budget.reducers or KeepAll(layer=0)), kept.recording():
             model(**batch, logits_to_keep=1, use_cache=False)
-        counted = passing(work, ghost, case.setup, 1, probe.tower_saved(batch) / float(work.pixels[at]))
+        counted = activation_memory(
+            work, fake, inputs.setup, 1, probe.tower_saved_bytes(batch) / float(work.pixels[at])
+        )
         assert 0.94 < sum(counted.values()) / kept.size <= 1
 
 
-def test_a_large_model_is_counted_without_its_memory(text: str) -> None:
-    setup = Setup.of(recipe_of(text, "parts.language.mode=full"))
-    ghost, config = setup.fake_layer(LlavaConfig(), "cpu"), LlavaConfig().text_config
-    assert ghost.saved_bytes(16, 640) == 16 * ghost.saved_bytes(1, 640) > 2**30
-    forward, backward = layer_flops(setup.one_layer(LlavaConfig()))
+def test_7b_layer_is_counted_without_its_memory(text: str) -> None:
+    setup = TrainingSetup.of(recipe_of(text, "parts.language.mode=full"))
+    fake, config = setup.fake_layer(LlavaConfig(), "cpu"), LlavaConfig().text_config
+    assert fake.saved_bytes(16, 640) == 16 * fake.saved_bytes(1, 640) > 2**30
+    forward, backward = layer_flops(setup.build_one_layer(LlavaConfig(), "meta", "eager"))
     weights = 4 * config.hidden_size**2 + 3 * config.hidden_size * config.intermediate_size
     assert forward.token == pytest.approx(2 * weights) and backward.token == pytest.approx(4 * weights)
     assert forward.pair == pytest.approx(4 * config.hidden_size)

@@ -1,4 +1,4 @@
-"""Will it pay? The plan as a whole, and its command."""
+"""The plan and its command."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from dart_train.__main__ import main
-from dart_train.planning import predict, room
+from dart_train.planning import predict, setup
 from dart_train.profiling.flops import QuadraticCost, layer_flops
-from tests.planning.cases import CPU, FIXED, case_of, quick, recipe_of
+from dart_train.training import train
+from tests.fixtures.run_scene import make_recipe
+from tests.planning.cases import CPU, FIXED, inputs_of, quick, recipe_of
 
 
 @pytest.mark.parametrize("overrides", [[], ["distill.enabled=true", "parts.vision.mode=lora"]])
@@ -28,35 +30,38 @@ def test_timed_plans_add_up(text: str, overrides: list[str]) -> None:
     assert json.loads(json.dumps(plan.to_dict()))["expected"] == plan.expected()
 
 
-def test_a_layer_that_finds_no_room_is_timed_narrower(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    case = case_of(text, "parts.language.mode=full", rows=8)
-    config, factor = room.fitting(case.config, case.setup, CPU)
-    assert factor == 1 and config is case.config
-    enough = room._size(room.narrowed(case.config, 2), case.setup) / room._SHARE
-    monkeypatch.setattr(room, "free_bytes", lambda device: enough)
-    small, factor = room.fitting(case.config, case.setup, CPU)
+def test_a_layer_that_does_not_fit_is_timed_narrower(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = inputs_of(text, "parts.language.mode=full", rows=8)
+    config, factor = setup.fit_to_device(inputs.config, inputs.setup, CPU)
+    assert factor == 1 and config is inputs.config
+    enough = setup.one_layer_bytes(setup.narrow(inputs.config, 2), inputs.setup) / setup._USABLE
+    monkeypatch.setattr(setup, "free_bytes", lambda device: enough)
+    small, factor = setup.fit_to_device(inputs.config, inputs.setup, CPU)
     assert factor == 2 and small.text_config.hidden_size == 32
-    true, narrow = (sum(layer_flops(case.setup.one_layer(each)), QuadraticCost()) for each in (case.config, small))
-    assert room.widened(narrow, case.config, small, case.setup) == pytest.approx(true)
-    rates = case.seconds(0.02)
+    true, narrow = (
+        sum(layer_flops(inputs.setup.build_one_layer(each, "meta", "eager")), QuadraticCost())
+        for each in (inputs.config, small)
+    )
+    assert setup.scale_by_flops(narrow, inputs.config, small, inputs.setup) == pytest.approx(true)
+    rates = inputs.measure(0.02)
     assert "1/2 of its width" in rates.notes[-1] and rates.layer(4, 100) > 0
-    monkeypatch.setattr(room, "free_bytes", lambda device: 1000)
+    monkeypatch.setattr(setup, "free_bytes", lambda device: 1000)
     with pytest.raises(ValueError, match="--no-timing"):
-        room.fitting(case.config, case.setup, CPU)
+        setup.fit_to_device(inputs.config, inputs.setup, CPU)
 
 
-def test_a_run_stands_beside_its_plan(text: str) -> None:
+def test_plan_compared_with_a_run(text: str) -> None:
     plan = quick(text)
     twice = {name: 2 * value for name, value in plan.expected().items()}
-    compared = plan.compared({**twice, "loss": 1.5})
+    compared = plan.predicted_vs_actual({**twice, "loss": 1.5})
     assert all(compared[name]["ratio"] == pytest.approx(2) for name in twice)
     assert compared["loss"] == {"predicted": None, "actual": 1.5, "ratio": None}
-    lines = plan.beside({"peak_memory_bytes": 3e9, "step_seconds": 0.25}).splitlines()
+    lines = plan.compare_with_run({"peak_memory_bytes": 3e9, "step_seconds": 0.25}).splitlines()
     assert "actual" in lines[0] and any("3,000,000,000" in line for line in lines)
     assert [line.split()[-2:] for line in lines if line.startswith("step_seconds")] == [["0.25", "-"]]  # not timed
 
 
-def test_command_tells_and_writes(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_command_prints_and_writes(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine.yaml").write_text(text)
     options = ["--no-timing", "--device", "cpu", "--rows", "20", "--out", str(tmp_path / "out")]
     assert main(["plan", str(tmp_path / "mine.yaml"), FIXED, *options]) == 0
@@ -77,7 +82,7 @@ def test_command_tells_and_writes(text: str, tmp_path: Path, capsys: pytest.Capt
         (["data.train=[]"], "data.train"),
     ],
 )
-def test_command_refuses_in_words(
+def test_plan_command_reports_errors(
     text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], overrides: list[str], message: str
 ) -> None:
     (tmp_path / "mine.yaml").write_text(text)
@@ -86,7 +91,27 @@ def test_command_refuses_in_words(
     assert message in err and "Traceback" not in err
 
 
-def test_command_refuses_impossible_numbers(tmp_path: Path) -> None:
+def test_plan_command_refuses_impossible_numbers(tmp_path: Path) -> None:
     for options in (["--rows", "-1"], ["--ranks", "0"], ["--seconds", "nan"]):
         with pytest.raises(SystemExit, match="2"):
             main(["plan", "mine.yaml", *options])
+
+
+def test_plan_beside_a_real_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe, run = make_recipe(tmp_path), tmp_path / "run"
+    overrides = ["train.max_steps=4", f"train.output_dir={run}", "train.per_device_batch_size=2"]
+    overrides += ["reduction={method: dart, keep: 0.25, layer: 2, schedule: {kind: fixed}}"]
+    train(recipe, overrides)
+    capsys.readouterr()
+    assert main(["plan", str(recipe), *overrides, "--seconds", "0.05", "--beside", str(run)]) == 0
+    found = json.loads((run / "plan_vs_actual.json").read_text())
+    assert found["step_seconds"]["actual"] > 0 and found["step_seconds"]["predicted"] > 0
+    share = found["share_of_visual_tokens_kept"]
+    assert share["actual"] == pytest.approx(share["predicted"], rel=0.02)
+    assert "actual / predicted" in capsys.readouterr().out
+
+
+def test_plan_beside_a_folder_without_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = make_recipe(tmp_path)
+    assert main(["plan", str(recipe), "--no-timing", "--beside", str(tmp_path)]) == 2
+    assert "holds no metrics.jsonl" in capsys.readouterr().err
