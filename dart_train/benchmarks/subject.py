@@ -92,9 +92,7 @@ def build(shape: Shape, scale: float, device: torch.device, dtype: torch.dtype) 
 def parts_of(mode: Mode, scale: float) -> Parts:
     rank = max(4, round(RANK * scale))
     lora = Lora(rank=rank, alpha=2.0 * rank, dropout=0.0)
-    return Parts(
-        vision=Part(mode="frozen"), projector=Part(mode="full"), language=Part(mode=mode), lora=lora
-    )
+    return Parts(vision=Part(mode="frozen"), projector=Part(mode="full"), language=Part(mode=mode), lora=lora)
 
 
 @torch.no_grad()

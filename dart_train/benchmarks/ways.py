@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..hooks import Attached, attach
 from ..hooks.reference import hide
-from ..models.interpolate_positions import interpolated_positions
+from ..models.families.llava import interpolate_position_embeddings
 from ..models.structure import find_parts
 from ..reduction import DART, FastV, KeepAll, Reducer, View
 from .options import EAGER, FULL, MASKED, NOTHING, OURS, PIXELS, USUAL, WAYS
@@ -119,7 +119,7 @@ def smaller(model: Any, shape: Shape) -> Iterator[None]:
     if before[1] is not None:
         config.image_grid_pinpoints = [[edge * side // shape.grid[0] for edge in tile] for tile in before[1]]
     try:
-        with interpolated_positions(model):
+        with interpolate_position_embeddings(find_parts(model).top):
             yield
     finally:
         config.vision_config.image_size = before[0]

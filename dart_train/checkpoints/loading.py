@@ -15,7 +15,7 @@ import torch
 from ..common.io import EXPECTED_ERRORS, ProblemCollector
 from ..hooks import Attached, attach
 from ..hooks.engine import Output
-from ..models.loading import Source, attention_kernel, bones, missing_weights, read_config, read_model
+from ..models.loading import Source, attention_kernel, build_meta_model, missing_weights, read_config, read_model
 from ..models.processors import load_processor
 from ..reduction import DART, FewerPixels, Reducer, from_config
 from ..reduction.budget import Keep
@@ -185,7 +185,7 @@ def _check_weight_files(location: ModelLocation) -> None:
 
 def _check_reduction_fits(source: Source, reducers: Sequence[Reducer]) -> None:
     """On a model without weights."""
-    model = bones(read_config(source.path, source.revision, source.trust_remote_code))
+    model = build_meta_model(read_config(source.path, source.revision, source.trust_remote_code))
     if reducers:
         attach(model, reducers).remove()
 

@@ -11,14 +11,15 @@ METHODS = "dart,fastv,uniform"
 def main(argv: Sequence[str]) -> int:
     options = _parser().parse_args(argv)
     from ..checkpoints import load
-    from ..visualization.figure import checked, show
+    from ..visualization import show
+    from ..visualization.request import check_request
 
-    asked = checked(options)
+    request = check_request(options)
     loaded = load(options.model, reducer=None, device=options.device, trust_remote_code=options.trust_remote_code)
-    page = show(loaded.model, loaded.processor, asked.images, options.question, asked.reducers, options.width)
-    asked.out.parent.mkdir(parents=True, exist_ok=True)
-    page.save(asked.out)
-    print(f"written to {asked.out} ({page.width} x {page.height} pixels)")
+    page = show(loaded.model, loaded.processor, request.images, options.question, request.reducers, options.width)
+    request.out.parent.mkdir(parents=True, exist_ok=True)
+    page.save(request.out)
+    print(f"written to {request.out} ({page.width} x {page.height} pixels)")
     return 0
 
 

@@ -16,8 +16,8 @@ from ..config import ConfigIssue, QuestionSet, Recipe, RecipeError, check_recipe
 from ..config.methods import Given, Method, expand_reduction_alias, labels, read_method
 from ..data.issues import BadRowError
 from ..hooks import attach
-from ..models.loading import bones, read_config
-from ..models.resize.families import shrink_of
+from ..models.loading import build_meta_model, read_config
+from ..models.resize import resizer_for
 from ..reduction import FewerPixels, KeepAll, Reducer
 from ..reduction.budget import Keep
 from .prompts import QuestionEncoder
@@ -220,10 +220,10 @@ def _incompatible_methods(found: ResolvedModel, cells: Sequence[ComparisonCell])
     """Methods that do not work with this model, and a processor that cannot build prompts."""
     problems = ProblemCollector()
     problems.collect(lambda: QuestionEncoder(found.processor))
-    model = bones(read_config(found.source.path, found.source.revision, found.source.trust_remote_code))
+    model = build_meta_model(read_config(found.source.path, found.source.revision, found.source.trust_remote_code))
     for cell in cells:
         if isinstance(cell.reducer, FewerPixels):
-            problems.collect(lambda: shrink_of(found.processor), cell.method)
+            problems.collect(lambda: resizer_for(found.processor), cell.method)
         elif cell.stages:
             problems.collect(lambda stages=cell.stages: attach(model, stages).remove(), cell.method)  # type: ignore[misc]
     return list(dict.fromkeys(problems.problems))

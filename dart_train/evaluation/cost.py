@@ -13,7 +13,7 @@ import torch
 
 from ..config import Recipe
 from ..hooks.transformers_compat import cache_in_output
-from ..models.structure import unwrap
+from ..models.structure import unwrap_model
 from ..profiling.flops import flop_rates, patches_in
 from ..profiling.memory import kv_cache_bytes, peak_memory
 from ..profiling.timing import Timing, WithContext, Workload, ratio, rounds
@@ -82,7 +82,7 @@ class PrefillFlops:
     """FLOPs of a model's prefill from its shape. batch: any inputs with images; visual: their visual tokens."""
 
     def __init__(self, model: Any, batch: Mapping[str, Any], visual: int) -> None:
-        plain = unwrap(model)
+        plain = unwrap_model(model)
         pixels = batch.get("pixel_values")
         patches = patches_in(pixels, plain.config) / visual if isinstance(pixels, torch.Tensor) and visual else 0.0
         self.rates = flop_rates(plain, _FORWARD_MODES, gradient_checkpointing=False, patches_per_token=patches)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,8 @@ from transformers import StoppingCriteria
 from ..checkpoints import ResolvedModel, load
 from ..config import Recipe
 from ..hooks import Attached, attach
-from ..models.interpolate_positions import interpolated_positions
 from ..models.prompts import to_device
-from ..models.resize import fewer_pixels
-from ..models.resize.families import Square, shrink_of
+from ..models.resize import accept_smaller_images, fewer_pixels, resizer_for
 from ..profiling.timing import clock, synchronize
 from ..reduction import FewerPixels
 from .answer_store import AnswerKey, AnswerRecord, AnswerStore, to_ranges
@@ -114,8 +112,7 @@ class LoadedCheckpoint:
         if not cell.stages:
             yield GenerationContext(self.model, self.encoder, None)
         elif isinstance(cell.reducer, FewerPixels):
-            fixed_size = isinstance(shrink_of(self.processor), Square)  # its position embeddings have one size
-            with interpolated_positions(self.model) if fixed_size else nullcontext():
+            with accept_smaller_images(self.model):
                 encoder = QuestionEncoder(fewer_pixels(self.processor, cell.reducer.keep))
                 yield GenerationContext(self.model, encoder, None)
         else:
@@ -218,5 +215,5 @@ def answer_batch(
 
 def _full_visual_tokens(processor: Any, question: Question) -> int:
     """The number of visual tokens without `fewer_pixels`."""
-    shrink = shrink_of(processor)
-    return sum(shrink.full(image.height, image.width).tokens for image in question.images())
+    resizer = resizer_for(processor)
+    return sum(resizer.full(image.height, image.width).tokens for image in question.images())

@@ -19,7 +19,7 @@ from transformers.utils import is_torchvision_available
 
 from ..checkpoints import ResolvedModel
 from ..conformance import ragged_batch
-from ..models.structure import unwrap
+from ..models.structure import unwrap_model
 from . import verify_process as fresh
 
 # How far rounding may carry logits, as a share of their spread: the run adds an adapter's output to a rounded one of
@@ -46,9 +46,9 @@ class Expected:
 def expect(model: Any, processor: Any) -> Expected:
     """Two questions on two pictures, padded: through vision tower, projector and language model."""
     model.to(_device())
-    batch = ragged_batch(processor, unwrap(model))
+    batch = ragged_batch(processor, unwrap_model(model))
     seen = fresh.seen(model, batch)
-    return Expected({name: x.cpu().contiguous() for name, x in batch.items()}, seen, unwrap(model).dtype)
+    return Expected({name: x.cpu().contiguous() for name, x in batch.items()}, seen, unwrap_model(model).dtype)
 
 
 def prove(

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..models.structure import unwrap
+from ..models.structure import unwrap_model
 from .batch_plan import has_images
 from .transformers_compat import cache_of
 
@@ -60,17 +60,17 @@ class DummyImage:
 def attach_dummy_image(model: Any, dummy_inputs: Mapping[str, Any]) -> DummyImage:
     """`dummy_inputs`: what the model's processor makes of one small picture (`dart_train.data.dummy_inputs`). Attach
     before DeepSpeed wraps the model, so that its own hooks come after."""
-    inner = getattr(unwrap(model), "model", None)
+    inner = getattr(unwrap_model(model), "model", None)
     if inner is None or not hasattr(inner, "get_image_features"):
         raise NotImplementedError(
-            f"{type(unwrap(model)).__name__} has no `.model.get_image_features`; text-only batches cannot be given a "
-            "dummy image. Give every batch of every rank a picture, or train without ZeRO and DDP."
+            f"{type(unwrap_model(model)).__name__} has no `.model.get_image_features`; text-only batches cannot get "
+            "a dummy image. Give every batch of every rank a picture, or train without ZeRO and DDP."
         )
     accepted = inspect.signature(inner.get_image_features).parameters
     inputs = {name: value for name, value in dummy_inputs.items() if name in accepted}
     if "pixel_values" not in inputs:
         raise ValueError(f"dummy_inputs: got {sorted(dummy_inputs)}; expected pixel_values among them")
-    return DummyImage(inner, unwrap(model).get_decoder(), inputs)
+    return DummyImage(inner, unwrap_model(model).get_decoder(), inputs)
 
 
 def _like(value: Any, embedded: Tensor) -> Any:

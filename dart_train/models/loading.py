@@ -68,7 +68,7 @@ def read_config(path: str, revision: str | None = None, trust_remote_code: bool 
         raise ValueError(f"{place}: {path!r} holds no model that can be read ({first}); {remedy}") from error
 
 
-def bones(config: Any) -> Any:
+def build_meta_model(config: Any) -> Any:
     """The model without weights: enough to know whether it can be reduced."""
     try:
         with torch.device("meta"):

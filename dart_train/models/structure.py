@@ -1,4 +1,4 @@
-"""The parts of a Hugging Face vision-language model that the reduction touches, found or named as missing."""
+"""The parts of a Hugging Face vision-language model, or an error that names the missing ones."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any, Literal
 
 from torch import nn
 
-from .families import Family, family_of
+from .families import Family, find_family, projector_names
 
 PartName = Literal["vision", "projector", "language"]
-# What is between the vision tower and the language model, by the names that Hugging Face gives it.
-PROJECTORS = frozenset({"multi_modal_projector", "connector", "merger", "deepstack_merger_list", "image_newline"})
 
 
 @dataclass(frozen=True)
 class ModelParts:
+    """What the reduction hooks into, inside all wrappers."""
+
     top: Any  # ...ForConditionalGeneration
-    inner: Any  # merges pictures and text
+    inner: Any  # merges images and text
     text: Any  # the decoder
     layers: nn.ModuleList
     norm: nn.Module  # the final norm
@@ -34,17 +34,17 @@ class ModelParts:
         return self.layers[layer].self_attn
 
 
-def unwrap(model: Any) -> Any:
+def unwrap_model(model: Any) -> Any:
     """The Hugging Face model inside DDP, DeepSpeed, torch.compile and PEFT."""
     for name in ("_orig_mod", "module"):
         inside = getattr(model, name, None)
         if isinstance(inside, nn.Module):
-            return unwrap(inside)
+            return unwrap_model(inside)
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def find_parts(model: Any) -> ModelParts:
-    top = unwrap(model)
+    top = unwrap_model(model)
     inner = getattr(top, "model", None)
     text = _decoder(top)
     layers, norm = getattr(text, "layers", None), getattr(text, "norm", None)
@@ -52,7 +52,7 @@ def find_parts(model: Any) -> ModelParts:
     missing = [
         what
         for what, found in (
-            ("a `.model` that merges pictures and text", inner),
+            ("a `.model` that merges images and text", inner),
             ("a decoder (`get_decoder()`) with `.layers`", layers),
             ("a final norm (`.norm`) in the decoder", norm),
             ("`config.image_token_id`", visual_ids or None),
@@ -67,22 +67,24 @@ def find_parts(model: Any) -> ModelParts:
             "Expected: a Hugging Face image-text-to-text model whose language model is a stack of decoder layers."
         )
     _refuse_inline_deepstack(text)
-    family = family_of(top.config.model_type)
+    family = find_family(top.config.model_type)
     assert layers is not None and norm is not None
     return ModelParts(top, inner, text, layers, norm, visual_ids, family)
 
 
 def part_of(model: Any) -> Callable[[str], PartName]:
-    """A function from the name of a parameter or module to its part. Names may be those inside PEFT."""
-    top = unwrap(model)
+    """A function from the name of a parameter or module to the part of the model that it belongs to. Names may be those
+    inside PEFT."""
+    top = unwrap_model(model)
     decoder, head = top.get_decoder(), top.get_output_embeddings()
     language = tuple(name for name, module in top.named_modules() if module is decoder or module is head)
+    projectors = projector_names(find_family(top.config.model_type))
 
     def part(name: str) -> PartName:
         name = name.removeprefix("base_model.model.")
         if any(name == prefix or name.startswith(f"{prefix}.") for prefix in language):
             return "language"
-        return "projector" if PROJECTORS & set(name.split(".")) else "vision"
+        return "projector" if projectors & set(name.split(".")) else "vision"
 
     return part
 
@@ -109,7 +111,8 @@ def _has_attention(layers: Any) -> Any:
 
 
 def _refuse_inline_deepstack(text: Any) -> None:
-    """Features added to later layers' outputs at full length must follow the kept tokens; we know one way."""
+    """Features that are added to the outputs of later layers at full length must be reduced to the kept tokens, which
+    is possible where one method adds them."""
     takes = any("deepstack" in name for name in inspect.signature(type(text).forward).parameters)
     if takes and not hasattr(text, "_deepstack_process"):
         raise NotImplementedError(

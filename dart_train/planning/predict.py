@@ -15,7 +15,7 @@ from ..config import Elastic, Progressive, Recipe
 from ..data.encoder import Encoder
 from ..data.sampler import steps_for
 from ..models.processors import load_processor
-from ..models.structure import unwrap
+from ..models.structure import unwrap_model
 from ..profiling.device import device_facts
 from ..profiling.flops import QuadraticCost, flop_rates, patches_in
 from ..reduction import FewerPixels, Reducer
@@ -132,7 +132,7 @@ class PlanInputs:
         model = setup.meta_model()
         processor = load_processor(recipe.model.path, trust_remote_code=recipe.model.trust_remote_code)
         found = read_rows(recipe, Encoder(processor, recipe.data.max_length, recipe.data.on_too_long), rows)
-        depth = unwrap(model).config.get_text_config().num_hidden_layers
+        depth = unwrap_model(model).config.get_text_config().num_hidden_layers
         numbers = micro_batches(found, recipe, setup.ranks)
         return cls(setup, model, found, MicroBatches(found, numbers, depth, recipe.data.pad_to_multiple_of), device)
 
@@ -142,7 +142,7 @@ class PlanInputs:
 
     @property
     def config(self) -> Any:
-        return unwrap(self.model).config
+        return unwrap_model(self.model).config
 
     @cached_property
     def reducers(self) -> list[Reducer]:

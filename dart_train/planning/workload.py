@@ -21,7 +21,7 @@ from ..data.sample import Sample
 from ..data.sampler import DeterministicOrder
 from ..data.sources import DataSource, open_sources
 from ..data.supervision import make_tokens
-from ..models.resize import reached
+from ..models.resize import resulting_size
 from ..reduction import FewerPixels, Reducer, count_kept_by_stage
 
 
@@ -81,7 +81,9 @@ class PlannedRows:
 
     def _kept(self, row: PlannedRow, stages: Sequence[Reducer]) -> list[int]:
         if isinstance(stages[0], FewerPixels):
-            made = [reached(self.encoder.processor, stages[0].keep, height, width) for width, height in row.sizes]
+            made = [
+                resulting_size(self.encoder.processor, stages[0].keep, height, width) for width, height in row.sizes
+            ]
             return [sum(size.tokens for size in made)] * len(stages)
         return count_kept_by_stage(stages, row.visual, row.answer_starts, row.prompt_tokens_after)
 

@@ -25,7 +25,9 @@ from ..config import Recipe
 from ..data.collator import Collator
 from ..data.dataset import RowDataset
 from ..data.encoder import Encoded
-from ..visualization import Place, chosen, geometry, overlay, side_by_side
+from ..models.families import TokenPlace
+from ..models.token_places import locate_tokens
+from ..visualization import choice_of_row, overlay_panel, side_by_side
 from .objective import tell
 
 if TYPE_CHECKING:
@@ -45,7 +47,7 @@ class Scene:
 
     batch: dict[str, Tensor]
     pictures: list[Image.Image]
-    places: list[Place]
+    places: list[TokenPlace]
     question: str
 
 
@@ -81,7 +83,7 @@ def _scene(rows: RowDataset, number: int, collator: Collator, processor: Any, bo
         return None
     batch = collator([encoded])
     question = " ".join(text for turn in sample.turns if turn.role == "user" for text in turn.texts)
-    return Scene(batch, pictures, geometry(bones, processor, batch, [pictures])[0], question.strip())
+    return Scene(batch, pictures, locate_tokens(bones, processor, batch, [pictures])[0], question.strip())
 
 
 class Overlays(TrainerCallback):
@@ -119,9 +121,9 @@ class Overlays(TrainerCallback):
             last = trainer.attached.last
         if not draw or last is None:
             return None
-        choice = chosen(last, 0, scene.batch["input_ids"][0], trainer.processing_class.tokenizer)
+        choice = choice_of_row(last, 0, scene.batch["input_ids"][0], trainer.processing_class.tokenizer)
         title = " + ".join(type(reducer).name or type(reducer).__name__ for reducer in trainer.attached.reducers)
-        return side_by_side([overlay(scene.pictures, scene.places, choice, title, WIDTH)], scene.question)
+        return side_by_side([overlay_panel(scene.pictures, scene.places, choice, title, WIDTH)], scene.question)
 
 
 def _write(folder: Path, pages: Sequence[Image.Image]) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 from torch import nn
 
 from ..config import Model, Parts, Recipe
-from ..models.loading import Source, attention_kernel, bones, read_config, read_model
-from ..models.structure import find_parts, part_of, unwrap
+from ..models.loading import Source, attention_kernel, build_meta_model, read_config, read_model
+from ..models.structure import find_parts, part_of, unwrap_model
 
 # What of each part of the model trains.
 
@@ -46,7 +46,7 @@ def choose_parameters(model: Any, parts: Parts) -> Any:
 def lora_targets(model: Any, parts: Parts) -> list[str]:
     """Full names of the linear layers that get an adapter: all of the parts in mode lora, or those that
     `parts.lora.targets` names; never the head."""
-    belongs, head = part_of(model), unwrap(model).get_output_embeddings()
+    belongs, head = part_of(model), unwrap_model(model).get_output_embeddings()
     wanted = [name for name, part in parts.named().items() if part.mode == "lora"]
     linear = [
         name
@@ -146,7 +146,7 @@ def skeleton(recipe: Recipe) -> Any:
     adapters with no place in a second, and knows every parameter's size."""
     attention(recipe.model)
     given = recipe.model
-    model = bones(read_config(given.path, given.revision, given.trust_remote_code, "model.path"))
+    model = build_meta_model(read_config(given.path, given.revision, given.trust_remote_code, "model.path"))
     depth = len(find_parts(model).layers)
     for reducer in recipe.reduction.reducers():
         if reducer.layer >= depth:

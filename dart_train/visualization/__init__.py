@@ -1,14 +1,13 @@
-"""What a reduction kept, drawn on the user's own pictures.
+"""What a reduction kept, drawn on the user's own images.
 
     page = show(model, processor, [Image.open("cat.jpg")], "What colour is the cat?", [DART(keep=64), FastV(keep=64)])
 
-`geometry` says which rectangle of which picture each visual token sees, `chosen` what a forward kept of them, and
-`overlay` draws the one over the other; `side_by_side` puts panels on a page.
+`dart_train.models.token_places` finds which rectangle of which image each visual token shows, `choice_of_row` what a
+forward kept of them, and `overlay_panel` draws the one over the other; `side_by_side` puts panels on a page.
 """
 
-from ..models.geometry import Place, geometry
 from .draw import side_by_side
 from .figure import show
-from .overlay import Choice, chosen, overlay
+from .overlay import Choice, choice_of_row, overlay_panel
 
-__all__ = ["Choice", "Place", "chosen", "geometry", "overlay", "show", "side_by_side"]
+__all__ = ["Choice", "choice_of_row", "overlay_panel", "show", "side_by_side"]

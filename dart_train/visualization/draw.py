@@ -1,4 +1,4 @@
-"""Panels side by side on one page, with the question above and the meaning of the marks below."""
+"""Text, rows and columns of images, and pages of panels with a heading above and a legend below."""
 
 from __future__ import annotations
 
@@ -8,24 +8,28 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-# Colours, letters and distances of all pictures.
+Colour = tuple[int, int, int]
 
-PAPER = (255, 255, 255)
-INK = (28, 32, 40)
-PALE = (112, 119, 131)
-SHADE = (16, 20, 30)  # what dropped patches sink into
+PAPER: Colour = (255, 255, 255)
+INK: Colour = (28, 32, 40)
+PALE: Colour = (112, 119, 131)
+SHADE: Colour = (16, 20, 30)  # dropped patches are blended with it
 SHADE_SHARE = 0.74
-EDGE = (255, 255, 255)
-PIVOT = (255, 64, 129)
-PIVOT_EDGE = (60, 0, 24)
-UNSEEN = (150, 156, 168)  # hatching, where no token looks
-GAP = 16
-LINE = 1.35  # of a letter's height
+EDGE: Colour = (255, 255, 255)
+PIVOT: Colour = (255, 64, 129)
+PIVOT_EDGE: Colour = (60, 0, 24)
+UNCOVERED: Colour = (150, 156, 168)  # hatching where the image has no token
+KEPT: Colour = (236, 240, 246)  # legend
+DROPPED: Colour = (74, 77, 85)  # legend: white in the shade
+GAP = 16  # pixels between panels
+LINE_HEIGHT = 1.35  # of the font size
+PANELS_IN_A_ROW = 4
+_MARK = 14  # side of a mark in the legend
 
 
 @functools.cache
 def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """DejaVu comes with matplotlib and has most alphabets."""
+    """DejaVu, which comes with matplotlib and has most alphabets."""
     import matplotlib
 
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
@@ -33,8 +37,8 @@ def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont | ImageFont.Im
     return ImageFont.truetype(str(file), size) if file.exists() else ImageFont.load_default(size)
 
 
-def wrapped(text: str, width: int, size: int, bold: bool = False, most: int = 3) -> list[str]:
-    """Lines no wider than `width`; what does not fit into `most` of them ends with an ellipsis."""
+def wrap_text(text: str, width: int, size: int, bold: bool = False, max_lines: int = 3) -> list[str]:
+    """Lines no wider than `width`; a text that does not fit into `max_lines` ends with an ellipsis."""
     letters, lines = font(size, bold), [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
@@ -42,12 +46,12 @@ def wrapped(text: str, width: int, size: int, bold: bool = False, most: int = 3)
             lines[-1] = longer
         else:
             lines.append(word)
-    if len(lines) > most:
-        lines = [*lines[: most - 1], lines[most - 1] + " …"]
-    return [cut(line, width, size, bold) for line in lines]
+    if len(lines) > max_lines:
+        lines = [*lines[: max_lines - 1], lines[max_lines - 1] + " …"]
+    return [ellipsize(line, width, size, bold) for line in lines]
 
 
-def cut(text: str, width: int, size: int, bold: bool = False) -> str:
+def ellipsize(text: str, width: int, size: int, bold: bool = False) -> str:
     letters = font(size, bold)
     if letters.getlength(text) <= width:
         return text
@@ -56,9 +60,9 @@ def cut(text: str, width: int, size: int, bold: bool = False) -> str:
     return text.rstrip() + "…"
 
 
-def written(lines: list[str], size: int, bold: bool = False, colour: tuple[int, int, int] = INK) -> Image.Image:
-    """Lines of text on paper, no wider than they need."""
-    letters, height = font(size, bold), round(size * LINE)
+def text_image(lines: list[str], size: int, bold: bool = False, colour: Colour = INK) -> Image.Image:
+    """Lines of text on white, no wider than they need."""
+    letters, height = font(size, bold), round(size * LINE_HEIGHT)
     wide = max((int(letters.getlength(line)) + 1 for line in lines), default=1)
     page = Image.new("RGB", (max(1, wide), max(1, height * len(lines))), PAPER)
     pen = ImageDraw.Draw(page)
@@ -67,9 +71,9 @@ def written(lines: list[str], size: int, bold: bool = False, colour: tuple[int, 
     return page
 
 
-def stacked(pieces: list[Image.Image], gap: int, least: int = 1) -> Image.Image:
-    """One below the other, on a page of at least so many pixels across."""
-    width = max(least, *(piece.width for piece in pieces))
+def vstack(pieces: list[Image.Image], gap: int, min_width: int = 1) -> Image.Image:
+    """One below the other."""
+    width = max(min_width, *(piece.width for piece in pieces))
     page = Image.new("RGB", (width, sum(p.height for p in pieces) + gap * (len(pieces) - 1)), PAPER)
     top = 0
     for piece in pieces:
@@ -78,8 +82,8 @@ def stacked(pieces: list[Image.Image], gap: int, least: int = 1) -> Image.Image:
     return page
 
 
-def beside(pieces: list[Image.Image], gap: int) -> Image.Image:
-    """One next to the other, tops in a line."""
+def hstack(pieces: list[Image.Image], gap: int) -> Image.Image:
+    """One next to the other, aligned at the top."""
     page = Image.new("RGB", (sum(p.width for p in pieces) + gap * (len(pieces) - 1),
                              max(p.height for p in pieces)), PAPER)  # fmt: skip
     left = 0
@@ -89,56 +93,52 @@ def beside(pieces: list[Image.Image], gap: int) -> Image.Image:
     return page
 
 
-IN_A_LINE = 4
-KEPT = (236, 240, 246)
-DROPPED = (74, 77, 85)  # what white sinks to in the shade
-
-
 def side_by_side(
-    panels: Sequence[Image.Image], heading: str = "", in_a_line: int = IN_A_LINE, legend: Image.Image | None = None
+    panels: Sequence[Image.Image],
+    heading: str = "",
+    in_a_row: int = PANELS_IN_A_ROW,
+    bottom: Image.Image | None = None,
 ) -> Image.Image:
-    """legend: what stands below; the meaning of an overlay's marks unless given."""
+    """A page of panels. bottom: what is below them; by default the legend of an overlay."""
     if not panels:
-        raise ValueError("there is nothing to put side by side: give at least one panel")
-    lines = [list(panels[at : at + in_a_line]) for at in range(0, len(panels), in_a_line)]
-    body = stacked([beside(line, GAP) for line in lines], GAP)
-    head = [written(wrapped(heading, max(body.width, 320), 17, bold=True), 17, bold=True)] if heading else []
-    return _framed(stacked([*head, body, legend or marks()], GAP))
-
-
-def marks() -> Image.Image:
-    each = [
-        (_swatch((236, 240, 246)), "kept"),
-        (_swatch(DROPPED), "dropped"),
-        (_ring(), "pivot"),
-        (_hatch(), "no token looks here"),
-    ]
-    return beside([beside([mark, written([name], 11, colour=PALE)], 5) for mark, name in each], GAP)
-
-
-def _swatch(colour: tuple[int, int, int]) -> Image.Image:
-    page = Image.new("RGB", (14, 14), colour)
-    ImageDraw.Draw(page).rectangle((0, 0, 13, 13), outline=PALE)
-    return page
-
-
-def _ring() -> Image.Image:
-    page = Image.new("RGB", (14, 14), PAPER)
-    pen = ImageDraw.Draw(page)
-    pen.rectangle((0, 0, 13, 13), outline=PIVOT_EDGE)
-    pen.rectangle((1, 1, 12, 12), outline=PIVOT, width=3)
-    return page
-
-
-def _hatch() -> Image.Image:
-    page = _swatch(SHADE)
-    pen = ImageDraw.Draw(page)
-    for start in (-8, 0, 8):
-        pen.line((start, 14, start + 14, 0), fill=UNSEEN)
-    return page
-
-
-def _framed(page: Image.Image) -> Image.Image:
+        raise ValueError("no panels were given: give at least one")
+    rows = [list(panels[start : start + in_a_row]) for start in range(0, len(panels), in_a_row)]
+    body = vstack([hstack(row, GAP) for row in rows], GAP)
+    head = [text_image(wrap_text(heading, max(body.width, 320), 17, bold=True), 17, bold=True)] if heading else []
+    page = vstack([*head, body, bottom or legend()], GAP)
     framed = Image.new("RGB", (page.width + 2 * GAP, page.height + 2 * GAP), PAPER)
     framed.paste(page, (GAP, GAP))
     return framed
+
+
+def legend() -> Image.Image:
+    """The marks of an overlay and what they mean."""
+    marks = [
+        (_swatch(KEPT), "kept"),
+        (_swatch(DROPPED), "dropped"),
+        (_ring_mark(), "pivot"),
+        (_hatch_mark(), "no token here"),
+    ]
+    return hstack([hstack([mark, text_image([name], 11, colour=PALE)], 5) for mark, name in marks], GAP)
+
+
+def _swatch(colour: Colour) -> Image.Image:
+    mark = Image.new("RGB", (_MARK, _MARK), colour)
+    ImageDraw.Draw(mark).rectangle((0, 0, _MARK - 1, _MARK - 1), outline=PALE)
+    return mark
+
+
+def _ring_mark() -> Image.Image:
+    mark = Image.new("RGB", (_MARK, _MARK), PAPER)
+    pen = ImageDraw.Draw(mark)
+    pen.rectangle((0, 0, _MARK - 1, _MARK - 1), outline=PIVOT_EDGE)
+    pen.rectangle((1, 1, _MARK - 2, _MARK - 2), outline=PIVOT, width=3)
+    return mark
+
+
+def _hatch_mark() -> Image.Image:
+    mark = _swatch(SHADE)
+    pen = ImageDraw.Draw(mark)
+    for start in (-8, 0, 8):
+        pen.line((start, _MARK, start + _MARK, 0), fill=UNCOVERED)
+    return mark

@@ -14,8 +14,7 @@ from dart_train.config import load_recipe
 from dart_train.evaluation.comparison import compare
 from dart_train.evaluation.comparison_grid import prepare
 from dart_train.evaluation.generate import LoadedCheckpoint
-from dart_train.models.interpolate_positions import interpolated_positions
-from dart_train.models.resize import fewer_pixels
+from dart_train.models.resize import accept_smaller_images, fewer_pixels
 from dart_train.reduction import REDUCERS
 from tests.evaluation import scene
 from tests.fixtures.runs import Runs
@@ -76,7 +75,7 @@ def test_fewer_pixels_are_made_by_the_processor(done: Path, asked: Path) -> None
     recipe = load_recipe(done / "compare.yaml", [f"compare.sets.0.limit={ASKED}"])
     subject = LoadedCheckpoint(recipe, recipe.model.path, torch.device("cpu"))
     small = fewer_pixels(subject.processor, 16)
-    with interpolated_positions(subject.model):
+    with accept_smaller_images(subject.model):
         said = [scene.plainly(subject.model, small, each) for each in prepare(recipe, progress=False).questions]
     here = [line for line in scene.lines(asked) if (line["method"], line["set"]) == ("fewer_pixels", "one")]
     assert [line["prediction"] for line in here] == said

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from functools import cache
 from typing import Any
 
@@ -12,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from dart_train.models.interpolate_positions import interpolated_positions
-from dart_train.models.resize import fewer_pixels, reached
-from dart_train.models.resize.shrink import fit
+from dart_train.models.families.llava import interpolate_position_embeddings
+from dart_train.models.families.resizer import fit_grid
+from dart_train.models.resize import accept_smaller_images, fewer_pixels, resulting_size
 from tests.zoo import FAMILIES, picture
 from tests.zoo.processors import TILE
 
@@ -52,9 +51,9 @@ def test_tokens_fall_to_what_is_promised_and_the_model_runs(name: str, keep: int
     full, model = FAMILIES[name].processor(), model_of(name)
     shrunk = fewer_pixels(full, keep)
     batch = encoded(shrunk, SIZES)
-    promised = [reached(full, keep, height, width) for width, height in SIZES]
+    promised = [resulting_size(full, keep, height, width) for width, height in SIZES]
     assert tokens(name, batch) == [size.tokens for size in promised]
-    with torch.no_grad(), interpolated_positions(model) if name == "llava" else nullcontext():
+    with torch.no_grad(), accept_smaller_images(model):
         assert model(**batch).logits.isfinite().all()
 
 
@@ -63,15 +62,15 @@ def test_tokens_fall_to_what_is_promised_and_the_model_runs(name: str, keep: int
 def test_where_any_number_is_possible_the_budget_is_met_nearly(name: str, keep: int | float) -> None:
     processor = FAMILIES[name].processor()
     for width, height in SIZES:
-        before = reached(processor, 1.0, height, width).tokens
+        before = resulting_size(processor, 1.0, height, width).tokens
         wanted = min(before, keep if isinstance(keep, int) else round(before * keep))
-        assert 0.75 * wanted <= reached(processor, keep, height, width).tokens <= wanted
+        assert 0.75 * wanted <= resulting_size(processor, keep, height, width).tokens <= wanted
 
 
 @pytest.mark.parametrize("name", TILED)
 def test_tiles_fall_first_and_nothing_goes_below_one_tile(name: str) -> None:
     processor = FAMILIES[name].processor()
-    full, fewer, least = (reached(processor, keep, 64, 64).tokens for keep in (1.0, 50, 1))
+    full, fewer, least = (resulting_size(processor, keep, 64, 64).tokens for keep in (1.0, 50, 1))
     assert least <= fewer <= 50 < full
     one_tile = {"llava_next": 16 + 16 + 4, "llava_onevision": 16 + 16 + 4}.get(name, 16)
     assert least == one_tile
@@ -113,7 +112,7 @@ def test_llava_needs_interpolation_and_says_so_by_failing() -> None:
     plain = encoded(FAMILIES["llava"].processor(), ((TILE, TILE),))
     with torch.no_grad():
         expected = model(**plain).logits
-        with interpolated_positions(model):
+        with accept_smaller_images(model):
             torch.testing.assert_close(model(**plain).logits, expected)
     assert not model.model.vision_tower._forward_pre_hooks
 
@@ -121,9 +120,9 @@ def test_llava_needs_interpolation_and_says_so_by_failing() -> None:
 def test_encoders_of_one_size_are_refused_with_the_reason() -> None:
     with pytest.raises(ValueError, match=r"Gemma3Processor.*projector pools"):
         fewer_pixels(FAMILIES["gemma3"].processor(), 8)
-    with pytest.raises(ValueError, match="cannot interpolate"), interpolated_positions(model_of("qwen2_vl")):
+    with pytest.raises(ValueError, match="cannot interpolate"), interpolate_position_embeddings(model_of("qwen2_vl")):
         pass
-    with pytest.raises(ValueError, match="object: how its encoder takes smaller pictures is not known"):
+    with pytest.raises(ValueError, match="object: how its encoder takes smaller images is not known"):
         fewer_pixels(object(), 8)
 
 
@@ -135,7 +134,7 @@ def test_nonsense_budgets_are_refused(keep: Any) -> None:
 
 @given(st.integers(1, 4000), st.integers(1, 4000), st.integers(1, 1500))
 def test_a_grid_fits_into_its_cells_and_into_the_shape(height: int, width: int, cells: int) -> None:
-    rows, columns = fit(height, width, cells)
+    rows, columns = fit_grid(height, width, cells)
     assert rows >= 1 and columns >= 1 and rows * columns <= cells
     if cells >= 25 and 0.5 <= height / width <= 2:
         assert rows * columns >= 0.8 * cells

@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 
 import dart_train
-import dart_train.visualization.figure
 from dart_train import DART, Random, attach
 from dart_train.__main__ import main
 from tests.zoo import FAMILIES_WITH_VIDEO, save_folder
@@ -109,8 +108,8 @@ def test_what_is_wrong_with_frames_and_model_is_told_at_once(
     assert main([*ask, "--methods", "dart,drat", "--layer", "9", "--out", "page.txt"]) == 2
     told = capsys.readouterr().err
     for words in (
-        "given pictures of 8x8, 32x24, expected those of one video",
-        "--frames: llava is not shown with videos",
+        "images of 8x8, 32x24 were given, expected frames of one video",
+        "--frames: videos of llava models cannot be shown",
         "did you mean dart",
         "--methods dart: layer=9: expected 0 to 4",
         "page.txt",
@@ -123,4 +122,4 @@ def test_a_folder_without_a_processor_is_told_with_the_rest(tmp_path: Path, caps
     (folder / "processor_config.json").unlink()
     assert main(["show", str(folder), "--image", str(tmp_path / "cat.png"), "--question", "what"]) == 2
     told = capsys.readouterr().err
-    assert "cat.png: there is no such file" in told and "no processor" in told
+    assert "cat.png: no such file" in told and "no processor" in told

@@ -6,19 +6,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dart_train.models.geometry import Box
-from dart_train.visualization import Choice, Place, overlay, side_by_side
-from dart_train.visualization.draw import PIVOT, wrapped
-from dart_train.visualization.heatmap import Heat, heat_maps
-from dart_train.visualization.overlay import Patch, still
+from dart_train.models.families import Box, TokenPlace
+from dart_train.visualization import Choice, overlay_panel, side_by_side
+from dart_train.visualization.draw import PIVOT, wrap_text
+from dart_train.visualization.heatmap import HeatMap, draw_heat_maps
+from dart_train.visualization.overlay import OverlayPatch, draw_overlay
 
 WIDTH = 80
 
 
-def quarters(view: str = "picture", picture: int = 0, side: int = 40, frame: int = 0) -> list[Place]:
+def quarters(view: str = "image", image: int = 0, side: int = 40, frame: int = 0) -> list[TokenPlace]:
     half = side // 2
     boxes = [Box(x, y, x + half, y + half) for y in (0, half) for x in (0, half)]
-    return [Place(picture, view, box, frame) for box in boxes]
+    return [TokenPlace(image, view, box, frame) for box in boxes]
 
 
 def plain(colour: tuple[int, int, int] = (200, 120, 40), side: int = 40) -> Image.Image:
@@ -27,7 +27,7 @@ def plain(colour: tuple[int, int, int] = (200, 120, 40), side: int = 40) -> Imag
 
 def test_kept_patches_are_the_picture_and_dropped_ones_lie_in_the_shade() -> None:
     boxes = [place.box for place in quarters() if place.box]
-    page = still(plain(), [Patch(box, i in (0, 3)) for i, box in enumerate(boxes)], WIDTH)
+    page = draw_overlay(plain(), [OverlayPatch(box, i in (0, 3)) for i, box in enumerate(boxes)], WIDTH)
     centres = [page.getpixel(at) for at in ((20, 20), (60, 20), (20, 60), (60, 60))]
     assert centres[0] == centres[3] == (200, 120, 40)
     for dark in (centres[1], centres[2]):
@@ -36,7 +36,7 @@ def test_kept_patches_are_the_picture_and_dropped_ones_lie_in_the_shade() -> Non
 
 def test_pivots_are_ringed_and_nothing_else_is() -> None:
     boxes = [place.box for place in quarters() if place.box]
-    page = np.asarray(still(plain(), [Patch(box, True, i == 2) for i, box in enumerate(boxes)], WIDTH))
+    page = np.asarray(draw_overlay(plain(), [OverlayPatch(box, True, i == 2) for i, box in enumerate(boxes)], WIDTH))
     rows, columns = np.nonzero((page == PIVOT).all(-1))
     assert (columns.min(), rows.min(), columns.max(), rows.max()) == (0, 40, 39, 79)
     assert page[60, 20].tolist() == [200, 120, 40]
@@ -44,21 +44,21 @@ def test_pivots_are_ringed_and_nothing_else_is() -> None:
 
 def test_all_tokens_kept_is_the_picture_itself() -> None:
     boxes = [place.box for place in quarters() if place.box]
-    page = still(plain(), [Patch(box, True) for box in boxes], WIDTH)
+    page = draw_overlay(plain(), [OverlayPatch(box, True) for box in boxes], WIDTH)
     assert page.getcolors() == [(WIDTH * WIDTH, (200, 120, 40))]
 
 
 def test_where_no_token_looks_is_told_from_where_one_was_dropped() -> None:
-    page = still(plain(), [Patch(Box(0, 0, 20, 40), False)], WIDTH)
+    page = draw_overlay(plain(), [OverlayPatch(Box(0, 0, 20, 40), False)], WIDTH)
     assert len(page.crop((2, 2, 38, 78)).getcolors() or []) == 1
     assert len(page.crop((42, 2, 78, 78)).getcolors() or []) > 1
 
 
 def test_every_picture_view_and_frame_has_its_place_in_the_panel() -> None:
-    one = overlay([plain()], quarters(), Choice([True] * 4), width=100)
-    two = overlay([plain(), plain()], [*quarters(), *quarters(picture=1)], Choice([True] * 8), width=100)
-    both = overlay([plain()], [*quarters("overview"), *quarters("tiles")], Choice([True] * 8), width=100)
-    film = overlay([[plain()] * 8], [p for i in range(0, 8, 2) for p in quarters("video", frame=i)],
+    one = overlay_panel([plain()], quarters(), Choice([True] * 4), width=100)
+    two = overlay_panel([plain(), plain()], [*quarters(), *quarters(image=1)], Choice([True] * 8), width=100)
+    both = overlay_panel([plain()], [*quarters("overview"), *quarters("tiles")], Choice([True] * 8), width=100)
+    film = overlay_panel([[plain()] * 8], [p for i in range(0, 8, 2) for p in quarters("video", frame=i)],
                    Choice([True] * 16), width=100)  # fmt: skip
     head = one.height - 100
     assert two.height - head == 2 * 100 + 8
@@ -68,8 +68,8 @@ def test_every_picture_view_and_frame_has_its_place_in_the_panel() -> None:
 
 
 def test_a_line_of_panels_stands_level() -> None:
-    with_pivots = overlay([plain()], quarters(), Choice([True] * 4, [True] * 4, ("what", "colour")), "dart", 200)
-    without = overlay([plain()], quarters(), Choice([True] * 4), "a method with a very long name indeed", 200)
+    with_pivots = overlay_panel([plain()], quarters(), Choice([True] * 4, [True] * 4, ("what", "colour")), "dart", 200)
+    without = overlay_panel([plain()], quarters(), Choice([True] * 4), "a method with a very long name indeed", 200)
     assert with_pivots.size == without.size
     page = side_by_side([with_pivots, without], "what? " * 60)
     assert page.width == 2 * 200 + 3 * 16
@@ -77,35 +77,35 @@ def test_a_line_of_panels_stands_level() -> None:
 
 def test_a_choice_over_other_tokens_is_refused() -> None:
     with pytest.raises(ValueError, match="kept has 3 entries; pivots has 5 entries; expected one for each of the 4"):
-        overlay([plain()], quarters(), Choice([True] * 3, [False] * 5))
-    with pytest.raises(ValueError, match="1 pictures were given, but the tokens see 2"):
-        overlay([plain()], quarters(picture=1), Choice([True] * 4))
+        overlay_panel([plain()], quarters(), Choice([True] * 3, [False] * 5))
+    with pytest.raises(ValueError, match="1 images were given, but the tokens are of 2"):
+        overlay_panel([plain()], quarters(image=1), Choice([True] * 4))
 
 
 def test_long_texts_are_cut_to_their_width() -> None:
-    lines = wrapped("word " * 100 + "x" * 300, 200, 14, most=3)
+    lines = wrap_text("word " * 100 + "x" * 300, 200, 14, max_lines=3)
     assert len(lines) == 3 and lines[-1].endswith("…")
-    assert wrapped("", 200, 14) == [""]
+    assert wrap_text("", 200, 14) == [""]
 
 
 def test_a_heat_map_is_the_share_kept_of_what_was_seen() -> None:
-    heat = Heat(cells=4)
+    heat = HeatMap(cells=4)
     heat.add(quarters(), [True, False, False, True], [(40, 40)])
     heat.add(quarters(), [True, True, False, False], [(40, 40)])
     two = np.full((2, 2), 0.5)
     assert np.allclose(heat.share(), np.block([[two * 2, two], [two * 0, two]]))
-    heat.add([Place(0, "picture", Box(0, 0, 20, 10))], [False], [(40, 40)])  # half of the first row
+    heat.add([TokenPlace(0, "image", Box(0, 0, 20, 10))], [False], [(40, 40)])  # half of the first row
     assert heat.share()[0].tolist() == [pytest.approx(2 / 3)] * 2 + [0.5] * 2
 
 
 def test_heat_maps_share_one_scale_and_leave_blank_what_nobody_saw() -> None:
-    full, some = Heat(cells=2), Heat(cells=2)
+    full, some = HeatMap(cells=2), HeatMap(cells=2)
     full.add(quarters(), [True] * 4, [(40, 40)])
     some.add(quarters()[:2], [True, False], [(40, 40)])
     assert np.isnan(some.share()[1]).all()
-    page = heat_maps({"all": full, "some": some})
+    page = draw_heat_maps({"all": full, "some": some})
     assert page.width == 2 * 220 + 3 * 16
     with pytest.raises(ValueError, match="no sample"):
-        heat_maps({"none": Heat()})
+        draw_heat_maps({"none": HeatMap()})
     with pytest.raises(ValueError, match="kept has 1 entries"):
         full.add(quarters(), [True], [(40, 40)])

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dart_train.hooks import Kept, attach
 from dart_train.reduction import DART, FastV, Reducer
-from dart_train.visualization import chosen
+from dart_train.visualization import choice_of_row
 from tests.zoo import FAMILIES, make_batch
 
 
@@ -56,13 +56,13 @@ def test_pivots_of_a_later_stage_stand_in_the_whole_sequence() -> None:
 def test_a_method_without_pivots_has_none() -> None:
     found = kept(make_batch("llava", (1,)), FastV(keep=9))
     assert found.pivots is None
-    assert chosen(found).pivots is None and chosen(found).number == 9
+    assert choice_of_row(found).pivots is None and choice_of_row(found).number == 9
 
 
 def test_pivot_words_are_those_of_the_question() -> None:
     batch, tokenizer = make_batch("llava", (1,)), FAMILIES["llava"].processor().tokenizer
     found = kept(batch, DART(keep=9))
-    choice = chosen(found, 0, batch["input_ids"][0], tokenizer)
+    choice = choice_of_row(found, 0, batch["input_ids"][0], tokenizer)
     assert len(choice.words) == 4 and choice.number == 9 and len(choice.kept) == 64
     text = tokenizer.decode(batch["input_ids"][0])
     assert all(word == "␣" or word in text for word in choice.words)

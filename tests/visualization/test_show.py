@@ -55,16 +55,16 @@ def test_all_that_is_wrong_is_told_at_once_before_a_model_is_read(
     assert main(ask) == 2
     told = capsys.readouterr().err
     for words in (
-        "cat.png: there is no such file",
-        "broken.png: no picture that can be opened",
+        "cat.png: no such file",
+        "broken.png: not an image that can be opened",
         "--question is empty",
         "did you mean dart",
-        "fewer_pixels: it drops no tokens",
+        "fewer_pixels drops no tokens",
         "--keep=1.5: expected",
         "page.txt",
     ):
         assert words in told, words
     assert main(["show", "model", "--question", "what"]) == 2
-    assert "nothing to look at" in capsys.readouterr().err
+    assert "no image: give --image" in capsys.readouterr().err
     assert main(["show", "model", "--image", "x", "--question", "what", "--keep", "many"]) == 2
     assert "--keep 'many': expected a number of tokens" in capsys.readouterr().err

@@ -8,10 +8,11 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from ...models.families import UnknownGridError
-from ...models.loading import bones, read_config
-from ...visualization import Choice, Place, geometry, overlay
-from ...visualization.heatmap import Heat, heat_maps
+from ...models.families import TokenPlace, UnknownGridError
+from ...models.loading import build_meta_model, read_config
+from ...models.token_places import locate_tokens
+from ...visualization import Choice, overlay_panel
+from ...visualization.heatmap import HeatMap, draw_heat_maps
 from ..answer_store import AnswerRecord, from_ranges
 from ..comparison import ComparisonResults
 from ..prompts import QuestionEncoder
@@ -20,7 +21,7 @@ from ..questions import Question
 WIDTH = 264  # pixels of a panel
 _SAMPLES = 200  # that a heat map is of
 
-Observed = tuple[list[tuple[int, int]], list[Place]]  # sizes of the pictures, what each token sees
+Observed = tuple[list[tuple[int, int]], list[TokenPlace]]  # sizes of the pictures, what each token sees
 
 
 class Views:
@@ -45,7 +46,7 @@ class Views:
         kept = self.kept(line, len(seen[1]))
         if kept is None:
             return None
-        return overlay(self._question(line).images(), seen[1], Choice(kept), title, WIDTH)
+        return overlay_panel(self._question(line).images(), seen[1], Choice(kept), title, WIDTH)
 
     @staticmethod
     def kept(line: AnswerRecord, number: int) -> list[bool] | None:
@@ -57,13 +58,13 @@ class Views:
 
     def heat(self, lines: Sequence[AnswerRecord]) -> Image.Image | None:
         """One map a method, of lines at one budget of one checkpoint."""
-        maps: dict[str, Heat] = {}
+        maps: dict[str, HeatMap] = {}
         for line in tqdm(lines, desc="heat maps", leave=False, delay=2):
             seen = self.seen(line)
             kept = self.kept(line, len(seen[1])) if seen is not None else None
             if seen is not None and kept is not None:
-                maps.setdefault(line["method"], Heat()).add(seen[1], kept, sizes=seen[0])
-        return heat_maps(maps) if maps else None
+                maps.setdefault(line["method"], HeatMap()).add(seen[1], kept, sizes=seen[0])
+        return draw_heat_maps(maps) if maps else None
 
     def _look(self, checkpoint: str, question: Question) -> Observed | None:
         if not question.refs:
@@ -71,7 +72,7 @@ class Views:
         model, prompts = self._of(checkpoint)
         images = question.images()
         try:
-            places = geometry(model, prompts.processor, prompts.batch([question]), [images])[0]
+            places = locate_tokens(model, prompts.processor, prompts.batch([question]), [images])[0]
             return [image.size for image in images], places
         except UnknownGridError:
             return None
@@ -83,7 +84,7 @@ class Views:
         if checkpoint not in self._bones:
             found = self.results.prepared.found[checkpoint]
             source = found.source
-            model = bones(read_config(source.path, source.revision, source.trust_remote_code))
+            model = build_meta_model(read_config(source.path, source.revision, source.trust_remote_code))
             self._bones[checkpoint] = (model, QuestionEncoder(found.processor))
         return self._bones[checkpoint]
 

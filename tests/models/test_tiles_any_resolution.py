@@ -12,7 +12,7 @@ from transformers import LlavaNextConfig, LlavaOnevisionConfig
 from transformers.models.llava_next.modeling_llava_next import LlavaNextModel, get_anyres_image_grid_shape
 from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOnevisionModel
 
-from dart_train.models.families import family_of
+from dart_train.models.families import find_family
 from dart_train.reduction.batch_layout import SampleLayout
 
 
@@ -53,7 +53,7 @@ def test_any_resolution_is_unpadded_shrunk_and_broken_as_the_model_does(which: i
     config = CONFIGS[which]
     sequence = packed(config, size)
     inputs = {"image_sizes": torch.tensor([size])}
-    (((side, other), (rows, columns)),) = family_of(config.model_type).tiles(config, inputs, prompt(len(sequence)))
+    (((side, other), (rows, columns)),) = find_family(config.model_type).tiles(config, inputs, prompt(len(sequence)))
     assert side == other and (sequence[:, 0] == 2).sum() == side * side
     large = sequence[side * side :].view(rows, columns, 3)
     assert (large[:, -1] == 0).all() and (large[:, :-1, 0] > 0.99).all()
@@ -64,11 +64,11 @@ def test_any_resolution_is_unpadded_shrunk_and_broken_as_the_model_does(which: i
 
 def test_the_limit_of_onevision_shrinks_large_pictures() -> None:
     sizes = torch.tensor([(2304, 2304)])
-    tiles = family_of("llava_onevision").tiles(CONFIGS[1], {"image_sizes": sizes}, prompt(729 + 81 * 82))
+    tiles = find_family("llava_onevision").tiles(CONFIGS[1], {"image_sizes": sizes}, prompt(729 + 81 * 82))
     assert tiles == [[(27, 27), (81, 82)]]  # of 162 x 162
 
 
 def test_adjacent_pictures_of_any_resolution_are_one_run() -> None:
     sizes = torch.tensor([(336, 672), (672, 336)])
-    tiles = family_of("llava_next").tiles(CONFIGS[0], {"image_sizes": sizes}, prompt(2 * 576 + 24 * 49 + 48 * 25))
+    tiles = find_family("llava_next").tiles(CONFIGS[0], {"image_sizes": sizes}, prompt(2 * 576 + 24 * 49 + 48 * 25))
     assert tiles == [[(24, 24), (24, 49)], [(24, 24), (48, 25)]]

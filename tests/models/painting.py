@@ -16,8 +16,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from dart_train.models.geometry import Box, Place, geometry
+from dart_train.models.families import Box, TokenPlace
 from dart_train.models.structure import find_parts
+from dart_train.models.token_places import locate_tokens
 from tests.zoo import FAMILIES, encode
 from tests.zoo.processors import processor_of
 from tests.zoo.video import PatchedFrames
@@ -64,8 +65,8 @@ def films(name: str, rows: Sequence[Sequence[Image.Image]]) -> dict[str, Tensor]
     return dict(encoded)
 
 
-def places(name: str, pictures: Sequence[Image.Image]) -> list[Place]:
-    return geometry(deaf_model(name), FAMILIES[name].processor(), ask(name, [pictures]), [pictures])[0]
+def places(name: str, pictures: Sequence[Image.Image]) -> list[TokenPlace]:
+    return locate_tokens(deaf_model(name), FAMILIES[name].processor(), ask(name, [pictures]), [pictures])[0]
 
 
 @torch.no_grad()

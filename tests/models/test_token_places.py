@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from dart_train.models.families import UnknownGridError
-from dart_train.models.geometry import Box, Place, geometry
-from dart_train.models.geometry.anyres import _line
-from tests.visualization.painting import ask, changes, deaf_model, films, painted, places, visual_tokens
+from dart_train.models.families import Box, TokenPlace, UnknownGridError
+from dart_train.models.families.llava_next import _line
+from dart_train.models.token_places import locate_tokens
+from tests.models.painting import ask, changes, deaf_model, films, painted, places, visual_tokens
 from tests.zoo import FAMILIES, FAMILIES_WITH_VIDEO, picture
 
 # Sizes at which nothing is resized on the way to the tiles: then not a pixel may be wrong.
@@ -45,14 +45,12 @@ def test_paint_reaches_exactly_the_tokens_whose_rectangle_it_touches(name: str) 
 def test_of_all_tokens_of_a_view_paint_moves_the_one_it_lies_on_most(name: str, sizes: list[tuple[int, int]]) -> None:
     shown = [picture(3 + i, size) for i, size in enumerate(sizes)]
     found, number = places(name, shown), len(shown) - 1
-    asked = [i for i, place in enumerate(found) if place.picture == number and place.box][
-        :: 6 if len(found) > 60 else 3
-    ]
+    asked = [i for i, place in enumerate(found) if place.image == number and place.box][:: 6 if len(found) > 60 else 3]
     moved = changes(name, shown, number, [box for i in asked if (box := found[i].box)])
     for i, row in zip(asked, moved.tolist(), strict=True):
-        same = [j for j, place in enumerate(found) if (place.view, place.picture) == (found[i].view, number)]
+        same = [j for j, place in enumerate(found) if (place.view, place.image) == (found[i].view, number)]
         assert max(same, key=row.__getitem__) == i
-        assert not any(row[j] > MOVED for j, place in enumerate(found) if place.picture != number)
+        assert not any(row[j] > MOVED for j, place in enumerate(found) if place.image != number)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -61,8 +59,8 @@ def test_rectangles_lie_in_the_picture_and_those_of_a_view_cover_it_once(name: s
     shown = [picture(5, (97, 61)), picture(6, (40, 70))][: 1 if name == "llava_onevision" else 2]
     found = places(name, shown)
     for number, (width, height) in enumerate(one.size for one in shown):
-        for view in {place.view for place in found if place.picture == number and place.box}:
-            boxes = [p.box for p in found if (p.picture, p.view) == (number, view) and p.box is not None]
+        for view in {place.view for place in found if place.image == number and place.box}:
+            boxes = [p.box for p in found if (p.image, p.view) == (number, view) and p.box is not None]
             assert all(0 <= b.left < b.right <= width and 0 <= b.top < b.bottom <= height for b in boxes)
             left, top = min(b.left for b in boxes), min(b.top for b in boxes)
             right, bottom = max(b.right for b in boxes), max(b.bottom for b in boxes)
@@ -86,7 +84,7 @@ def test_each_token_of_a_video_sees_its_own_frames(name: str) -> None:
     frames = [picture(40 + i, (32, 24)) for i in range(4)]
     batch = films(name, [frames])
     model, processor = deaf_model(name), FAMILIES[name].processor()
-    found = geometry(model, processor, batch, [[frames]])[0]
+    found = locate_tokens(model, processor, batch, [[frames]])[0]
     before = visual_tokens(name, batch)
     for at in (0, 3):
         after = [painted(f, Box(8, 0, 16, 8)) if i == at else f for i, f in enumerate(frames)]
@@ -97,8 +95,8 @@ def test_each_token_of_a_video_sees_its_own_frames(name: str) -> None:
 def test_each_row_of_a_batch_has_its_own_places() -> None:
     shown = [[picture(1, (64, 40))], [], [picture(2, (32, 64)), picture(3, (50, 50))]]
     model, processor = deaf_model("qwen2_vl"), FAMILIES["qwen2_vl"].processor()
-    together = geometry(model, processor, ask("qwen2_vl", shown), shown)
-    assert together == [geometry(model, processor, ask("qwen2_vl", [row]), [row])[0] for row in shown]
+    together = locate_tokens(model, processor, ask("qwen2_vl", shown), shown)
+    assert together == [locate_tokens(model, processor, ask("qwen2_vl", [row]), [row])[0] for row in shown]
 
 
 def test_pixels_left_over_behind_the_patches_are_under_no_token() -> None:
@@ -110,20 +108,20 @@ def test_pixels_left_over_behind_the_patches_are_under_no_token() -> None:
 def test_what_is_not_known_is_refused() -> None:
     shown, processor = [picture(1)], FAMILIES["llava"].processor()
     batch = ask("llava", [shown])
-    with pytest.raises(UnknownGridError, match="2 pictures were given, but the prompt holds 1"):
-        geometry(deaf_model("llava"), processor, batch, [shown * 2])
-    with pytest.raises(ValueError, match="pictures of 2 samples were given for a batch of 1"):
-        geometry(deaf_model("llava"), processor, batch, [shown, shown])
+    with pytest.raises(UnknownGridError, match="2 images were given, but the prompt has 1"):
+        locate_tokens(deaf_model("llava"), processor, batch, [shown * 2])
+    with pytest.raises(ValueError, match="images of 2 samples were given for a batch of 1"):
+        locate_tokens(deaf_model("llava"), processor, batch, [shown, shown])
     stranger = FAMILIES["llava"].model()
     stranger.config.model_type = "strange"
     with pytest.raises(UnknownGridError, match="model_type 'strange'"):
-        geometry(stranger, processor, batch, [shown])
+        locate_tokens(stranger, processor, batch, [shown])
 
 
 def test_a_place_without_a_rectangle_is_a_line_break() -> None:
     """LLaVA-NeXT: one behind each row of the large picture, and nowhere else."""
     found = places("llava_next", [picture(3, (64, 64))])
-    large: list[Place] = found[16:]
+    large: list[TokenPlace] = found[16:]
     assert [i for i, place in enumerate(large) if place.box is None] == [9 * row + 8 for row in range(8)]
     assert all(place.box for place in found[:16])
 

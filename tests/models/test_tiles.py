@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import LlavaNextConfig
 
-from dart_train.models.families import Tile, UnknownGridError, family_of
+from dart_train.models.families import Tile, UnknownGridError, find_family
 from dart_train.models.structure import find_parts
 from dart_train.reduction.batch_layout import BatchLayout, SampleLayout
 from tests.zoo import FAMILIES, FAMILIES_WITH_VIDEO, encode, make_video_batch, picture
@@ -85,19 +85,19 @@ def test_onevision_does_not_tile_several_images() -> None:
     ("model_type", "inputs", "text", "said"),
     [
         ("llava_next", {}, "v" * 10, "image_sizes is missing"),
-        ("llava_next", {"image_sizes": [(336, 672)]}, "v" * 576, r"make 1752 visual tokens, but 576"),
+        ("llava_next", {"image_sizes": [(336, 672)]}, "v" * 576, r"make 1752 visual tokens, but the prompt has 576"),
         ("qwen2_vl", {}, "vvvv", "image_grid_thw is missing"),
         ("qwen2_vl", {"image_grid_thw": [[1, 4, 4]]}, "vvvvtvvvv", "image_grid_thw .* fewer grids"),
         ("qwen3_vl", {"image_grid_thw": [[1, 4, 4]]}, "wwww", "video_grid_thw is missing"),
-        ("idefics3", {}, f"m{'v' * 16}m{'v' * 15}m", "15 visual tokens in a row are not a square"),
-        ("idefics3", {}, "mvvvv", "what closes its last image is missing"),
-        ("another", {}, "vvvv", "no record .* model_type"),
+        ("idefics3", {}, f"m{'v' * 16}m{'v' * 15}m", "a run of 15 visual tokens is not a square"),
+        ("idefics3", {}, "mvvvv", "marker that ends its last image is missing"),
+        ("another", {}, "vvvv", "no record .* 'another' models"),
     ],
 )
 def test_an_unknown_grid_is_refused(model_type: str, inputs: Any, text: str, said: str) -> None:
     config = LlavaNextConfig() if model_type == "llava_next" else config_of(model_type)
     with pytest.raises(UnknownGridError, match=said):
-        family_of(model_type).tiles(config, inputs, [row(text)])
+        find_family(model_type).tiles(config, inputs, [row(text)])
 
 
 def config_of(model_type: str) -> Any:
@@ -108,7 +108,7 @@ def config_of(model_type: str) -> Any:
 def test_images_and_videos_of_one_batch_keep_their_order() -> None:
     inputs = {"image_grid_thw": torch.tensor([[1, 4, 8], [1, 2, 2]]), "video_grid_thw": torch.tensor([[3, 4, 4]])}
     rows = [row("t" + "v" * 8 + "twwwwtwwwwtwwwwt"), row("ttt"), row("vt")]
-    tiles = family_of("qwen3_vl").tiles(config_of("qwen3_vl"), inputs, rows)
+    tiles = find_family("qwen3_vl").tiles(config_of("qwen3_vl"), inputs, rows)
     assert tiles == [[(2, 4)], [(2, 2)] * 3, [(1, 1)]]
 
 
@@ -122,9 +122,9 @@ def test_images_and_videos_of_one_batch_keep_their_order() -> None:
     ],
 )
 def test_the_marks_tell_which_tiles_are_of_one_image(text: str, images: list[int]) -> None:
-    assert [len(tiles) for tiles in family_of("smolvlm").tiles(None, {}, [row("tt"), row(text)])] == images
+    assert [len(tiles) for tiles in find_family("smolvlm").tiles(None, {}, [row("tt"), row(text)])] == images
 
 
 def test_every_tiny_family_has_a_record() -> None:
-    assert all(family_of(FAMILIES[name].model().config.model_type).model_types for name in FAMILIES)
+    assert all(find_family(FAMILIES[name].model().config.model_type).model_types for name in FAMILIES)
     assert set(FAMILIES_WITH_VIDEO) <= set(FAMILIES)
