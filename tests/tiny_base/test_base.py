@@ -1,4 +1,4 @@
-"""The base model: every stage learns, what is packed together is as if asked alone, a kill costs nothing."""
+"""The base model: every stage trains its own weights, packed questions equal single ones, a killed run resumes."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from dart_train.config.errors import RecipeError
 from dart_train.models.processors import load_processor
 from data.shapes import LEVELS, draw, questions, scene
 from data.tiny_base.train.command import train
-from data.tiny_base.train.mask import masked
+from data.tiny_base.train.mask import additive, attention_masks, mask_first_layers
 from data.tiny_base.train.model import TrainingBundle
-from data.tiny_base.train.processor import UNKNOWN, processor, tokenizer
+from data.tiny_base.train.processor import UNKNOWN, make_processor, make_tokenizer
 from data.tiny_base.train.recipe import Base, Stage, load_base
-from data.tiny_base.train.samples import NO_LABEL, lesson, pack
-from data.tiny_base.train.stages import Stages
+from data.tiny_base.train.samples import IGNORED, pack, scene_batch
+from data.tiny_base.train.stages import StageLosses
 
 ROOT = Path(__file__).parents[2]
 RECIPE = """
@@ -44,7 +44,7 @@ def recipe_in(folder: Path, *overrides: str) -> Base:
     return load_base(file, overrides)
 
 
-def test_the_verb_leaves_a_model_that_transformers_loads_and_a_card(tmp_path: Path) -> None:
+def test_base_command_writes_a_model_that_transformers_loads_and_a_card(tmp_path: Path) -> None:
     recipe_in(tmp_path)
     assert main(["base", str(tmp_path / "recipe.yaml")]) == 0
     model = LlavaForConditionalGeneration.from_pretrained(tmp_path / "model")
@@ -56,43 +56,43 @@ def test_the_verb_leaves_a_model_that_transformers_loads_and_a_card(tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", ["vision", "language", "projector", "joint"])
-def test_each_stage_moves_its_own_weights_alone(tmp_path: Path, name: str) -> None:
+def test_each_stage_trains_only_its_own_weights(tmp_path: Path, name: str) -> None:
     recipe = recipe_in(tmp_path)
-    workshop = TrainingBundle(recipe)
-    stages = Stages(recipe, workshop, processor(96, 16).image_processor)
+    bundle = TrainingBundle(recipe)
+    losses = StageLosses(recipe, bundle, make_processor(96, 16).image_processor)
     stage = recipe.stages.named()[name]
-    learning = {id(weight) for weight in stages.learning(name)}
-    loss, right = stages.loss(name, stage)(lesson(recipe, stage, 0))
+    learning = {id(weight) for weight in losses.trained(name)}
+    loss, right = losses.loss(name, stage)(scene_batch(recipe, stage, 0))
     loss.backward()
-    moved = {id(weight) for weight in workshop.parameters() if weight.grad is not None and weight.grad.abs().sum() > 0}
+    moved = {id(weight) for weight in bundle.parameters() if weight.grad is not None and weight.grad.abs().sum() > 0}
     assert learning and len(moved & learning) > 0.6 * len(learning)
     assert right <= 1
 
 
-def test_what_a_kill_interrupted_goes_on_as_if_nothing_had_been(tmp_path: Path) -> None:
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    for folder in (whole, cut):
+def test_a_killed_training_resumes_with_the_same_result(tmp_path: Path) -> None:
+    complete, killed = tmp_path / "complete", tmp_path / "killed"
+    for folder in (complete, killed):
         folder.mkdir()
-    train(recipe_in(whole), until="joint")
-    workshop = torch.load(whole / "stages" / "joint.pt", weights_only=True)["workshop"]
-    train(recipe_in(cut), until="vision")
+    train(recipe_in(complete), until="joint")
+    bundle = torch.load(complete / "stages" / "joint.pt", weights_only=True)["bundle"]
+    train(recipe_in(killed), until="vision")
     with pytest.raises(KeyboardInterrupt):
-        train_and_be_killed(recipe_in(cut))
-    train(recipe_in(cut), until="joint")
-    again = torch.load(cut / "stages" / "joint.pt", weights_only=True)["workshop"]
-    assert all(torch.equal(workshop[name], again[name]) for name in workshop)
+        train_and_be_killed(recipe_in(killed))
+    train(recipe_in(killed), until="joint")
+    resumed = torch.load(killed / "stages" / "joint.pt", weights_only=True)["bundle"]
+    assert all(torch.equal(bundle[name], resumed[name]) for name in bundle)
 
 
-def test_stages_of_another_recipe_are_not_taken_up(tmp_path: Path) -> None:
+def test_stages_of_another_recipe_are_not_resumed(tmp_path: Path) -> None:
     train(recipe_in(tmp_path), until="vision")
-    with pytest.raises(ValueError, match=r"vision\.pt was learned by another recipe"):
+    with pytest.raises(ValueError, match=r"vision\.pt was trained with another recipe"):
         train(recipe_in(tmp_path, "stages.joint.steps=4"), until="vision")
 
 
 def train_and_be_killed(recipe: Base) -> None:
     """In the middle of the language stage."""
     calls = 0
-    answering = Stages._answering
+    answering = StageLosses.answer_loss
 
     def killed(*args: object) -> object:
         nonlocal calls
@@ -102,7 +102,7 @@ def train_and_be_killed(recipe: Base) -> None:
         return answering(*args)  # type: ignore[arg-type]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Stages, "_answering", killed)
+        patch.setattr(StageLosses, "answer_loss", killed)
         train(recipe, until="joint")
 
 
@@ -110,65 +110,65 @@ def draw_one() -> object:
     return draw(scene(0, "train", 0, "tiny"))
 
 
-def test_questions_packed_behind_a_picture_are_answered_as_if_asked_alone(tmp_path: Path) -> None:
+def test_loss_of_packed_questions_equals_that_of_single_questions(tmp_path: Path) -> None:
     recipe = recipe_in(tmp_path)
-    workshop = TrainingBundle(recipe).eval()
-    made = processor(96, 16)
-    stages = Stages(recipe, workshop, made.image_processor)
-    together = lesson(recipe, recipe.stages.joint, 0)
-    loss, _ = stages.loss("joint", recipe.stages.joint)(together)
+    bundle = TrainingBundle(recipe).eval()
+    made = make_processor(96, 16)
+    losses = StageLosses(recipe, bundle, made.image_processor)
+    together = scene_batch(recipe, recipe.stages.joint, 0)
+    loss, _ = losses.loss("joint", recipe.stages.joint)(together)
     alone, tokens = 0.0, 0
     for one in together.scenes:
-        for asked in questions(one)[:7]:
-            content = [{"type": "image"}, {"type": "text", "text": asked.question}]
-            turns = [{"role": "user", "content": content}, {"role": "assistant", "content": asked.answer}]
+        for pair in questions(one)[:7]:
+            content = [{"type": "image"}, {"type": "text", "text": pair.question}]
+            turns = [{"role": "user", "content": content}, {"role": "assistant", "content": pair.answer}]
             batch = made(text=made.apply_chat_template(turns), images=[draw(one)], return_tensors="pt")
-            answer = len(made.tokenizer(asked.answer)["input_ids"]) + 1
+            answer = len(made.tokenizer(pair.answer)["input_ids"]) + 1
             labels = batch["input_ids"].clone()
-            labels[:, :-answer] = NO_LABEL
-            alone += float(workshop.model(**batch, labels=labels).loss.detach()) * answer
+            labels[:, :-answer] = IGNORED
+            alone += float(bundle.model(**batch, labels=labels).loss.detach()) * answer
             tokens += answer
     assert float(loss.detach()) == pytest.approx(alone / tokens, rel=1e-4)
 
 
-def test_a_conversation_is_packed_as_the_chat_template_writes_it(tmp_path: Path) -> None:
+def test_a_packed_conversation_has_the_tokens_of_the_chat_template(tmp_path: Path) -> None:
     recipe = recipe_in(tmp_path)
-    workshop, made = TrainingBundle(recipe).eval(), processor(96, 16)
-    loss_of = Stages(recipe, workshop, made.image_processor).loss("joint", recipe.stages.joint)
-    whole = lesson(recipe, Stage(steps=1, batch_size=1, learning_rate=1.0, conversations=1.0), 0)
+    bundle, made = TrainingBundle(recipe).eval(), make_processor(96, 16)
+    loss_of = StageLosses(recipe, bundle, made.image_processor).loss("joint", recipe.stages.joint)
+    batch = scene_batch(recipe, Stage(steps=1, batch_size=1, learning_rate=1.0, conversations=1.0), 0)
     turns: list[dict[str, object]] = []
-    for asked in questions(whole.scenes[0])[:7]:
-        picture = [] if turns else [{"type": "image"}]
-        turns += [{"role": "user", "content": [*picture, {"type": "text", "text": asked.question}]}]
-        turns += [{"role": "assistant", "content": asked.answer}]
-    batch = made(text=made.apply_chat_template(turns), images=[draw(whole.scenes[0])], return_tensors="pt")
-    assert whole.packed.ids.tolist() == batch["input_ids"].tolist()
-    expected = workshop.model(**batch, labels=whole.packed.labels).loss.detach()
-    assert float(loss_of(whole)[0].detach()) == pytest.approx(float(expected), rel=1e-4)
+    for pair in questions(batch.scenes[0])[:7]:
+        image = [] if turns else [{"type": "image"}]
+        turns += [{"role": "user", "content": [*image, {"type": "text", "text": pair.question}]}]
+        turns += [{"role": "assistant", "content": pair.answer}]
+    inputs = made(text=made.apply_chat_template(turns), images=[draw(batch.scenes[0])], return_tensors="pt")
+    assert batch.packed.ids.tolist() == inputs["input_ids"].tolist()
+    expected = bundle.model(**inputs, labels=batch.packed.labels).loss.detach()
+    assert float(loss_of(batch)[0].detach()) == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_a_packed_question_has_the_tokens_of_the_chat_template() -> None:
-    made, pair = processor(96, 16), ("Which shape is red?", "circle")
+    made, pair = make_processor(96, 16), ("Which shape is red?", "circle")
     content = [{"type": "image"}, {"type": "text", "text": pair[0]}]
     turns = [{"role": "user", "content": content}, {"role": "assistant", "content": pair[1]}]
     batch = made(text=made.apply_chat_template(turns), images=[draw_one()], return_tensors="pt")
     assert pack([[pair]], torch.ones(1, 36, dtype=torch.bool)).ids.tolist() == batch["input_ids"].tolist()
 
 
-def test_in_blind_layers_no_question_sees_the_picture(tmp_path: Path) -> None:
+def test_text_does_not_attend_to_the_image_in_blind_layers(tmp_path: Path) -> None:
     recipe = recipe_in(tmp_path)
-    workshop = TrainingBundle(recipe).eval()
-    packed = lesson(recipe, recipe.stages.language, 0).packed
-    image, language = workshop.model.config.image_token_id, workshop.model.model.language_model
-    open_, covered = packed.mask(image)
-    embeds = workshop.model.get_input_embeddings()(packed.ids)
+    bundle = TrainingBundle(recipe).eval()
+    packed = scene_batch(recipe, recipe.stages.language, 0).packed
+    image, language = bundle.model.config.image_token_id, bundle.model.model.language_model
+    mask, without_image = map(additive, attention_masks(packed, image))
+    embeds = bundle.model.get_input_embeddings()(packed.ids)
     other = torch.where((packed.ids == image).unsqueeze(-1), torch.randn_like(embeds), embeds)
     text = packed.group > 0
 
     def states(given: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        with masked(language.layers, 2, covered):
+        with mask_first_layers(language.layers, 2, without_image):
             return language(
-                inputs_embeds=given, attention_mask=open_, position_ids=packed.positions, output_hidden_states=True
+                inputs_embeds=given, attention_mask=mask, position_ids=packed.positions, output_hidden_states=True
             ).hidden_states
 
     one, two = states(embeds), states(other)
@@ -177,16 +177,16 @@ def test_in_blind_layers_no_question_sees_the_picture(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("difficulty", LEVELS)
-def test_every_answer_comes_back_as_it_was_and_no_word_is_unknown(difficulty: str) -> None:
-    words = tokenizer()
+def test_tokenizer_decodes_every_answer_and_knows_every_word(difficulty: str) -> None:
+    words = make_tokenizer()
     for index in range(20):
-        for asked in questions(scene(1, "test", index, difficulty)):
-            ids = words(asked.answer)["input_ids"]
-            assert words.decode(ids) == asked.answer
-            assert words.unk_token_id not in [*ids, *words(asked.question)["input_ids"]], f"{UNKNOWN} in {asked}"
+        for pair in questions(scene(1, "test", index, difficulty)):
+            ids = words(pair.answer)["input_ids"]
+            assert words.decode(ids) == pair.answer
+            assert words.unk_token_id not in [*ids, *words(pair.question)["input_ids"]], f"{UNKNOWN} in {pair}"
 
 
-def test_a_recipe_tells_all_that_is_wrong_with_it(tmp_path: Path) -> None:
+def test_all_problems_of_a_recipe_are_reported_together(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=re.compile("3 problems.*vision.batch_size.*joint.steps.*vision.hats", re.S)):
         recipe_in(tmp_path, "vision.hats=2", "stages.joint.steps=0", "stages.vision.batch_size=none")
     with pytest.raises(RecipeError, match=r"a divisor of language\.width = 16"):

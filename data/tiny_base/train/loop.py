@@ -1,4 +1,4 @@
-"""One stage from its first step to its last; what was saved on the way is taken up again."""
+"""The training loop of one stage. Its state is saved on the way, and a new start resumes from it."""
 
 from __future__ import annotations
 
@@ -15,109 +15,105 @@ from tqdm import tqdm
 
 from .model import TrainingBundle
 from .recipe import Base, Measure, Stage
-from .samples import lesson
-from .stages import Stages
+from .samples import scene_batch
+from .stages import StageLosses
 
-PACE = 0.05  # how fast the shown loss and accuracy follow the last step
+SMOOTHING = 0.05  # weight of the last step in the loss and accuracy of the progress bar
 
 
 @dataclass
-class Progress:
-    """Loss and accuracy as the bar shows them: averages that forget."""
+class MovingAverages:
+    """Exponential moving averages of loss and accuracy for the progress bar."""
 
     loss: float = math.nan
-    right: float = math.nan
+    accuracy: float = math.nan
 
-    def follow(self, loss: float, right: float) -> dict[str, str]:
+    def update(self, loss: float, accuracy: float) -> dict[str, str]:
         first = math.isnan(self.loss)
-        self.loss = loss if first else (1 - PACE) * self.loss + PACE * loss
-        self.right = right if first else (1 - PACE) * self.right + PACE * right
-        return {"loss": f"{self.loss:.4f}", "right": f"{self.right:.3f}"}
+        self.loss = loss if first else (1 - SMOOTHING) * self.loss + SMOOTHING * loss
+        self.accuracy = accuracy if first else (1 - SMOOTHING) * self.accuracy + SMOOTHING * accuracy
+        return {"loss": f"{self.loss:.4f}", "right": f"{self.accuracy:.3f}"}
 
 
-def learn(name: str, stage: Stage, recipe: Base, workshop: TrainingBundle, stages: Stages, offset: int) -> None:
-    """offset: the first scene. Nothing to do where the stage is finished: then its weights are loaded."""
-    done, partly = (Path(recipe.work_dir) / f"{name}{ending}.pt" for ending in ("", ".partly"))
-    if done.exists():
-        workshop.load_state_dict(_load(done, recipe)["workshop"])
+def train_stage(
+    name: str, stage: Stage, recipe: Base, bundle: TrainingBundle, losses: StageLosses, offset: int
+) -> None:
+    """Train one stage, or load its weights if it is finished. offset: the index of its first scene."""
+    finished, partial = (Path(recipe.work_dir) / f"{name}{ending}.pt" for ending in ("", ".partly"))
+    if finished.exists():
+        bundle.load_state_dict(_load(finished, recipe)["bundle"])
         return
-    weights = _only(workshop, stages.learning(name))
-    optimizer = torch.optim.AdamW(_groups(weights, stage), lr=stage.learning_rate, betas=(0.9, 0.98))
-    first = _take_up(partly, recipe, workshop, optimizer)
-    loss_of, progress = stages.loss(name, stage), Progress()
+    weights = losses.trained(name)
+    bundle.requires_grad_(False)
+    for weight in weights:
+        weight.requires_grad_(True)
+    optimizer = torch.optim.AdamW(_parameter_groups(weights, stage), lr=stage.learning_rate, betas=(0.9, 0.98))
+    first = _resume(partial, recipe, bundle, optimizer)
+    loss_of, averages = losses.loss(name, stage), MovingAverages()
     bar = tqdm(range(first, stage.steps), initial=first, total=stage.steps, desc=name, unit=" steps", mininterval=2)
     for step in bar:
         with torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision == "bfloat16"):
-            loss, right = loss_of(lesson(recipe, stage, step, offset))
-        _step(loss, optimizer, stage.learning_rate * _share(step, stage), stage.max_grad_norm)
-        bar.set_postfix(progress.follow(float(loss.detach()), right), refresh=False)
+            loss, accuracy = loss_of(scene_batch(recipe, stage, step, offset))
+        _optimize(loss, optimizer, stage.learning_rate * _schedule(step, stage), stage.max_grad_norm)
+        bar.set_postfix(averages.update(float(loss.detach()), accuracy), refresh=False)
         if (step + 1) % recipe.save_steps == 0:
-            _save(partly, recipe, workshop, optimizer=optimizer.state_dict(), step=step + 1)
-    _save(done, recipe, workshop)
-    partly.unlink(missing_ok=True)
+            _save(partial, recipe, bundle, optimizer=optimizer.state_dict(), step=step + 1)
+    _save(finished, recipe, bundle)
+    partial.unlink(missing_ok=True)
 
 
-def _only(workshop: TrainingBundle, weights: list[nn.Parameter]) -> list[nn.Parameter]:
-    """`weights` learn, no others do."""
-    workshop.requires_grad_(False)
-    for weight in weights:
-        weight.requires_grad_(True)
-    return weights
-
-
-def _groups(weights: list[nn.Parameter], stage: Stage) -> list[dict[str, object]]:
-    """Matrices decay, norms and biases do not."""
+def _parameter_groups(weights: list[nn.Parameter], stage: Stage) -> list[dict[str, object]]:
+    """Weight decay for matrices, none for norms and biases."""
     return [
         {"params": [w for w in weights if w.ndim > 1], "weight_decay": stage.weight_decay},
         {"params": [w for w in weights if w.ndim <= 1], "weight_decay": 0.0},
     ]
 
 
-def _step(loss: Tensor, optimizer: torch.optim.Optimizer, rate: float, longest: float) -> None:
-    """longest: what the gradient of all weights together is cut to."""
+def _optimize(loss: Tensor, optimizer: torch.optim.Optimizer, learning_rate: float, max_grad_norm: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = learning_rate
     loss.backward()
-    clip_grad_norm_([weight for group in optimizer.param_groups for weight in group["params"]], longest)
+    clip_grad_norm_([weight for group in optimizer.param_groups for weight in group["params"]], max_grad_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 
 
-def _share(step: int, stage: Stage) -> float:
-    """Of the learning rate: up in a line, down in half a cosine to a twentieth."""
+def _schedule(step: int, stage: Stage) -> float:
+    """The factor of the learning rate: linear warmup, then half a cosine down to 0.05."""
     if step < stage.warmup:
         return (step + 1) / stage.warmup
-    passed = (step - stage.warmup) / max(1, stage.steps - stage.warmup)
-    return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, passed)))
+    progress = (step - stage.warmup) / max(1, stage.steps - stage.warmup)
+    return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def _take_up(partly: Path, recipe: Base, workshop: TrainingBundle, optimizer: torch.optim.Optimizer) -> int:
-    """The step to go on with."""
-    if not partly.exists():
+def _resume(partial: Path, recipe: Base, bundle: TrainingBundle, optimizer: torch.optim.Optimizer) -> int:
+    """Load the state of an interrupted stage; the step to continue with."""
+    if not partial.exists():
         return 0
-    saved = _load(partly, recipe)
-    workshop.load_state_dict(saved["workshop"])
+    saved = _load(partial, recipe)
+    bundle.load_state_dict(saved["bundle"])
     optimizer.load_state_dict(saved["optimizer"])
     return int(saved["step"])
 
 
 def _load(path: Path, recipe: Base) -> dict[str, Any]:
     saved: dict[str, Any] = torch.load(path, weights_only=True)
-    if saved["recipe"] != _decisive(recipe):
-        raise ValueError(f"{path} was learned by another recipe: give work_dir another folder, or remove this one")
+    if saved["recipe"] != _decisive(recipe) or "bundle" not in saved:
+        raise ValueError(f"{path} was trained with another recipe: set work_dir to another folder, or delete this file")
     return saved
 
 
-def _save(path: Path, recipe: Base, workshop: TrainingBundle, **more: object) -> None:
-    """Whole or not at all."""
+def _save(path: Path, recipe: Base, bundle: TrainingBundle, **more: object) -> None:
+    """The file is complete or absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".writing")
-    torch.save({"workshop": workshop.state_dict(), "recipe": _decisive(recipe), **more}, part)
-    os.replace(part, path)
+    unfinished = path.with_suffix(".writing")
+    torch.save({"bundle": bundle.state_dict(), "recipe": _decisive(recipe), **more}, unfinished)
+    os.replace(unfinished, path)
 
 
 def _decisive(recipe: Base) -> Any:
-    """What the weights depend on."""
+    """The settings that the weights depend on."""
     return recipe.model_copy(
         update={"measure": Measure(), "output_dir": "-", "work_dir": "-", "save_steps": 1}
     ).to_dict()

@@ -1,4 +1,4 @@
-"""The model: CLIP's tower, LLaVA's projector, a Llama; and what stands beside it while it learns."""
+"""The model: CLIP's vision tower, LLaVA's projector and a Llama; and the modules that only its training needs."""
 
 from __future__ import annotations
 
@@ -8,68 +8,68 @@ from transformers import CLIPVisionConfig, GenerationConfig, LlamaConfig, LlavaC
 
 from data.shapes import LABELS, LEVELS
 
-from .processor import CHARACTERS, END, IMAGE, PAD, START, tokenizer
+from .processor import CHARACTERS, END, IMAGE, PAD, START, make_tokenizer
 from .recipe import Base
 
-SPREAD = 0.05  # of initial weights
-WORDS = 0.15  # of embeddings: a word is not drowned on its way up by
-QUIET = 0.2  # times SPREAD of what the feed-forward layers add
-ALIKE = 0.1  # of queries, which the keys start equal to
+INIT_STD = 0.05
+EMBED_INIT_STD = 0.15  # larger than INIT_STD so that embeddings dominate the residual stream
+MLP_OUT_SCALE = 0.2  # factor on INIT_STD for the output of the feed-forward layers
+QUERY_INIT_STD = 0.1  # of query weights; the key weights start equal to them
 
 
-def kinds_of_labels(across: int) -> dict[str, int]:
-    """What the tower learns to say of each of `across` x `across` patches, and how many answers there are."""
+def label_counts(across: int) -> dict[str, int]:
+    """The labels of each of `across` x `across` patches, and the number of classes of each."""
     return {**{name: len(labels) for name, labels in LABELS.items()}, "anchor": 2, "row": across, "column": across}
 
 
-def build(recipe: Base) -> LlavaForConditionalGeneration:
-    """With random weights; but like looks at like from the start (keys are queries) and takes over what it sees (each
-    head's output undoes its values), which is most of what answering is about."""
-    model = LlavaForConditionalGeneration(configuration(recipe)).float()
+def build_model(recipe: Base) -> LlavaForConditionalGeneration:
+    """With random weights, except that attention starts as a similarity search (keys equal queries) that copies what
+    it finds (each head's output inverts its values), which is most of what answering needs."""
+    model = LlavaForConditionalGeneration(build_config(recipe)).float()
     for layer in model.model.language_model.layers:
         attention = layer.self_attn
-        attention.q_proj.weight.data.mul_(ALIKE / SPREAD)
+        attention.q_proj.weight.data.mul_(QUERY_INIT_STD / INIT_STD)
         attention.k_proj.weight.data.copy_(attention.q_proj.weight.data)
         attention.o_proj.weight.data.copy_(attention.v_proj.weight.data.T)
-        layer.mlp.down_proj.weight.data.mul_(QUIET)
-    model.get_input_embeddings().weight.data.mul_(WORDS / SPREAD)
+        layer.mlp.down_proj.weight.data.mul_(MLP_OUT_SCALE)
+    model.get_input_embeddings().weight.data.mul_(EMBED_INIT_STD / INIT_STD)
     ids = {f"{name}_token_id": getattr(model.config.text_config, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     model.generation_config = GenerationConfig(**ids, do_sample=False, max_new_tokens=8)
     return model
 
 
-def configuration(recipe: Base) -> LlavaConfig:
-    words, size = tokenizer(), LEVELS[recipe.pictures.difficulty].size
-    seen, said = recipe.vision, recipe.language
-    vision = CLIPVisionConfig(
-        hidden_size=seen.width,
-        intermediate_size=seen.mlp,
-        num_hidden_layers=seen.layers,
-        num_attention_heads=seen.heads,
+def build_config(recipe: Base) -> LlavaConfig:
+    tokenizer, size = make_tokenizer(), LEVELS[recipe.pictures.difficulty].size
+    vision, language = recipe.vision, recipe.language
+    token_id = tokenizer.convert_tokens_to_ids
+    vision_config = CLIPVisionConfig(
+        hidden_size=vision.width,
+        intermediate_size=vision.mlp,
+        num_hidden_layers=vision.layers,
+        num_attention_heads=vision.heads,
         image_size=size,
-        patch_size=seen.patch,
-        projection_dim=seen.width,
+        patch_size=vision.patch,
+        projection_dim=vision.width,
     )
-    number = words.convert_tokens_to_ids
-    text = LlamaConfig(
-        vocab_size=len(words),
-        hidden_size=said.width,
-        intermediate_size=said.mlp,
-        num_hidden_layers=said.layers,
-        num_attention_heads=said.heads,
-        num_key_value_heads=said.heads,
-        max_position_embeddings=said.positions,
-        initializer_range=SPREAD,
+    text_config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=language.width,
+        intermediate_size=language.mlp,
+        num_hidden_layers=language.layers,
+        num_attention_heads=language.heads,
+        num_key_value_heads=language.heads,
+        max_position_embeddings=language.positions,
+        initializer_range=INIT_STD,
         tie_word_embeddings=True,
-        bos_token_id=number(START),
-        eos_token_id=number(END),
-        pad_token_id=number(PAD),
+        bos_token_id=token_id(START),
+        eos_token_id=token_id(END),
+        pad_token_id=token_id(PAD),
     )
     return LlavaConfig(
-        vision_config=vision,
-        text_config=text,
-        image_token_index=number(IMAGE),
-        image_seq_length=(size // seen.patch) ** 2,
+        vision_config=vision_config,
+        text_config=text_config,
+        image_token_index=token_id(IMAGE),
+        image_seq_length=(size // vision.patch) ** 2,
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
         tie_word_embeddings=True,
@@ -77,7 +77,7 @@ def configuration(recipe: Base) -> LlavaConfig:
 
 
 class SymbolicPatchEmbedding(nn.Module):
-    """A picture as the language model would like to have it: each patch the sum of the words for what it shows."""
+    """The ideal image for the language model: each patch is the sum of the word embeddings of its labels."""
 
     what_ids: Tensor
     colour_ids: Tensor
@@ -86,39 +86,40 @@ class SymbolicPatchEmbedding(nn.Module):
 
     def __init__(self, width: int, across: int) -> None:
         super().__init__()
-        self.row, self.column = (nn.Parameter(WORDS * torch.randn(across, width)) for _ in range(2))
-        self.marks = nn.Parameter(WORDS * torch.randn(2, width))  # nothing is here; an item's chosen patch
-        number = tokenizer().convert_tokens_to_ids
-        lists = {name: [0, *number(list(labels[1:]))] for name, labels in LABELS.items()}
-        lists |= {"first": lists["character"], "later": [0, *number([f"##{one}" for one in CHARACTERS])]}
+        self.row, self.column = (nn.Parameter(EMBED_INIT_STD * torch.randn(across, width)) for _ in range(2))
+        self.marks = nn.Parameter(EMBED_INIT_STD * torch.randn(2, width))  # an empty patch; the anchor of an item
+        token_id = make_tokenizer().convert_tokens_to_ids
+        lists = {name: [0, *token_id(list(labels[1:]))] for name, labels in LABELS.items()}
+        lists |= {"first": lists["character"], "later": [0, *token_id([f"##{one}" for one in CHARACTERS])]}
         for name, ids in lists.items():
             self.register_buffer(f"{name}_ids", torch.tensor(ids), persistent=False)
 
-    def forward(self, labels: Tensor, words: Tensor) -> Tensor:
-        """labels [B, rows, columns, 6] as in `kinds_of_labels`, words [V, D] -> [B, rows * columns, D]"""
+    def forward(self, labels: Tensor, embeddings: Tensor) -> Tensor:
+        """labels [B, rows, columns, 6] as in `label_counts`, embeddings [V, D] -> [B, rows * columns, D]"""
         what, colour, character, anchor, row, column = labels.unbind(-1)
         spelled = torch.where(anchor.bool(), self.first_ids[character], self.later_ids[character])
-        found = [self.what_ids[what], self.colour_ids[colour], spelled]
-        total = sum(words[ids] * (ids > 0).unsqueeze(-1) for ids in found)
+        tokens = [self.what_ids[what], self.colour_ids[colour], spelled]
+        total = sum(embeddings[ids] * (ids > 0).unsqueeze(-1) for ids in tokens)
         total = total + anchor.unsqueeze(-1) * self.marks[1] + (what == 0).unsqueeze(-1) * self.marks[0]
         return (total + self.row[row] + self.column[column]).flatten(1, 2)
 
 
 class TrainingBundle(nn.Module):
-    """The model, and what only its training needs: heads that name patches, symbols in place of them."""
+    """The model, and the modules that only its training needs: heads that classify patches, and symbolic patches."""
 
     def __init__(self, recipe: Base) -> None:
         super().__init__()
-        self.model = build(recipe)
+        self.model = build_model(recipe)
         across = LEVELS[recipe.pictures.difficulty].size // recipe.vision.patch
         self.symbols = SymbolicPatchEmbedding(recipe.language.width, across)
-        self.look = nn.LayerNorm(recipe.vision.width)
-        heads = {name: nn.Linear(recipe.vision.width, kinds) for name, kinds in kinds_of_labels(across).items()}
+        self.patch_norm = nn.LayerNorm(recipe.vision.width)
+        heads = {name: nn.Linear(recipe.vision.width, classes) for name, classes in label_counts(across).items()}
         self.heads = nn.ModuleDict(heads)
 
-    def seen(self, pixels: Tensor) -> Tensor:
+    def patch_features(self, pixels: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, patches, vision width]"""
         return self.model.model.vision_tower(pixels).last_hidden_state[:, 1:]
 
-    def symbolic(self, labels: Tensor) -> Tensor:
+    def symbolic_patches(self, labels: Tensor) -> Tensor:
+        """[B, rows, columns, 6] -> [B, patches, language width]"""
         return self.symbols(labels, self.model.get_input_embeddings().weight)

@@ -1,4 +1,4 @@
-"""The base model's processor: a tokenizer that spells plates character by character, and CLIP's pictures."""
+"""The base model's processor: a tokenizer that spells plates character by character, and CLIP's image processor."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ TEMPLATE = """
 """
 
 
-def words() -> list[str]:
-    """All that pictures of any difficulty can be asked about; characters also in the form that continues a text."""
+def vocabulary_words() -> list[str]:
+    """All words of questions and answers of any difficulty; characters also in the form that continues a word."""
     known = [word for level in LEVELS for word in vocabulary(level)]
     return list(dict.fromkeys([*known, *CHARACTERS, *(f"##{character}" for character in CHARACTERS)]))
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
-    """Whole words; `742` is `7 ##4 ##2`."""
-    table = {token: number for number, token in enumerate([*SPECIALS, *words()])}
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word; `742` is `7 ##4 ##2`."""
+    table = {token: number for number, token in enumerate([*SPECIALS, *vocabulary_words()])}
     backend = Tokenizer(models.WordPiece(table, unk_token=UNKNOWN, continuing_subword_prefix="##"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     backend.decoder = decoders.WordPiece(prefix="##", cleanup=True)
@@ -61,14 +61,14 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def processor(size: int, patch: int) -> LlavaProcessor:
-    """For pictures of `size` x `size` pixels and a tower that sees patches of `patch` x `patch`."""
+def make_processor(size: int, patch: int) -> LlavaProcessor:
+    """For images of `size` x `size` pixels and a vision tower with patches of `patch` x `patch`."""
     square = {"height": size, "width": size}
-    pictures = CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size=square)
+    image_processor = CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size=square)
     settings = {
         "patch_size": patch,
         "vision_feature_select_strategy": "default",
         "num_additional_image_tokens": 1,
         "chat_template": TEMPLATE,
     }
-    return assemble(LlavaProcessor, [pictures, tokenizer()], settings)
+    return assemble(LlavaProcessor, [image_processor, make_tokenizer()], settings)

@@ -1,4 +1,4 @@
-"""The four lessons: each stage says which weights learn, and from which loss."""
+"""The four stages: the weights that each one trains, and its loss."""
 
 from __future__ import annotations
 
@@ -10,98 +10,94 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .mask import masked
+from .mask import additive, attention_masks, mask_first_layers
 from .model import TrainingBundle
 from .recipe import Base, Stage
-from .samples import NO_LABEL, Lesson, PackedQuestions, pixels
+from .samples import IGNORED, PackedQuestions, SceneBatch, pixels
 
-Loss = Callable[[Lesson], tuple[Tensor, float]]  # what goes down, and an accuracy to be shown
-SOMETHING = 4.0  # a patch that shows something counts so often
+StageLoss = Callable[[SceneBatch], tuple[Tensor, float]]  # the loss, and an accuracy for the progress bar
+ITEM_WEIGHT = 4.0  # weight in the loss of a patch that shows an item; others have 1
 
 
-class Stages:
-    """`learning(name)` are the weights of a stage, `loss(name)` what they learn from."""
+class StageLosses:
+    """`trained(name)` are the weights of a stage, `loss(name)` is its loss."""
 
-    def __init__(self, recipe: Base, workshop: TrainingBundle, images: Any) -> None:
-        # The CPU's fused kernel is slow in bfloat16 on heads so narrow, its backward above all; plain products are not.
-        workshop.model.set_attn_implementation("eager")
-        self.recipe, self.workshop, self.images = recipe, workshop, images
-        self.inner = workshop.model.model
+    def __init__(self, recipe: Base, bundle: TrainingBundle, image_processor: Any) -> None:
+        # On the CPU the fused kernel is slow in bfloat16 for such narrow heads, its backward above all.
+        bundle.model.set_attn_implementation("eager")
+        self.recipe, self.bundle, self.image_processor = recipe, bundle, image_processor
+        self.inner = bundle.model.model
 
-    def learning(self, name: str) -> list[nn.Parameter]:
-        w = self.workshop
+    def trained(self, name: str) -> list[nn.Parameter]:
+        bundle = self.bundle
         parts: dict[str, list[nn.Module]] = {
-            "vision": [self.inner.vision_tower, w.look, w.heads],
-            "language": [self.inner.language_model, w.symbols],
+            "vision": [self.inner.vision_tower, bundle.patch_norm, bundle.heads],
+            "language": [self.inner.language_model, bundle.symbols],
             "projector": [self.inner.multi_modal_projector],
         }
-        chosen: Iterable[nn.Module] = parts.get(name, [w.model])
+        chosen: Iterable[nn.Module] = parts.get(name, [bundle.model])
         return [weight for part in chosen for weight in part.parameters()]
 
-    def loss(self, name: str, stage: Stage) -> Loss:
+    def loss(self, name: str, stage: Stage) -> StageLoss:
         if name == "vision":
-            return self._naming
+            return self.patch_label_loss
         if name == "projector":
-            return self._aligning
+            return self.alignment_loss
         patches = self._symbolic if name == "language" else self._projected
-        return lambda lesson: self._answering(lesson.packed, patches(lesson)[lesson.shown], stage.blind_layers)
+        return lambda batch: self.answer_loss(batch.packed, patches(batch)[batch.visible], stage.blind_layers)
 
-    def _symbolic(self, lesson: Lesson) -> Tensor:
-        return self.workshop.symbolic(lesson.labels)
-
-    def _projected(self, lesson: Lesson) -> Tensor:
-        return self.inner.multi_modal_projector(self.workshop.seen(pixels(lesson, self.images)))
-
-    def _naming(self, lesson: Lesson) -> tuple[Tensor, float]:
-        """Each patch says what it shows."""
-        labels = lesson.labels.flatten(0, 2)
-        seen = self.workshop.look(self.workshop.seen(pixels(lesson, self.images))).flatten(0, 1)
-        weight = torch.where(labels[:, 0] > 0, SOMETHING, 1.0)
-        total, right = seen.new_zeros(()), torch.ones_like(labels[:, 0], dtype=torch.bool)
-        for place, name in enumerate(self.workshop.heads):
-            said = self.workshop.heads[name](seen)
-            losses = F.cross_entropy(said, labels[:, place], reduction="none")
+    def patch_label_loss(self, batch: SceneBatch) -> tuple[Tensor, float]:
+        """The vision tower classifies each patch."""
+        labels = batch.labels.flatten(0, 2)
+        features = self.bundle.patch_norm(self._features(batch)).flatten(0, 1)
+        weight = torch.where(labels[:, 0] > 0, ITEM_WEIGHT, 1.0)
+        total, right = features.new_zeros(()), torch.ones_like(labels[:, 0], dtype=torch.bool)
+        for column, name in enumerate(self.bundle.heads):
+            logits = self.bundle.heads[name](features)
+            losses = F.cross_entropy(logits, labels[:, column], reduction="none")
             total = total + (losses * weight).sum() / weight.sum()
-            right &= said.argmax(-1) == labels[:, place]
-        shown = labels[:, 0] > 0
-        return total, float(right[shown].float().mean())
+            right &= logits.argmax(-1) == labels[:, column]
+        return total, float(right[labels[:, 0] > 0].float().mean())
 
-    def _aligning(self, lesson: Lesson) -> tuple[Tensor, float]:
-        """The projector gives what the symbols would be; the accuracy is the share of variance it explains."""
+    def alignment_loss(self, batch: SceneBatch) -> tuple[Tensor, float]:
+        """The projector reproduces the symbolic patches. The accuracy is the share of variance that it explains."""
         with torch.no_grad():
-            wanted, seen = self._symbolic(lesson), self.workshop.seen(pixels(lesson, self.images))
-        given = self.inner.multi_modal_projector(seen)
-        loss = (given - wanted).square().mean() / wanted.var()
+            target, features = self._symbolic(batch), self._features(batch)
+        projected = self.inner.multi_modal_projector(features)
+        loss = (projected - target).square().mean() / target.var()
         return loss, 1 - float(loss.detach())
 
-    def _answering(self, packed: PackedQuestions, patches: Tensor, blind: int) -> tuple[Tensor, float]:
-        """patches [all that are shown, D], in place of the image tokens. The loss is on answers alone."""
-        words = self.workshop.model.get_input_embeddings()
-        image = self.workshop.model.config.image_token_id
-        there = (packed.ids == image).unsqueeze(-1)
-        embeds = words(packed.ids).masked_scatter(there, patches.float())
-        open_, covered = (_added(mask) for mask in packed.mask(image))
+    def answer_loss(self, packed: PackedQuestions, patches: Tensor, blind_layers: int) -> tuple[Tensor, float]:
+        """patches: [visible patches of the batch, D], in place of the image tokens. Only answers are supervised."""
+        embeddings = self.bundle.model.get_input_embeddings()
+        image = self.bundle.model.config.image_token_id
+        is_image = (packed.ids == image).unsqueeze(-1)
+        embeds = embeddings(packed.ids).masked_scatter(is_image, patches.float())
+        mask, without_image = (additive(mask) for mask in attention_masks(packed, image))
         language = self.inner.language_model
-        with masked(language.layers, blind, covered) if blind else nullcontext():
+        with mask_first_layers(language.layers, blind_layers, without_image) if blind_layers else nullcontext():
             hidden = language(
-                inputs_embeds=embeds, attention_mask=open_, position_ids=packed.positions, use_cache=False
+                inputs_embeds=embeds, attention_mask=mask, position_ids=packed.positions, use_cache=False
             ).last_hidden_state
         targets = packed.labels[:, 1:]
-        asked = targets != NO_LABEL
-        logits, wanted = self.workshop.model.lm_head(hidden[:, :-1][asked]), targets[asked]
-        loss = F.cross_entropy(logits, wanted, label_smoothing=self.recipe.smoothing)
-        return loss, _whole_answers(packed, asked, logits.argmax(-1) == wanted)
+        supervised = targets != IGNORED
+        logits, labels = self.bundle.model.lm_head(hidden[:, :-1][supervised]), targets[supervised]
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.smoothing)
+        return loss, _answer_accuracy(packed, supervised, logits.argmax(-1) == labels)
+
+    def _symbolic(self, batch: SceneBatch) -> Tensor:
+        return self.bundle.symbolic_patches(batch.labels)
+
+    def _projected(self, batch: SceneBatch) -> Tensor:
+        return self.inner.multi_modal_projector(self._features(batch))
+
+    def _features(self, batch: SceneBatch) -> Tensor:
+        return self.bundle.patch_features(pixels(batch, self.image_processor))
 
 
-def _added(mask: Tensor) -> Tensor:
-    """What is added to attention scores: nothing where one may look."""
-    return torch.zeros(mask.shape).masked_fill_(~mask, torch.finfo(torch.float32).min)
-
-
-def _whole_answers(packed: PackedQuestions, asked: Tensor, right: Tensor) -> float:
-    """The share of questions of which every token of the answer is right."""
+def _answer_accuracy(packed: PackedQuestions, supervised: Tensor, right: Tensor) -> float:
+    """The share of questions whose answer is right in every token."""
     group = packed.group[:, 1:] + packed.group.max() * torch.arange(len(packed.ids)).unsqueeze(1)
-    number = group[asked]
-    wrong = torch.zeros(int(group.max()) + 1).index_add_(0, number, (~right).float())
-    there = torch.unique(number)
-    return float((wrong[there] == 0).float().mean())
+    question = group[supervised]
+    wrong = torch.zeros(int(group.max()) + 1).index_add_(0, question, (~right).float())
+    return float((wrong[torch.unique(question)] == 0).float().mean())
