@@ -1,1 +1,1 @@
-"""Data that needs no download: `shapes.py` draws it, `README.md` tells the row formats."""
+"""Data without downloads: `shapes.py` draws a question set, `README.md` describes the row formats."""

@@ -1,4 +1,5 @@
-"""From a scene to pixels. Integer geometry and our own masks only, so every Pillow draws the same."""
+"""From a scene to pixels. Only integer geometry and masks of this module, so every version of Pillow gives the same
+pixels."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data.scenes import font
-from data.scenes.levels import COLOURS, PAPERS, Level
+from data.scenes.difficulty import COLOURS, PAPERS, Level
 from data.scenes.scene import Item, Scene, plate_extent
 
 INK = {"light": (255, 255, 255), "dark": (0, 0, 0)}
@@ -19,10 +20,8 @@ PALE = ("yellow", "cyan", "pink")  # plates of these colours are written on in d
 
 
 def inside(shape: str, u: Any, v: Any, n: int) -> Any:
-    """Is the point `u` to the right of and `v` below the centre in the shape? Its half width is `n`.
-
-    Of numbers or of arrays of them.
-    """
+    """Whether the point `u` to the right of the centre and `v` below it is in the shape of half width `n`. Works for
+    numbers and for arrays."""
     distance = u * u + v * v
     if shape == "circle":
         return distance <= n * n + n
@@ -45,12 +44,12 @@ def inside(shape: str, u: Any, v: Any, n: int) -> Any:
     if shape == "heart":
         lobes = (2 * abs(u) - n) ** 2 + (2 * v + n) ** 2 <= n * n
         return lobes | ((2 * v >= -n) & (10 * abs(u) + 7 * v <= 6 * n))
-    raise ValueError(f"shape {shape!r} has no outline: add it to `inside`")
+    raise ValueError(f"shape {shape!r} has no outline: add one to `inside`")
 
 
 @cache
 def shape_mask(shape: str, size: int) -> Image.Image:
-    """A mask of `size` x `size`, 255 where the shape is. Coordinates are doubled to have a centre."""
+    """[size, size] mask, 255 inside the shape. Coordinates are doubled so that there is a centre."""
     places = 2 * np.arange(size) - (size - 1)
     return Image.fromarray(np.uint8(255) * inside(shape, places[None], places[:, None], size - 1))
 
@@ -64,7 +63,7 @@ def glyph_mask(character: str, scale: int) -> Image.Image:
 
 @cache
 def boxed(character: str, scale: int, box: tuple[int, int]) -> NDArray[np.uint8]:
-    """[height, width]: the character's mask in the middle of its box, which is measured in font dots."""
+    """[height, width]: the character's mask in the centre of its box. The size of the box is in font dots."""
     mask = np.asarray(glyph_mask(character, scale))
     left, top = (box[0] - font.WIDTH) // 2 * scale, (box[1] - font.HEIGHT) // 2 * scale
     around = np.zeros((box[1] * scale, box[0] * scale), np.uint8)
@@ -73,7 +72,7 @@ def boxed(character: str, scale: int, box: tuple[int, int]) -> NDArray[np.uint8]
 
 
 def character_boxes(level: Level, plate: Item) -> Iterator[tuple[str, tuple[int, int, int, int]]]:
-    """Each character of a plate and the left, top, right and bottom of its place."""
+    """Each character of a plate and its box: left, top, right, bottom."""
     width, height = plate_extent(level, "0", plate.size)
     for place, character in enumerate(plate.text):
         left = plate.x + place * width
@@ -81,20 +80,20 @@ def character_boxes(level: Level, plate: Item) -> Iterator[tuple[str, tuple[int,
 
 
 def draw(scene: Scene) -> Image.Image:
-    """The RGB picture of a scene."""
+    """The RGB image of a scene."""
     level = scene.level
-    picture = Image.new("RGB", (level.size, level.size), PAPERS[scene.paper])
+    image = Image.new("RGB", (level.size, level.size), PAPERS[scene.paper])
     for item in scene.items:
         if item.text:
-            _draw_plate(picture, level, item)
+            _draw_plate(image, level, item)
         else:
-            picture.paste(COLOURS[item.colour], (item.x, item.y), shape_mask(item.what, item.size))
-    return picture
+            image.paste(COLOURS[item.colour], (item.x, item.y), shape_mask(item.what, item.size))
+    return image
 
 
-def _draw_plate(picture: Image.Image, level: Level, plate: Item) -> None:
+def _draw_plate(image: Image.Image, level: Level, plate: Item) -> None:
     width, height = plate_extent(level, plate.text, plate.size)
-    picture.paste(COLOURS[plate.colour], (plate.x, plate.y, plate.x + width, plate.y + height))
+    image.paste(COLOURS[plate.colour], (plate.x, plate.y, plate.x + width, plate.y + height))
     ink = INK["dark" if plate.colour in PALE else "light"]
     written = np.hstack([boxed(character, plate.size, level.box) for character in plate.text])
-    picture.paste(ink, (plate.x, plate.y), Image.fromarray(written))
+    image.paste(ink, (plate.x, plate.y), Image.fromarray(written))

@@ -1,4 +1,4 @@
-"""A bitmap font of five by seven dots: no font of the system is needed, so none can differ."""
+"""A bitmap font of five by seven dots, so that no system font is needed."""
 
 from __future__ import annotations
 
@@ -49,5 +49,5 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def dot(character: str, x: int, y: int) -> bool:
-    """Is the dot in column `x`, row `y` of the character inked?"""
+    """Whether the dot in column `x`, row `y` of the character is set."""
     return GLYPHS[character][y][x] == "#"

@@ -1,4 +1,4 @@
-"""Scenes as rows: the conversations of LLaVA, in a JSON file or, with the pictures, in a parquet file."""
+"""Scenes as rows: LLaVA conversations, in a JSON file or, with the images, in a parquet file."""
 
 from __future__ import annotations
 
@@ -15,26 +15,27 @@ ROWS_AT_A_TIME = 256
 Row = dict[str, Any]
 
 
-def rows_of(name: str, image: Any, asked: list[Question], group: bool) -> list[Row]:
-    """One row a question, or with `group` one conversation about the picture."""
+def rows_of(name: str, image: Any, questions: list[Question], group: bool) -> list[Row]:
+    """One row per question, or with `group` one conversation about the image."""
     if group:
-        kinds = [question.kind for question in asked]
-        return [{"id": name, "image": image, "conversations": _turns(asked), "kind": kinds}] if asked else []
+        kinds = [question.kind for question in questions]
+        return [{"id": name, "image": image, "conversations": _turns(questions), "kind": kinds}] if questions else []
     return [
-        {"id": f"{name}-{one.kind}", "image": image, "conversations": _turns([one]), "kind": one.kind} for one in asked
+        {"id": f"{name}-{one.kind}", "image": image, "conversations": _turns([one]), "kind": one.kind}
+        for one in questions
     ]
 
 
-def _turns(asked: list[Question]) -> list[dict[str, str]]:
+def _turns(questions: list[Question]) -> list[dict[str, str]]:
     turns = []
-    for place, one in enumerate(asked):
+    for place, one in enumerate(questions):
         mark = "" if place else "<image>\n"
         turns += [{"from": "human", "value": mark + one.question}, {"from": "gpt", "value": one.answer}]
     return turns
 
 
 def write_json(path: Path, rows: Iterable[Row]) -> None:
-    """A JSON list, one row a line, without ever holding all rows."""
+    """A JSON list, one row per line; only one row is in memory at a time."""
     with path.open("w", newline="\n") as file:
         lead = "[\n"
         for row in rows:
@@ -44,7 +45,7 @@ def write_json(path: Path, rows: Iterable[Row]) -> None:
 
 
 def write_parquet(path: Path, rows: Iterable[Row], group: bool) -> None:
-    """With the schema of `datasets`, so that `load_dataset` gives back pictures."""
+    """With the schema of `datasets`, so that `load_dataset` returns images."""
     import pyarrow as pa
     import pyarrow.parquet as pq
     from datasets import Features, Image, List, Value

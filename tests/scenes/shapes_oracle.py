@@ -1,4 +1,4 @@
-"""The answers once more: from a question's words and the described scene, knowing nothing of `questions`."""
+"""An independent implementation of the answers, from the wording of a question and the description of a scene."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ AWAY = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0
 
 
 def only(found: list[dict[str, Any]]) -> dict[str, Any]:
-    assert len(found) == 1, f"{len(found)} things could be meant"
+    assert len(found) == 1, f"{len(found)} items match"
     return found[0]
 
 
 def named(things: list[dict[str, Any]], word: str) -> list[dict[str, Any]]:
-    """Those of a colour, or of a shape in singular or plural; `red shapes` too."""
+    """The items of a colour, or of a shape in singular or plural; `red shapes` too."""
     word = word.removesuffix(" shapes")
     return [t for t in things if word in (t["colour"], t["what"], t["what"] + "s", t["what"] + "es")]
 
@@ -49,7 +49,7 @@ def worked_out(question: str, description: str, grid: int) -> str:
     def looks(colour: str, what: str) -> list[dict[str, Any]]:
         return [t for t in forms if (t["colour"], t["what"]) == (colour, what)]
 
-    def beside(side: str, text: str) -> dict[str, Any]:
+    def adjacent(side: str, text: str) -> dict[str, Any]:
         plate, (down, right) = only([t for t in plates if t["text"] == text]), AWAY[side]
         spot = (plate["row"] + down, plate["column"] + right)
         return only([t for t in forms if (t["row"], t["column"]) == spot])
@@ -57,9 +57,9 @@ def worked_out(question: str, description: str, grid: int) -> str:
     if found := is_like(rf"What colour is the plate with {TEXT}\?"):
         return only([t for t in plates if t["text"] == found[0]])["colour"]
     if found := is_like(rf"What colour is the shape directly (.+) {TEXT}\?"):
-        return beside(*found)["colour"]
+        return adjacent(*found)["colour"]
     if found := is_like(rf"Which shape is directly (.+) {TEXT}\?"):
-        return beside(*found)["what"]
+        return adjacent(*found)["what"]
     if found := is_like(r"What colour is the (\w+)\?"):
         return only([t for t in forms if t["what"] == found[0]])["colour"]
     if found := is_like(r"Which shape is (\w+)\?"):

@@ -1,4 +1,4 @@
-"""The questions of the drawn set: right answers, no blind profit, no shared scene, a closed vocabulary."""
+"""Questions of the drawn set: right answers, blind guessing at chance, no scene in two splits, a closed vocabulary."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 
 from data import shapes
-from data.scenes.blind import Blind, blind
+from data.scenes.blind_baseline import BlindBaseline, blind_baselines
 from data.shapes import KINDS, LEVELS, Question, Scene
 from tests.scenes.shapes_oracle import worked_out
 
@@ -17,7 +17,7 @@ DIFFICULTIES = list(LEVELS)
 
 
 @cache
-def asked(difficulty: str) -> list[tuple[Scene, list[Question]]]:
+def scenes_and_questions(difficulty: str) -> list[tuple[Scene, list[Question]]]:
     scenes = [shapes.scene(0, "train", index, difficulty) for index in range(300)]
     return [(scene, shapes.questions(scene)) for scene in scenes]
 
@@ -26,7 +26,7 @@ def asked(difficulty: str) -> list[tuple[Scene, list[Question]]]:
 def test_every_answer_follows_from_the_scene_alone(difficulty: str) -> None:
     grid = LEVELS[difficulty].grid
     kinds: Counter[str] = Counter()
-    for scene, questions in asked(difficulty):
+    for scene, questions in scenes_and_questions(difficulty):
         for one in questions:
             assert one.answer == worked_out(one.question, shapes.describe(scene), grid), (one, scene)
             kinds[one.kind] += 1
@@ -35,15 +35,15 @@ def test_every_answer_follows_from_the_scene_alone(difficulty: str) -> None:
 
 
 @pytest.mark.parametrize("difficulty", DIFFICULTIES)
-def test_asking_fewer_kinds_changes_no_question(difficulty: str) -> None:
-    for scene, questions in asked(difficulty)[:20]:
+def test_fewer_kinds_do_not_change_the_questions(difficulty: str) -> None:
+    for scene, questions in scenes_and_questions(difficulty)[:20]:
         some = shapes.questions(scene, ("plate", "count"))
         assert {q.kind for q in some} <= {"plate", "count"}
         assert set(some) == {q for q in questions if q.kind in ("plate", "count")}
 
 
 @pytest.mark.parametrize("difficulty", DIFFICULTIES)
-def test_guessing_without_looking_pays_as_little_as_chance(difficulty: str) -> None:
+def test_guessing_without_the_image_is_no_better_than_chance(difficulty: str) -> None:
     level = LEVELS[difficulty]
     places = 9 if level.grid % 3 == 0 else 4
     chances = {
@@ -52,28 +52,28 @@ def test_guessing_without_looking_pays_as_little_as_chance(difficulty: str) -> N
         "number": 0, "word": 1 / len(level.word_list), "plate": 0,
         "holder": 1 / level.colours, "beside": (1 / level.colours + 1 / level.shapes) / 2,
     }  # fmt: skip
-    entries = {one.kind: one for one in blind(difficulty, scenes=500)}
+    entries = {one.kind: one for one in blind_baselines(difficulty, scenes=500)}
     assert set(entries) == set(chances)
     for kind, chance in chances.items():
         noise = 3.5 * (max(chance, 0.01) * (1 - chance) / entries[kind].questions) ** 0.5
         assert _best(entries[kind]) <= chance + noise, entries[kind]
 
 
-def _best(entry: Blind) -> float:
+def _best(entry: BlindBaseline) -> float:
     return max(entry.majority, entry.informed)
 
 
 @pytest.mark.parametrize("difficulty", DIFFICULTIES)
 def test_yes_is_as_frequent_as_no(difficulty: str) -> None:
     for kind in ("exists", "compare", "relation"):
-        answers = [q.answer for _, questions in asked(difficulty) for q in questions if q.kind == kind]
+        answers = [q.answer for _, questions in scenes_and_questions(difficulty) for q in questions if q.kind == kind]
         assert abs(answers.count("yes") / len(answers) - 0.5) < 1.75 / len(answers) ** 0.5
 
 
 @pytest.mark.parametrize("difficulty", ["tiny", "hard"])
-def test_a_no_to_existence_is_not_told_by_the_words_alone(difficulty: str) -> None:
-    """Colour and shape are both in the picture; only their meeting is not."""
-    for scene, questions in asked(difficulty):
+def test_the_wording_of_exists_does_not_give_away_the_answer(difficulty: str) -> None:
+    """If the answer is no, the colour and the shape are both in the image, but not together."""
+    for scene, questions in scenes_and_questions(difficulty):
         for one in questions:
             if one.kind == "exists" and one.answer == "no":
                 colour, what = one.question.rstrip("?").split()[-2:]
@@ -104,10 +104,10 @@ def _moved(item: shapes.Item) -> shapes.Item:
     return shapes.Item(item.row, item.column, item.colour, item.what, item.text, item.x + 1, item.y, 9)
 
 
-def test_symbols_tell_the_whole_scene() -> None:
+def test_symbols_describe_the_entire_scene() -> None:
     for difficulty in DIFFICULTIES:
         known = set(shapes.symbol_vocabulary(difficulty))
-        for scene, _ in asked(difficulty)[:50]:
+        for scene, _ in scenes_and_questions(difficulty)[:50]:
             listed = shapes.symbols(scene)
             assert set(listed) <= known
             starts = [n for n, word in enumerate(listed) if word.startswith("row")] + [len(listed)]
@@ -117,15 +117,15 @@ def test_symbols_tell_the_whole_scene() -> None:
 
 
 @pytest.mark.parametrize("difficulty", DIFFICULTIES)
-def test_the_vocabulary_is_all_that_is_said_and_no_more(difficulty: str) -> None:
-    said: set[str] = set()
-    for _, questions in asked(difficulty):
+def test_the_vocabulary_is_exactly_the_words_used(difficulty: str) -> None:
+    used: set[str] = set()
+    for _, questions in scenes_and_questions(difficulty):
         for one in questions:
-            said |= {*shapes.split_words(one.question), *shapes.split_words(one.answer)}
+            used |= {*shapes.split_words(one.question), *shapes.split_words(one.answer)}
     words = shapes.vocabulary(difficulty)
     assert len(words) == len(set(words))
-    assert said <= set(words)
-    assert len(said) >= 0.95 * len(words), sorted(set(words) - said)
+    assert used <= set(words)
+    assert len(used) >= 0.95 * len(words), sorted(set(words) - used)
 
 
 def test_unknown_names_are_refused() -> None:

@@ -1,4 +1,4 @@
-"""The drawn set on disk: rows that trainers read, the same for any number of workers, never half old."""
+"""The drawn set on disk: rows in LLaVA's format, the same for any number of workers; a finished set is not changed."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import datasets
 import pytest
 
 from data import shapes
-from data.scenes.writing import Settings, write
+from data.scenes.writer import ShapesSettings, write
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def files(folder: Path) -> dict[str, bytes]:
     return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
 
 
-def test_the_number_of_workers_changes_no_byte(tmp_path: Path) -> None:
-    wanted = Settings(train=40, validation=5, test=5, seed=3)
+def test_the_set_is_the_same_for_any_number_of_workers(tmp_path: Path) -> None:
+    wanted = ShapesSettings(train=40, validation=5, test=5, seed=3)
     write(wanted, tmp_path / "one", workers=1)
     write(wanted, tmp_path / "two", workers=2)
     assert files(tmp_path / "one") == files(tmp_path / "two")
@@ -29,8 +30,8 @@ def test_the_number_of_workers_changes_no_byte(tmp_path: Path) -> None:
 
 
 def test_rows_are_llava_rows_and_grouping_keeps_the_questions(tmp_path: Path) -> None:
-    write(Settings(6, 2, 2), tmp_path / "single")
-    write(Settings(6, 2, 2, group=True), tmp_path / "grouped")
+    write(ShapesSettings(6, 2, 2), tmp_path / "single")
+    write(ShapesSettings(6, 2, 2, group=True), tmp_path / "grouped")
     single, grouped = (json.loads((tmp_path / n / "train.json").read_text()) for n in ("single", "grouped"))
     assert len({row["id"] for row in single}) == len(single)
     assert [row["id"] for row in grouped] == [f"train-{index:06d}" for index in range(6)]
@@ -51,9 +52,8 @@ def test_rows_are_llava_rows_and_grouping_keeps_the_questions(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("group", [False, True])
-def test_parquet_loads_as_pictures(tmp_path: Path, group: bool) -> None:
-    datasets = pytest.importorskip("datasets")
-    write(Settings(3, 1, 1, format="parquet", group=group, difficulty="small"), tmp_path / "set")
+def test_parquet_loads_as_images(tmp_path: Path, group: bool) -> None:
+    write(ShapesSettings(3, 1, 1, format="parquet", group=group, difficulty="small"), tmp_path / "set")
     loaded = datasets.load_dataset(str(tmp_path / "set"), cache_dir=str(tmp_path / "cache"))
     assert list(loaded) == ["train", "validation", "test"]
     row = loaded["test"][0]
@@ -65,7 +65,7 @@ def test_parquet_loads_as_pictures(tmp_path: Path, group: bool) -> None:
 
 
 def test_the_summary_counts_what_was_written(tmp_path: Path) -> None:
-    summary = write(Settings(5, 0, 4, kinds=("count", "word")), tmp_path / "set")
+    summary = write(ShapesSettings(5, 0, 4, kinds=("count", "word")), tmp_path / "set")
     rows = json.loads((tmp_path / "set" / "train.json").read_text())
     assert summary == json.loads((tmp_path / "set" / "shapes.json").read_text())
     assert summary["splits"]["train"]["questions"] == dict(Counter(row["kind"] for row in rows))
@@ -77,19 +77,19 @@ def command(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[st
     return subprocess.run(line, cwd=cwd, capture_output=True, text=True, check=False)
 
 
-def test_the_command_runs_anywhere_and_leaves_a_finished_set_alone(tmp_path: Path) -> None:
-    ask = ("--out", tmp_path / "set", "--train", "20", "--workers", "2")
-    first = command(*ask, cwd=tmp_path)
+def test_the_command_runs_in_any_folder_and_does_not_change_a_finished_set(tmp_path: Path) -> None:
+    arguments = ("--out", tmp_path / "set", "--train", "20", "--workers", "2")
+    first = command(*arguments, cwd=tmp_path)
     assert first.returncode == 0, first.stderr
-    assert "train: 20 pictures" in first.stdout and "20/20" in first.stderr
+    assert "train: 20 images" in first.stdout and "20/20" in first.stderr
     before = {f: f.stat().st_mtime_ns for f in (tmp_path / "set").rglob("*")}
-    assert command(*ask, cwd=tmp_path).returncode == 0
+    assert command(*arguments, cwd=tmp_path).returncode == 0
     assert before == {f: f.stat().st_mtime_ns for f in (tmp_path / "set").rglob("*")}
-    other = command(*ask, "--seed", "1", cwd=tmp_path)
+    other = command(*arguments, "--seed", "1", cwd=tmp_path)
     assert other.returncode == 2 and "choose a new folder" in other.stderr
 
 
-def test_all_mistakes_are_told_at_once() -> None:
-    with pytest.raises(ValueError) as told:
-        Settings(-1, 0, 0, difficulty="silly", format="bmp", kinds=("count", "smell"))
-    assert all(word in str(told.value) for word in ("train = -1", "silly", "bmp", "smell"))
+def test_all_errors_in_settings_are_reported_together() -> None:
+    with pytest.raises(ValueError) as error:
+        ShapesSettings(-1, 0, 0, difficulty="silly", format="bmp", kinds=("count", "smell"))
+    assert all(word in str(error.value) for word in ("train = -1", "silly", "bmp", "smell"))

@@ -61,25 +61,25 @@ def held_out_questions(recipe: Base) -> list[SceneQuestion]:
 
 def measure(model: Any, processor: Any, recipe: Base) -> Scores:
     """The scores at each budget. At the full budget nothing is attached."""
-    asked, settings = held_out_questions(recipe), recipe.measure
+    evaluated, settings = held_out_questions(recipe), recipe.measure
     scores: Scores = {}
     for keep in settings.budgets:
         full = keep == FULL_BUDGET
         with nullcontext() if full else attach(model, DART(keep=keep, layer=settings.layer)):
-            answers = generate_answers(model, processor, asked, settings.batch_size, f"keep {keep}")
-        scores[keep] = _by_kind(asked, answers)
+            answers = generate_answers(model, processor, evaluated, settings.batch_size, f"keep {keep}")
+        scores[keep] = _by_kind(evaluated, answers)
     return scores
 
 
 @torch.inference_mode()
 def generate_answers(
-    model: Any, processor: Any, asked: Sequence[SceneQuestion], batch_size: int, description: str
+    model: Any, processor: Any, evaluated: Sequence[SceneQuestion], batch_size: int, description: str
 ) -> list[str]:
     """The greedy answer to each question."""
     model.eval()
     answers: list[str] = []
-    for start in tqdm(range(0, len(asked), batch_size), desc=description, unit=" batches", mininterval=2):
-        some = asked[start : start + batch_size]
+    for start in tqdm(range(0, len(evaluated), batch_size), desc=description, unit=" batches", mininterval=2):
+        some = evaluated[start : start + batch_size]
         prompts = [[user_message(question.question, [draw(one)])] for one, question in some]
         batch = build_inputs(processor, prompts)
         output = model.generate(**batch, max_new_tokens=8, do_sample=False)
@@ -87,9 +87,9 @@ def generate_answers(
     return [text.strip() for text in answers]
 
 
-def _by_kind(asked: Sequence[SceneQuestion], answers: Sequence[str]) -> dict[str, Score]:
-    right, counts = defaultdict[str, int](int), Counter(question.kind for _, question in asked)
-    for (_, question), answer in zip(asked, answers, strict=True):
+def _by_kind(evaluated: Sequence[SceneQuestion], answers: Sequence[str]) -> dict[str, Score]:
+    right, counts = defaultdict[str, int](int), Counter(question.kind for _, question in evaluated)
+    for (_, question), answer in zip(evaluated, answers, strict=True):
         right[question.kind] += answer == question.answer
     scores = {kind: Score(right[kind], counts[kind]) for kind in KINDS}
     return {**scores, "all": Score(sum(right.values()), sum(counts.values()))}

@@ -1,10 +1,10 @@
-"""How much there is to see at each difficulty."""
+"""The size and the content of scenes at each difficulty."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from data.scenes.words import words_between
+from data.scenes.vocabulary import words_between
 
 COLOURS = {
     "red": (214, 40, 40),
@@ -22,7 +22,7 @@ PAPERS = ((238, 238, 238), (252, 248, 236), (232, 242, 248), (240, 234, 246), (2
 
 @dataclass(frozen=True)
 class Level:
-    """Pictures of `size` pixels with `grid` x `grid` cells of `cell` pixels; ranges include both ends."""
+    """Images of `size` pixels with `grid` x `grid` cells of `cell` pixels; ranges include both ends."""
 
     name: str
     size: int
@@ -33,12 +33,12 @@ class Level:
     papers: int  # of PAPERS
     shape_count: tuple[int, int]
     most: int  # the highest answer to "how many"
-    numbers: tuple[int, int]  # number plates in a picture
+    numbers: tuple[int, int]  # number plates per image
     digits: tuple[int, int]  # digits on a number plate
-    words: tuple[int, int]  # word plates in a picture
+    words: tuple[int, int]  # word plates per image
     letters: tuple[int, int]  # letters on a word plate
     box: tuple[int, int]  # width and height of one character on its plate, in font dots
-    snap: int  # pixels between two possible places in a cell
+    snap: int  # pixels between two possible positions in a cell
 
     @property
     def margin(self) -> int:
@@ -71,5 +71,5 @@ LEVELS = {
 
 def level_of(difficulty: str) -> Level:
     if difficulty not in LEVELS:
-        raise ValueError(f"difficulty {difficulty!r} is not known: choose one of {', '.join(LEVELS)}")
+        raise ValueError(f"difficulty {difficulty!r} is unknown: choose one of {', '.join(LEVELS)}")
     return LEVELS[difficulty]

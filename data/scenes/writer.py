@@ -1,8 +1,9 @@
-"""The set on disk: LLaVA JSON beside a folder of pictures, or parquet with the pictures inside."""
+"""The set on disk: LLaVA JSON and a folder of images, or parquet that contains the images."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -15,14 +16,13 @@ from typing import Any
 
 from tqdm import tqdm
 
+from data.scenes.difficulty import LEVELS
 from data.scenes.drawing import draw
-from data.scenes.levels import LEVELS
-from data.scenes.png import png
 from data.scenes.questions import KINDS, questions
 from data.scenes.rows import Row, rows_of, write_json, write_parquet
 from data.scenes.scene import fingerprint, scene
 
-VERSION = 1  # raise it with every change that alters a picture, a question or an answer
+VERSION = 1  # increased with every change of pixels, questions or answers
 FORMATS = ("llava", "parquet")
 SETTINGS = "shapes.json"
 
@@ -31,8 +31,8 @@ Each = Callable[..., Iterable[Any]]  # `map`, or one like it that works in other
 
 
 @dataclass(frozen=True)
-class Settings:
-    """All that decides what is written; two folders with the same settings hold the same set."""
+class ShapesSettings:
+    """The settings that determine the set; two folders with the same settings contain the same set."""
 
     train: int
     validation: int
@@ -52,7 +52,7 @@ class Settings:
         if self.format not in FORMATS:
             wrong.append(f"format {self.format!r}: choose one of {', '.join(FORMATS)}")
         if not any(self.sizes.values()):
-            wrong.append("no scenes at all: ask for some with --train, --validation or --test")
+            wrong.append("no scenes: set --train, --validation or --test")
         if not self.kinds:
             wrong.append(f"no question kinds: choose from {', '.join(KINDS)}")
         if wrong:
@@ -64,28 +64,32 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Made:
+class RenderedScene:
     """One scene, ready to be written."""
 
     rows: list[Row]
     fingerprint: str
-    picture: bytes  # SHA-256 of the PNG file
+    pixels: bytes  # SHA-256 of the RGB pixels
 
 
-def _make(settings: Settings, folder: Path, split: str, index: int) -> Made:
-    """Draw and ask; with the LLaVA layout the picture is written here, by the worker."""
+def _render(settings: ShapesSettings, folder: Path, split: str, index: int) -> RenderedScene:
+    """Draw the image and write the questions; in the LLaVA format the worker saves the image here."""
     one = scene(settings.seed, split, index, settings.difficulty)
-    path, content = f"{split}/{index:06d}.png", png(draw(one))
+    path, drawn = f"{split}/{index:06d}.png", draw(one)
+    image: Any = path
     if settings.format == "llava":
-        (folder / "images" / path).write_bytes(content)
-    image = path if settings.format == "llava" else {"bytes": content, "path": path}
+        drawn.save(folder / "images" / path)
+    else:
+        content = io.BytesIO()
+        drawn.save(content, "PNG")
+        image = {"bytes": content.getvalue(), "path": path}
     rows = rows_of(f"{split}-{index:06d}", image, questions(one, settings.kinds), settings.group)
-    return Made(rows, fingerprint(one), hashlib.sha256(content).digest())
+    return RenderedScene(rows, fingerprint(one), hashlib.sha256(drawn.tobytes()).digest())
 
 
 @contextmanager
 def _in_order(workers: int) -> Iterator[Each]:
-    """A `map` over so many processes. They are spawned: a fork of a process with threads can hang."""
+    """A `map` over `workers` processes. They are spawned: a forked process with threads can hang."""
     if workers == 1:
         yield map
         return
@@ -93,15 +97,15 @@ def _in_order(workers: int) -> Iterator[Each]:
         yield partial(pool.imap, chunksize=16)
 
 
-def write(settings: Settings, folder: Path, workers: int = 1) -> Summary:
-    """Write the set and its summary, which is also returned; the same set, if finished, is left as it is."""
+def write(settings: ShapesSettings, folder: Path, workers: int = 1) -> Summary:
+    """Write the set and its summary, which is also returned. A folder with the same finished set is not changed."""
     wanted = json.loads(json.dumps({"version": VERSION, **asdict(settings)}))
     if (done := folder / SETTINGS).exists():
         summary = json.loads(done.read_text())
         if summary["settings"] == wanted:
             return summary
     if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder} is not empty and holds another or an unfinished set: choose a new folder")
+        raise ValueError(f"{folder} is not empty and contains another or an unfinished set: choose a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     owners: dict[str, str] = {}
     with _in_order(workers) as each:
@@ -111,13 +115,13 @@ def write(settings: Settings, folder: Path, workers: int = 1) -> Summary:
     return summary
 
 
-def _write_split(settings: Settings, folder: Path, split: str, each: Each, owners: dict[str, str]) -> Summary:
-    size, tally = settings.sizes[split], _Tally(split, owners)
+def _write_split(settings: ShapesSettings, folder: Path, split: str, each: Each, owners: dict[str, str]) -> Summary:
+    size, tally = settings.sizes[split], _SplitSummary(split, owners)
     if size and settings.format == "llava":
         (folder / "images" / split).mkdir(parents=True)
     if size:
-        made = each(partial(_make, settings, folder, split), range(size))
-        rows = (row for one in tqdm(made, total=size, desc=split, unit=" pictures") for row in tally.take(one))
+        made = each(partial(_render, settings, folder, split), range(size))
+        rows = (row for one in tqdm(made, total=size, desc=split, unit=" images") for row in tally.take(one))
         if settings.format == "llava":
             write_json(folder / f"{split}.json", rows)
         else:
@@ -129,18 +133,18 @@ def _write_split(settings: Settings, folder: Path, split: str, each: Each, owner
     }
 
 
-class _Tally:
-    """What passes through on its way to the disk: questions by kind, all pictures, whose each scene is."""
+class _SplitSummary:
+    """Collected while rows are written: questions by kind, the digest of all pixels, and the split of each scene."""
 
     def __init__(self, split: str, owners: dict[str, str]) -> None:
         self.split, self.owners = split, owners
         self.kinds: Counter[str] = Counter()
         self.content = hashlib.sha256()
 
-    def take(self, made: Made) -> list[Row]:
+    def take(self, made: RenderedScene) -> list[Row]:
         owner = self.owners.setdefault(made.fingerprint, self.split)
         assert owner == self.split, f"a scene of {owner} is in {self.split} too"
-        self.content.update(made.picture)
+        self.content.update(made.pixels)
         for row in made.rows:
             self.kinds.update([row["kind"]] if isinstance(row["kind"], str) else row["kind"])
         return made.rows

@@ -1,4 +1,4 @@
-"""What a word plate can say, by length. Every word is spelled letter by letter in an answer."""
+"""The words on plates, by length. Answers spell every word letter by letter."""
 
 from __future__ import annotations
 

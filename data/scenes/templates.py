@@ -1,8 +1,8 @@
-"""The words in which is asked and answered."""
+"""The wording of questions and answers."""
 
 from __future__ import annotations
 
-from data.scenes.levels import Level
+from data.scenes.difficulty import Level
 from data.scenes.scene import Item
 
 TEMPLATES = {
@@ -19,8 +19,8 @@ TEMPLATES = {
     "word_in": "What word is written in the {place}?",
     "plate": "What is written on the {colour} plate?",
     "holder": "What colour is the plate with {text}?",
-    "beside_colour": "What colour is the shape directly {side} {text}?",
-    "beside_shape": "Which shape is directly {side} {text}?",
+    "adjacent_colour": "What colour is the shape directly {side} {text}?",
+    "adjacent_shape": "Which shape is directly {side} {text}?",
     "compare_shape": "Are there more {shapes} than {shapes2}?",
     "compare_colour": "Are there more {colour} shapes than {colour2} shapes?",
 }
@@ -39,7 +39,7 @@ def plural(shape: str) -> str:
 
 
 def places(level: Level) -> tuple[tuple[str, ...], ...]:
-    """The names of the parts of a picture; no part's border runs through a cell."""
+    """The names of the regions of an image; no border of a region crosses a cell."""
     return NINTHS if level.grid % 3 == 0 else QUARTERS
 
 

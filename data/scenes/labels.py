@@ -1,4 +1,4 @@
-"""A scene for training in stages: labels for every patch, and the scene as symbols; and all the words."""
+"""A scene for training in stages: labels for every patch and the scene as symbols; and the vocabulary."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from data.scenes.difficulty import COLOURS, SHAPES, level_of
 from data.scenes.drawing import character_boxes, shape_mask
 from data.scenes.font import DIGITS, LETTERS
-from data.scenes.levels import COLOURS, SHAPES, level_of
-from data.scenes.phrases import SIDES, TEMPLATES, YES_NO, places, plural
 from data.scenes.scene import Scene, plate_extent
+from data.scenes.templates import SIDES, TEMPLATES, YES_NO, places, plural
 
-# The meaning of the three numbers that `patch_labels` gives a patch; 0 is always "nothing there".
+# The meaning of the three numbers that `patch_labels` gives a patch; 0 is always "nothing".
 LABELS: dict[str, tuple[str, ...]] = {
     "what": ("nothing", "plate", *SHAPES),
     "colour": ("nothing", *COLOURS),
     "character": ("nothing", *DIGITS, *LETTERS),
 }
 Box = tuple[int, int] | tuple[int, int, int, int]
-SHOWN_FROM = 4  # a patch shows what covers at least a fourth of it
+MIN_COVERAGE = 4  # a label must cover at least 1 / MIN_COVERAGE of a patch
 
 
 def patch_labels(scene: Scene, patch: int) -> NDArray[np.int64]:
-    """[rows, columns, 3]: index into LABELS of what each patch of `patch` x `patch` pixels shows most of."""
+    """[rows, columns, 3]: the most frequent labels of each patch of `patch` x `patch` pixels, as indices into LABELS."""
     if patch < 1 or scene.level.size % patch:
-        raise ValueError(f"a patch of {patch} does not divide pictures of {scene.level.size} pixels")
+        raise ValueError(f"patch: got {patch}, which does not divide images of {scene.level.size} pixels")
     maps = _label_maps(scene)
-    return np.stack([_mostly(np.asarray(maps[name]), patch, len(LABELS[name])) for name in LABELS], axis=-1)
+    return np.stack([_most_frequent(np.asarray(maps[name]), patch, len(LABELS[name])) for name in LABELS], axis=-1)
 
 
 def _label_maps(scene: Scene) -> dict[str, Image.Image]:
-    """For each kind of label a picture whose grey values are label numbers."""
+    """For each kind of label an image whose grey values are label numbers."""
     level = scene.level
     maps = {name: Image.new("L", (level.size, level.size)) for name in LABELS}
 
@@ -54,18 +54,18 @@ def _label_maps(scene: Scene) -> dict[str, Image.Image]:
     return maps
 
 
-def _mostly(values: NDArray[np.uint8], patch: int, kinds: int) -> NDArray[np.int64]:
+def _most_frequent(values: NDArray[np.uint8], patch: int, kinds: int) -> NDArray[np.int64]:
     """[rows, columns]: the most frequent number other than 0 in each patch, 0 where it is too rare."""
     across = values.shape[1] // patch
     rows, columns = np.indices(values.shape) // patch
     cells = rows * across + columns
     often = np.bincount((cells * kinds + values).ravel(), minlength=across * across * kinds)
     often = often.reshape(across, across, kinds)[:, :, 1:]
-    return np.where(often.max(axis=-1) * SHOWN_FROM >= patch * patch, often.argmax(axis=-1) + 1, 0)
+    return np.where(often.max(axis=-1) * MIN_COVERAGE >= patch * patch, often.argmax(axis=-1) + 1, 0)
 
 
 def symbols(scene: Scene) -> list[str]:
-    """The scene as a reader would list it: place, colour and shape; of a plate also its characters."""
+    """The scene as a list: place, colour and shape of each item; for a plate also its characters."""
     listed = []
     for item in scene.items:
         listed += [f"row{item.row}", f"column{item.column}", item.colour, item.what, *item.text]
@@ -80,7 +80,7 @@ def symbol_vocabulary(difficulty: str) -> list[str]:
 
 
 def split_words(text: str) -> list[str]:
-    """Text as the vocabulary counts it: words; what a plate says, character by character; marks."""
+    """Text as entries of the vocabulary: words, the characters of plates, punctuation marks."""
     return re.findall(r"[A-Z]?[a-z]+|[A-Z]|[0-9]|[^\sA-Za-z0-9]", text)
 
 
@@ -91,10 +91,10 @@ def _letters(difficulty: str) -> list[str]:
 @cache
 def _vocabulary(difficulty: str) -> tuple[str, ...]:
     level = level_of(difficulty)
-    asked = [re.sub(r"{.*?}", "", template) for template in TEMPLATES.values()]
-    named = [*level.colour_names, *level.shape_names, *map(plural, level.shape_names)]
-    said = [*SIDES, *YES_NO, *(name for row in places(level) for name in row)]
-    words = split_words(" ".join([*asked, *named, *said]))
+    wordings = [re.sub(r"{.*?}", "", template) for template in TEMPLATES.values()]
+    names = [*level.colour_names, *level.shape_names, *map(plural, level.shape_names)]
+    answers = [*SIDES, *YES_NO, *(name for row in places(level) for name in row)]
+    words = split_words(" ".join([*wordings, *names, *answers]))
     return tuple(dict.fromkeys([*words, *DIGITS, *_letters(difficulty)]))
 
 

@@ -9,11 +9,11 @@ from typing import TypeVar
 Choice = TypeVar("Choice")
 
 
-class Dice:
+class PortableRandom:
     """Integer draws from a text seed.
 
-    Python promises to keep string seeding and `random()`, not `choice`, `sample` or `shuffle`.
-    So everything is built on `random()`, a multiple of 2**-53, in exact integer arithmetic.
+    Python guarantees that string seeding and `random()` never change, but not `choice`, `sample` or `shuffle`. So
+    everything is built on `random()`, a multiple of 2**-53, in exact integer arithmetic.
     """
 
     def __init__(self, seed: str) -> None:
@@ -30,10 +30,10 @@ class Dice:
     def coin(self) -> bool:
         return self.below(2) == 1
 
-    def pick(self, choices: Sequence[Choice]) -> Choice:
+    def choice(self, choices: Sequence[Choice]) -> Choice:
         return choices[self.below(len(choices))]
 
-    def some(self, choices: Sequence[Choice], count: int) -> list[Choice]:
-        """`count` different ones, in random order."""
+    def sample(self, choices: Sequence[Choice], count: int) -> list[Choice]:
+        """`count` different elements, in random order."""
         pool = list(choices)
         return [pool.pop(self.below(len(pool))) for _ in range(count)]
