@@ -26,7 +26,7 @@ MIN_COVERAGE = 4  # a label must cover at least 1 / MIN_COVERAGE of a patch
 
 
 def patch_labels(scene: Scene, patch: int) -> NDArray[np.int64]:
-    """[rows, columns, 3]: the most frequent labels of each patch of `patch` x `patch` pixels, as indices into LABELS."""
+    """[rows, columns, 3]: the most frequent labels of each patch, as indices into LABELS. patch: its side in pixels."""
     if patch < 1 or scene.level.size % patch:
         raise ValueError(f"patch: got {patch}, which does not divide images of {scene.level.size} pixels")
     maps = _label_maps(scene)

@@ -17,7 +17,7 @@ from data.tiny_base.train.command import train
 from data.tiny_base.train.mask import additive, attention_masks, mask_first_layers
 from data.tiny_base.train.model import TrainingBundle
 from data.tiny_base.train.processor import UNKNOWN, make_processor, make_tokenizer
-from data.tiny_base.train.recipe import Base, Stage, load_base
+from data.tiny_base.train.recipe import BaseRecipe, Stage, load_base
 from data.tiny_base.train.samples import IGNORED, pack, scene_batch
 from data.tiny_base.train.stages import StageLosses
 
@@ -38,7 +38,7 @@ work_dir: {folder}/stages
 """
 
 
-def recipe_in(folder: Path, *overrides: str) -> Base:
+def recipe_in(folder: Path, *overrides: str) -> BaseRecipe:
     file = folder / "recipe.yaml"
     file.write_text(RECIPE.format(folder=folder))
     return load_base(file, overrides)
@@ -89,7 +89,7 @@ def test_stages_of_another_recipe_are_not_resumed(tmp_path: Path) -> None:
         train(recipe_in(tmp_path, "stages.joint.steps=4"), until="vision")
 
 
-def train_and_be_killed(recipe: Base) -> None:
+def train_and_be_killed(recipe: BaseRecipe) -> None:
     """In the middle of the language stage."""
     calls = 0
     answering = StageLosses.answer_loss

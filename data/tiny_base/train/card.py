@@ -9,7 +9,7 @@ from typing import Any
 from data.shapes import LEVELS
 
 from .measure import Scores, score_table
-from .recipe import Base
+from .recipe import BaseRecipe
 
 CARD = """# A small LLaVA for drawn shapes
 
@@ -62,7 +62,7 @@ DESCRIPTIONS = {
 }
 
 
-def write_card(folder: Path, recipe: Base, scores: Scores, model: Any, source: str) -> None:
+def write_card(folder: Path, recipe: BaseRecipe, scores: Scores, model: Any, source: str) -> None:
     """README.md, and the same figures as measured.json."""
     (folder / "README.md").write_text(_card(recipe, scores, model, source), encoding="utf-8")
     plain = {
@@ -72,7 +72,7 @@ def write_card(folder: Path, recipe: Base, scores: Scores, model: Any, source: s
     (folder / "measured.json").write_text(json.dumps(plain, indent=1) + "\n")
 
 
-def _card(recipe: Base, scores: Scores, model: Any, source: str) -> str:
+def _card(recipe: BaseRecipe, scores: Scores, model: Any, source: str) -> str:
     blind_layers = max(stage.blind_layers for stage in recipe.stages.named().values())
     return CARD.format(
         vision=recipe.vision,
@@ -89,7 +89,7 @@ def _card(recipe: Base, scores: Scores, model: Any, source: str) -> str:
     )
 
 
-def _describe_stages(recipe: Base) -> list[str]:
+def _describe_stages(recipe: BaseRecipe) -> list[str]:
     return [
         f"{number}. `{name}`: {DESCRIPTIONS[name]} ({stage.steps} steps of {stage.batch_size} images, learning rate "
         f"{stage.learning_rate:g})"

@@ -13,13 +13,13 @@ from .loop import train_stage
 from .measure import measure, score_table
 from .model import TrainingBundle
 from .processor import make_processor
-from .recipe import Base, load_base
+from .recipe import BaseRecipe, load_base
 from .stages import StageLosses
 
 __all__ = ["evaluate", "load_base", "train"]
 
 
-def train(recipe: Base, until: str | None = None) -> None:
+def train(recipe: BaseRecipe, until: str | None = None) -> None:
     """Train all stages, or those up to `until`, and save the model and its processor in `output_dir`."""
     set_seed(recipe.seed)
     bundle = TrainingBundle(recipe)
@@ -34,7 +34,7 @@ def train(recipe: Base, until: str | None = None) -> None:
     processor.save_pretrained(recipe.output_dir)
 
 
-def evaluate(recipe: Base, source: str) -> None:
+def evaluate(recipe: BaseRecipe, source: str) -> None:
     """Load the model in `output_dir` as users do, evaluate it, write its card and print the scores."""
     model = LlavaForConditionalGeneration.from_pretrained(recipe.output_dir)
     scores = measure(model, load_processor(recipe.output_dir), recipe)

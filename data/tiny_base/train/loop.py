@@ -14,7 +14,7 @@ from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 from .model import TrainingBundle
-from .recipe import Base, Measure, Stage
+from .recipe import BaseRecipe, Measure, Stage
 from .samples import scene_batch
 from .stages import StageLosses
 
@@ -36,7 +36,7 @@ class MovingAverages:
 
 
 def train_stage(
-    name: str, stage: Stage, recipe: Base, bundle: TrainingBundle, losses: StageLosses, offset: int
+    name: str, stage: Stage, recipe: BaseRecipe, bundle: TrainingBundle, losses: StageLosses, offset: int
 ) -> None:
     """Train one stage, or load its weights if it is finished. offset: the index of its first scene."""
     finished, partial = (Path(recipe.work_dir) / f"{name}{ending}.pt" for ending in ("", ".partly"))
@@ -87,7 +87,7 @@ def _schedule(step: int, stage: Stage) -> float:
     return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def _resume(partial: Path, recipe: Base, bundle: TrainingBundle, optimizer: torch.optim.Optimizer) -> int:
+def _resume(partial: Path, recipe: BaseRecipe, bundle: TrainingBundle, optimizer: torch.optim.Optimizer) -> int:
     """Load the state of an interrupted stage; the step to continue with."""
     if not partial.exists():
         return 0
@@ -97,14 +97,14 @@ def _resume(partial: Path, recipe: Base, bundle: TrainingBundle, optimizer: torc
     return int(saved["step"])
 
 
-def _load(path: Path, recipe: Base) -> dict[str, Any]:
+def _load(path: Path, recipe: BaseRecipe) -> dict[str, Any]:
     saved: dict[str, Any] = torch.load(path, weights_only=True)
     if saved["recipe"] != _decisive(recipe) or "bundle" not in saved:
         raise ValueError(f"{path} was trained with another recipe: set work_dir to another folder, or delete this file")
     return saved
 
 
-def _save(path: Path, recipe: Base, bundle: TrainingBundle, **more: object) -> None:
+def _save(path: Path, recipe: BaseRecipe, bundle: TrainingBundle, **more: object) -> None:
     """The file is complete or absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".writing")
@@ -112,7 +112,7 @@ def _save(path: Path, recipe: Base, bundle: TrainingBundle, **more: object) -> N
     os.replace(unfinished, path)
 
 
-def _decisive(recipe: Base) -> Any:
+def _decisive(recipe: BaseRecipe) -> Any:
     """The settings that the weights depend on."""
     return recipe.model_copy(
         update={"measure": Measure(), "output_dir": "-", "work_dir": "-", "save_steps": 1}

@@ -19,7 +19,7 @@ from dart_train.reduction import DART
 from dart_train.reduction.budget import Keep
 from data.shapes import KINDS, Question, Scene, draw, questions, scene
 
-from .recipe import Base
+from .recipe import BaseRecipe
 
 SceneQuestion = tuple[Scene, Question]
 FULL_BUDGET = 1.0
@@ -44,7 +44,7 @@ class Score:
 Scores = dict[Keep, dict[str, Score]]  # budget -> kind -> score
 
 
-def held_out_questions(recipe: Base) -> list[SceneQuestion]:
+def held_out_questions(recipe: BaseRecipe) -> list[SceneQuestion]:
     """`measure.questions` of each kind, from the first scenes of the split."""
     settings, counts = recipe.measure, Counter[str]()
     found: list[SceneQuestion] = []
@@ -59,7 +59,7 @@ def held_out_questions(recipe: Base) -> list[SceneQuestion]:
     return found
 
 
-def measure(model: Any, processor: Any, recipe: Base) -> Scores:
+def measure(model: Any, processor: Any, recipe: BaseRecipe) -> Scores:
     """The scores at each budget. At the full budget nothing is attached."""
     evaluated, settings = held_out_questions(recipe), recipe.measure
     scores: Scores = {}

@@ -9,7 +9,7 @@ from transformers import CLIPVisionConfig, GenerationConfig, LlamaConfig, LlavaC
 from data.shapes import LABELS, LEVELS
 
 from .processor import CHARACTERS, END, IMAGE, PAD, START, make_tokenizer
-from .recipe import Base
+from .recipe import BaseRecipe
 
 INIT_STD = 0.05
 EMBED_INIT_STD = 0.15  # larger than INIT_STD so that embeddings dominate the residual stream
@@ -22,7 +22,7 @@ def label_counts(across: int) -> dict[str, int]:
     return {**{name: len(labels) for name, labels in LABELS.items()}, "anchor": 2, "row": across, "column": across}
 
 
-def build_model(recipe: Base) -> LlavaForConditionalGeneration:
+def build_model(recipe: BaseRecipe) -> LlavaForConditionalGeneration:
     """With random weights, except that attention starts as a similarity search (keys equal queries) that copies what
     it finds (each head's output inverts its values), which is most of what answering needs."""
     model = LlavaForConditionalGeneration(build_config(recipe)).float()
@@ -38,7 +38,7 @@ def build_model(recipe: Base) -> LlavaForConditionalGeneration:
     return model
 
 
-def build_config(recipe: Base) -> LlavaConfig:
+def build_config(recipe: BaseRecipe) -> LlavaConfig:
     tokenizer, size = make_tokenizer(), LEVELS[recipe.pictures.difficulty].size
     vision, language = recipe.vision, recipe.language
     token_id = tokenizer.convert_tokens_to_ids
@@ -107,7 +107,7 @@ class SymbolicPatchEmbedding(nn.Module):
 class TrainingBundle(nn.Module):
     """The model, and the modules that only its training needs: heads that classify patches, and symbolic patches."""
 
-    def __init__(self, recipe: Base) -> None:
+    def __init__(self, recipe: BaseRecipe) -> None:
         super().__init__()
         self.model = build_model(recipe)
         across = LEVELS[recipe.pictures.difficulty].size // recipe.vision.patch

@@ -1,4 +1,4 @@
-"""The recipe of a base model: what is built, in which stages it learns, how it is judged."""
+"""The recipe of a base model: its architecture, the stages of its training, and its evaluation."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from dart_train.config.schema import plain
 from dart_train.config.validation import validate
 
 
-class Pictures(Section):
-    difficulty: Literal["tiny", "small", "medium", "hard"] = "tiny"  # of data/shapes.py; its size is the tower's
+class DrawnImages(Section):
+    difficulty: Literal["tiny", "small", "medium", "hard"] = "tiny"  # of data/shapes.py; sets the image size
     seed: NotNegativeInt = 0  # of the scenes
 
 
 class Vision(Section):
-    patch: Count = 8  # pixels to a side
+    patch: Count = 8  # side in pixels
     width: Count = 96
     layers: Count = 3
     heads: Count = 4
@@ -43,27 +43,29 @@ class Language(Section):
     layers: Count = 8
     heads: Count = 4
     mlp: Count = 320
-    positions: Count = 1024  # the longest sequence
+    positions: Count = 1024  # the maximum sequence length
 
 
 class Stage(Section):
     steps: Count
-    batch_size: Count  # pictures
+    batch_size: Count  # images
     learning_rate: Positive
     warmup: NotNegativeInt = 50  # steps
-    questions: Count = 7  # a picture, at most; where no question is asked it says nothing
-    conversations: Fraction = 0.0  # share of the lessons in which questions follow one another, not stand alone
-    background: bool = True  # language: false leaves patches that show nothing out, gaps where they would be
-    blind_layers: NotNegativeInt = 0  # in so many first layers text does not look at the picture
+    questions: Count = 7  # per image, at most
+    conversations: Fraction = (
+        0.0  # share of the batches in which questions form a conversation instead of being independent
+    )
+    background: bool = True  # language: false leaves out empty patches; their positions remain free
+    blind_layers: NotNegativeInt = 0  # in the first layers of this number, text does not attend to the image
     weight_decay: NotNegative = 0.01
     max_grad_norm: Positive = 1.0
 
 
 class Stages(Section):
-    vision: Stage  # the tower alone, on a label for every patch
+    vision: Stage  # the vision tower alone, on labels of every patch
     language: Stage  # the language model alone, on symbols in place of patches
-    projector: Stage  # from what the tower sees to the symbols, both sides frozen
-    joint: Stage  # everything, on pictures
+    projector: Stage  # from the features of the tower to the symbols, both frozen
+    joint: Stage  # all weights, on images
 
     def named(self) -> dict[str, Stage]:
         return {name: getattr(self, name) for name in type(self).model_fields}
@@ -77,17 +79,17 @@ class Measure(Section):
     layer: Count = 2
 
 
-class Base(Section):
+class BaseRecipe(Section):
     stages: Stages
-    pictures: Pictures = Field(default_factory=Pictures)
+    pictures: DrawnImages = Field(default_factory=DrawnImages)
     vision: Vision = Field(default_factory=Vision)
     language: Language = Field(default_factory=Language)
     measure: Measure = Field(default_factory=Measure)
     output_dir: Text = "runs/tiny_base/model"  # the finished model
-    work_dir: Text = "runs/tiny_base/stages"  # each stage as it ends; a run begun anew goes on from there
+    work_dir: Text = "runs/tiny_base/stages"  # the weights after each stage; a new start resumes from them
     save_steps: Count = 100  # also within a stage
-    precision: Literal["float32", "bfloat16"] = "float32"  # of the computation; weights are float32
-    smoothing: Fraction = 0.0  # of labels
+    precision: Literal["float32", "bfloat16"] = "float32"  # of the computation; the weights are float32
+    smoothing: Fraction = 0.0  # label smoothing
     seed: NotNegativeInt = 0  # of the weights
 
     def to_dict(self) -> dict[str, Any]:
@@ -95,20 +97,20 @@ class Base(Section):
         return written
 
 
-def load_base(path: str | Path, overrides: Iterable[str] = ()) -> Base:
+def load_base(path: str | Path, overrides: Iterable[str] = ()) -> BaseRecipe:
     """The recipe in a YAML file, `overrides` applied. Raises RecipeError with all problems."""
     data = parse_mapping(read_text(path), str(path), "a mapping with sections such as vision and stages")
     issues = apply_overrides(data, overrides)
-    base, found = validate(Base, data)
+    base, found = validate(BaseRecipe, data)
     issues += found
     if base is not None and not issues:
-        issues.extend(_impossible(base))
+        issues.extend(_find_conflicts(base))
     if issues or base is None:
         raise RecipeError(issues, str(path))
     return base
 
 
-def _impossible(base: Base) -> Iterator[ConfigIssue]:
+def _find_conflicts(base: BaseRecipe) -> Iterator[ConfigIssue]:
     for name in ("vision", "language"):
         part = getattr(base, name)
         if part.width % part.heads:

@@ -13,7 +13,7 @@ from torch import Tensor
 from data.shapes import Scene, draw, patch_labels, questions, scene
 
 from .processor import ASSISTANT, END, IMAGE, START, USER, make_tokenizer
-from .recipe import Base, Stage
+from .recipe import BaseRecipe, Stage
 
 IGNORED = -100
 QuestionAnswer = tuple[str, str]
@@ -44,7 +44,7 @@ class SceneBatch:
     packed: PackedQuestions
 
 
-def scene_batch(recipe: Base, stage: Stage, step: int, offset: int = 0) -> SceneBatch:
+def scene_batch(recipe: BaseRecipe, stage: Stage, step: int, offset: int = 0) -> SceneBatch:
     """Batch `step` of a stage. offset: the index of its first training scene."""
     first, source = offset + step * stage.batch_size, recipe.pictures
     scenes = [scene(source.seed, "train", first + i, source.difficulty) for i in range(stage.batch_size)]

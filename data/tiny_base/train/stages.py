@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .mask import additive, attention_masks, mask_first_layers
 from .model import TrainingBundle
-from .recipe import Base, Stage
+from .recipe import BaseRecipe, Stage
 from .samples import IGNORED, PackedQuestions, SceneBatch, pixels
 
 StageLoss = Callable[[SceneBatch], tuple[Tensor, float]]  # the loss, and an accuracy for the progress bar
@@ -22,7 +22,7 @@ ITEM_WEIGHT = 4.0  # weight in the loss of a patch that shows an item; others ha
 class StageLosses:
     """`trained(name)` are the weights of a stage, `loss(name)` is its loss."""
 
-    def __init__(self, recipe: Base, bundle: TrainingBundle, image_processor: Any) -> None:
+    def __init__(self, recipe: BaseRecipe, bundle: TrainingBundle, image_processor: Any) -> None:
         # On the CPU the fused kernel is slow in bfloat16 for such narrow heads, its backward above all.
         bundle.model.set_attn_implementation("eager")
         self.recipe, self.bundle, self.image_processor = recipe, bundle, image_processor
