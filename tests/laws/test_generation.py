@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from dart_train import DART, REDUCERS, FastV, KeepAll, attach
+from dart_train import DART, REDUCERS, FastV, KeepAll, UniformGrid, attach
 from dart_train.hooks.transformers_compat import cache_argument, cache_in_output
 from tests.fixtures.reference_forward import masked_logits
 from tests.laws.cases import KERNELS, NAMES, ROUNDING, batch_of, model_of, new_tokens, reducer_of
 from tests.zoo import conversation, encode
+
+TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids")
 
 
 @pytest.mark.parametrize("beams", [1, 3])
@@ -145,3 +147,23 @@ def test_text_alone_generates_as_ever(name: str) -> None:
         with attach(model, reducer) as attached:
             assert torch.equal(new_tokens(model, batch), plain)
             assert attached.last is None
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
+def test_next_position_is_found_without_position_ids(name: str, layer: int) -> None:
+    """A loop of one's own, without `generate`: the model takes the next position from the length of layer 0's cache,
+    which at K = 0 holds the kept tokens only."""
+    model, batch = model_of(name), batch_of(name, (1,))
+    words = batch["input_ids"][:, -3:]
+    with torch.no_grad(), attach(model, UniformGrid(keep=8, layer=layer)):  # looks at no text: words may follow
+        output = model(**batch, use_cache=True)
+        for word in words.unbind(1):
+            cache = cache_in_output(output)
+            output = model(input_ids=word[:, None], **{cache_argument(model.forward): cache}, use_cache=True)
+    longer = {**batch, "input_ids": torch.cat([batch["input_ids"], words], 1)}
+    longer["attention_mask"] = torch.ones_like(longer["input_ids"])
+    longer.update({k: torch.cat([v, v.new_zeros(1, 3)], 1) for k, v in batch.items() if k in TOKEN_TYPES})
+    with torch.no_grad(), attach(model, UniformGrid(keep=8, layer=layer)):
+        wanted = model(**longer, use_cache=False).logits
+    torch.testing.assert_close(output.logits[:, -1], wanted[:, -1], rtol=1e-4, atol=1e-4)

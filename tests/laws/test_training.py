@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dart_train import DART, FastV, KeepAll, Random, attach
+from dart_train import DART, FastV, KeepAll, Random, UniformGrid, attach
 from tests.fixtures.reference_forward import masked_logits
 from tests.laws.cases import NAMES, batch_of, model_of
 from tests.laws.test_keep_all import gradients
@@ -41,6 +41,20 @@ def test_no_supervised_target_is_lost(name: str) -> None:
     with torch.no_grad(), attach(model, REDUCER, output="compact"):
         logits = model(**batch).logits
     assert logits.shape[:2] == (1, int((batch["labels"] != -100).sum()))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("output", ["expand", "compact"])
+def test_a_rows_first_token_is_not_a_target(output: str, side: str) -> None:
+    """Nothing predicts it. On the left of it is padding, whose state must not be taken for a predecessor."""
+    model, batch = model_of("llava"), batch_of("llava", (1, 2), side, labels=True)
+    first = batch["attention_mask"].cumsum(1).eq(1) & batch["attention_mask"].bool()
+    labelled = {**batch, "labels": torch.where(first, batch["input_ids"], batch["labels"])}
+    assert int((labelled["labels"] != batch["labels"]).sum()) == 2 and (side == "right" or not first[:, 0].all())
+    # A fixed selection: a supervised first token would otherwise leave no prompt to select by.
+    with torch.no_grad(), attach(model, UniformGrid(keep=8), output=output):
+        wanted, found = model(**batch).loss, model(**labelled).loss
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("reducer", [DART(keep=6, merge="nearest"), FastV(keep=6), Random(keep=6)])
