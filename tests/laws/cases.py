@@ -13,7 +13,19 @@ from tests.zoo import FAMILIES, make_batch
 NAMES = tuple(FAMILIES)
 KERNELS = ("sdpa", "eager")
 IMAGES = ((1,), (1, 2, 0), (2, 1))
+METHODS = tuple(method for method in REDUCERS if method != "fewer_pixels")  # inside a model it is keep_all
+EAGER_TOO = ("llava", "qwen3_vl", "gemma3")
 ROUNDING = 2e-5  # relative, float32
+
+
+def method_on_family(each: int = 3) -> list[tuple[str, str]]:
+    """(method, family): DART on every family, every other method on `each` of them in turn. A method never knows the
+    family and the hooks never know the method, so that the full product would test the same again."""
+    pairs = [("dart", name) for name in NAMES]
+    others = [method for method in METHODS if method != "dart"]
+    for number, method in enumerate(others):
+        pairs += [(method, NAMES[(number * each + i) % len(NAMES)]) for i in range(each)]
+    return pairs
 
 
 @cache

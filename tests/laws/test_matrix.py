@@ -1,21 +1,51 @@
-"""Every method on every family, in prefill, training and generation; a new method is tested by existing."""
+"""Every method in prefill, training and generation, on families in turn; a new method is tested by existing."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from dart_train import REDUCERS, attach
+from dart_train import REDUCERS, FewerPixels, KeepAll, attach
 from tests.fixtures.reference_forward import first_difference, masked_logits
-from tests.laws.cases import KERNELS, NAMES, ROUNDING, batch_of, model_of, new_tokens, reducer_of
+from tests.laws.cases import (
+    EAGER_TOO,
+    KERNELS,
+    METHODS,
+    NAMES,
+    ROUNDING,
+    batch_of,
+    method_on_family,
+    model_of,
+    new_tokens,
+    reducer_of,
+)
 
-MERGING = {"pooling"}  # what merges is no masked forward; its own laws are in test_reduced_forward
+MERGING = "pooling"  # not a masked forward; its own laws, and DART on every family, are in test_reduced_forward
 
 
-@pytest.mark.parametrize("attn", KERNELS)
-@pytest.mark.parametrize("method", [method for method in REDUCERS if method not in MERGING])
-@pytest.mark.parametrize("name", NAMES)
-def test_the_reduced_forward_is_the_masked_one(name: str, method: str, attn: str) -> None:
+def test_every_method_and_every_family_are_in_the_matrix() -> None:
+    pairs = method_on_family()
+    assert {method for method, _ in pairs} == set(METHODS) == set(REDUCERS) - {"fewer_pixels"}
+    others = {name for method, name in pairs if method != "dart"}
+    assert others == {name for method, name in pairs if method == "dart"} == set(NAMES)
+
+
+def test_fewer_pixels_is_keep_all_inside_a_model() -> None:
+    """So that the laws need not be tried with it: it only has another name."""
+    assert FewerPixels.__mro__[1] is KeepAll
+    assert not {"select", "count", "merge_targets", "required_inputs", "budgets", "counts"} & set(vars(FewerPixels))
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "attn"),
+    [
+        (method, name, attn)
+        for method, name in method_on_family()
+        for attn in KERNELS
+        if method not in (MERGING, "dart") and (attn == "sdpa" or name in EAGER_TOO)
+    ],
+)
+def test_the_reduced_forward_is_the_masked_one(method: str, name: str, attn: str) -> None:
     model, batch = model_of(name, attn), batch_of(name)
     with torch.no_grad(), attach(model, reducer_of(method)) as attached:
         logits = model(**batch).logits
@@ -25,9 +55,8 @@ def test_the_reduced_forward_is_the_masked_one(name: str, method: str, attn: str
     assert first_difference(logits, truth, attached.last.mask) < ROUNDING
 
 
-@pytest.mark.parametrize("method", REDUCERS)
-@pytest.mark.parametrize("name", NAMES)
-def test_full_tokens_are_the_plain_model(name: str, method: str) -> None:
+@pytest.mark.parametrize(("method", "name"), method_on_family(1))
+def test_full_tokens_are_the_plain_model(method: str, name: str) -> None:
     model, batch = model_of(name), batch_of(name, side="right", labels=True)
     with torch.no_grad():
         plain = model(**batch)
@@ -38,11 +67,10 @@ def test_full_tokens_are_the_plain_model(name: str, method: str) -> None:
     torch.testing.assert_close(full.loss, plain.loss, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", REDUCERS)
-@pytest.mark.parametrize("name", NAMES)
-def test_training_keeps_the_budget_and_both_outputs_agree(name: str, method: str) -> None:
+@pytest.mark.parametrize(("method", "name"), method_on_family())
+def test_training_keeps_the_budget_and_both_outputs_agree(method: str, name: str) -> None:
     model, batch, losses = model_of(name), batch_of(name, labels=True), []
-    budget = None if method in ("keep_all", "fewer_pixels") else 5
+    budget = None if method == "keep_all" else 5
     for output in ("expand", "compact"):
         with attach(model, reducer_of(method, 5), output=output) as attached:
             loss = model(**batch).loss
@@ -57,9 +85,8 @@ def test_training_keeps_the_budget_and_both_outputs_agree(name: str, method: str
     torch.testing.assert_close(losses[0], losses[1], rtol=2e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize("method", REDUCERS)
-@pytest.mark.parametrize("name", NAMES)
-def test_cached_generation_is_recomputation(name: str, method: str) -> None:
+@pytest.mark.parametrize(("method", "name"), method_on_family())
+def test_cached_generation_is_recomputation(method: str, name: str) -> None:
     model, batch = model_of(name), batch_of(name)
     with attach(model, reducer_of(method, 6)):
         cached = new_tokens(model, batch, 3)
