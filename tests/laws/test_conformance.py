@@ -1,4 +1,4 @@
-"""The self-check: it finds nothing wrong where all is right, and finds what was broken on purpose."""
+"""`check`: every law holds on every family, and what is broken on purpose is found."""
 
 from __future__ import annotations
 
@@ -16,17 +16,15 @@ from dart_train import conformance as laws
 from dart_train.__main__ import main
 from dart_train.conformance import (
     CheckReport,
-    Finding,
-    apart,
+    LawResult,
     check,
     default_reducers,
+    largest,
     last_tokens,
     only_few_trained,
-    worst,
+    relative_difference,
 )
-from dart_train.hooks import engine, masks
-from dart_train.hooks import forward_state as flight
-from dart_train.hooks import reference as oracle
+from dart_train.hooks import engine, forward_state, masks, reference
 from dart_train.models.structure import find_parts
 from tests.zoo import FAMILIES, save_folder
 
@@ -37,15 +35,15 @@ def checked(name: str, *reducers: Any, **options: Any) -> CheckReport:
 
 
 def verdicts(report: CheckReport) -> dict[str, str]:
-    return {finding.law: finding.verdict for finding in report.findings}
+    return {result.law: result.verdict for result in report.results}
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_holds(name: str) -> None:
     report = checked(name)
     assert set(verdicts(report).values()) == {"holds"}, str(report)
-    assert report.ok and len(report.findings) == 8
-    assert all(0 <= f.number < report.tolerance / 5 for f in report.findings if f.number is not None)
+    assert report.ok and len(report.results) == 8
+    assert all(0 <= f.number < report.tolerance / 5 for f in report.results if f.number is not None)
 
 
 @pytest.mark.parametrize("name", ["llava_next", "qwen3_vl", "gemma3"])
@@ -74,33 +72,33 @@ def failing(report: CheckReport) -> set[str]:
 
 def test_renumbered_positions_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     def first_ones(self: Any, x: Tensor, stage: int) -> Tensor:
-        return x[..., : self.kept[stage].length, :]
+        return x[..., : self.stages[stage].kept.length, :]
 
-    monkeypatch.setattr(flight.ForwardState, "follow", first_ones)
+    monkeypatch.setattr(forward_state.ForwardState, "gather_rotary", first_ones)
     report = checked("qwen2_vl", Random(keep=8))
     assert "reduced = dropped tokens masked" in failing(report) and not report.ok
 
 
 def test_a_mask_that_forgets_padding_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    def all_seen(config: Any, hidden: Tensor, valid: Tensor, cache: Any, layer: int) -> Any:
+    def all_visible(config: Any, hidden: Tensor, valid: Tensor, cache: Any, layer: int) -> Any:
         return real_build(config, hidden, torch.ones_like(valid), cache, layer)
 
-    real_build = masks.build
-    monkeypatch.setattr(engine.masks, "build", all_seen)
+    real_build = masks.build_causal_mask
+    monkeypatch.setattr(masks, "build_causal_mask", all_visible)
     assert "generation with a cache = without" in failing(checked("llava", Random(keep=8)))
 
 
 def test_a_loss_at_the_wrong_place_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Late(engine.Targets):
-        def states(self, hidden: Tensor) -> Tensor:
+    class Late(engine.SupervisedTargets):
+        def gather(self, hidden: Tensor) -> Tensor:
             return hidden[self.rows[0], self.slots[0] + 1][None]
 
-    monkeypatch.setattr(engine, "Targets", Late)
+    monkeypatch.setattr(engine, "SupervisedTargets", Late)
     assert failing(checked("llava", Random(keep=8))) == {"gradients, full length = compact"}
 
 
-def test_a_hook_left_behind_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attach.__globals__["Attached"], "remove", lambda self: self._patches.undo())
+def test_a_hook_that_is_left_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attach.__globals__["Attached"], "remove", lambda self: self._patcher.undo())
     report = checked("llava", Random(keep=8))
     assert verdicts(report)["removal leaves the model as it was"] == "does not hold"
     assert "hooks are left" in str(report)
@@ -110,30 +108,30 @@ def test_what_breaks_does_not_hold_and_the_rest_is_tried(monkeypatch: pytest.Mon
     def broken(*args: Any) -> None:
         raise KeyError("deep inside")
 
-    monkeypatch.setattr(laws, "greedy", broken)
+    monkeypatch.setattr(laws, "generate_greedily", broken)
     report = checked("llava", Random(keep=8))
     assert verdicts(report)["random: generation"] == "does not hold" and not report.ok
-    assert [f.note for f in report.findings if f.law == "random: generation"] == ["KeyError: 'deep inside'"]
+    assert [f.note for f in report.results if f.law == "random: generation"] == ["KeyError: 'deep inside'"]
     assert verdicts(report)["random: gradients, full length = compact"] == "holds"
 
 
-def test_not_a_number_is_no_agreement() -> None:
+def test_nan_does_not_hold() -> None:
     nan = torch.tensor([1.0, math.nan])
-    assert math.isnan(apart(nan, nan)) and math.isnan(worst([0.0, math.nan, 1.0]))
-    assert Finding.of("law", math.nan, 1.0).verdict == "does not hold"
+    assert math.isnan(relative_difference(nan, nan)) and math.isnan(largest([0.0, math.nan, 1.0]))
+    assert LawResult.of("law", math.nan, 1.0).verdict == "does not hold"
 
 
-# what cannot be checked is said ----------------------------------------------------------------------------
+# what cannot be checked is reported ----------------------------------------------------------------------------
 
 
 def test_kernels_without_masks_are_not_checked_against_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(oracle, "MASKED_KERNELS", ())
+    monkeypatch.setattr(reference, "MASKED_KERNELS", ())
     report = checked("llava", Random(keep=8))
     assert verdicts(report)["random: reduced = dropped tokens masked"] == "not checked"
     assert report.ok and "takes no mask" in str(report)
 
 
-def test_merged_and_kept_whole_are_not_checked_against_a_mask() -> None:
+def test_merged_and_unreduced_are_not_checked_against_a_mask() -> None:
     report = checked("llava", Pooling(keep=16), DART(keep=1000))
     law = "{}: reduced = dropped tokens masked"
     assert {verdicts(report)[law.format(name)] for name in ("pooling", "dart")} == {"not checked"}
@@ -141,7 +139,7 @@ def test_merged_and_kept_whole_are_not_checked_against_a_mask() -> None:
 
 
 def test_nothing_checked_is_not_ok() -> None:
-    assert not CheckReport("model", (Finding("law", "not checked"),), 1e-3).ok
+    assert not CheckReport("model", (LawResult("law", "not checked"),), 1e-3).ok
 
 
 def test_the_table_is_printed_with_names_verdicts_and_numbers(capsys: pytest.CaptureFixture[str]) -> None:
@@ -192,13 +190,13 @@ def test_training_flags_come_back_after_an_error() -> None:
 @pytest.mark.parametrize("additive", [False, True])
 def test_hidden_columns_are_closed_and_no_row_is_empty(additive: bool) -> None:
     keep = torch.tensor([[True, False, True]])
-    seen = torch.tensor([[[[1, 0, 0], [1, 1, 0], [1, 0, 1]]]]).bool()
+    visible = torch.tensor([[[[1, 0, 0], [1, 1, 0], [1, 0, 1]]]]).bool()
     if not additive:
-        assert torch.equal(oracle.hide(None, keep), seen)
+        assert torch.equal(reference.hide(None, keep), visible)
     else:
         lowest = torch.finfo(torch.float32).min
         causal = torch.full((1, 1, 3, 3), lowest).triu(1)
-        assert torch.equal(oracle.hide(causal, keep), torch.zeros(1, 1, 3, 3).masked_fill(~seen, lowest))
+        assert torch.equal(reference.hide(causal, keep), torch.zeros(1, 1, 3, 3).masked_fill(~visible, lowest))
 
 
 # the command -----------------------------------------------------------------------------------------------
@@ -215,7 +213,9 @@ def test_command_checks_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_command_fails_when_a_law_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(flight.ForwardState, "follow", lambda self, x, stage: x[..., : self.kept[stage].length, :])
+    monkeypatch.setattr(
+        forward_state.ForwardState, "gather_rotary", lambda self, x, stage: x[..., : self.stages[stage].kept.length, :]
+    )
     folder = str(save_folder("llava", tmp_path))
     assert main(["check", folder, "--method", "random", "--device", "cpu"]) == 1
     assert "does not hold" in capsys.readouterr().out
