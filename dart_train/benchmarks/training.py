@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..hooks import Attached
 from ..profiling.timing import Workload
-from ..training.objective import tell
+from ..training.objective import forward_supervised
 from .subject import Subject
 from .ways import Way
 
@@ -38,5 +38,5 @@ class TrainStep:
 
     def loss(self, attached: Attached | None, few: bool) -> Tensor:
         batch, host = self.subject.given(few)
-        told = tell(self.model, attached, batch, host)
+        told = forward_supervised(self.model, attached, batch, host)
         return told.loss() / told.targets.numel()

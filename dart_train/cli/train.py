@@ -92,7 +92,7 @@ def _lost(error: RuntimeError) -> int:
 
     if not isinstance(error, LostRankError):
         raise error
-    if error.speaks:
+    if error.reports:
         print(f"train (rank {_rank()}): {error}", file=sys.stderr, flush=True)
     return LOST
 

@@ -32,6 +32,25 @@ VARIABLES = (
 TESTED_TRANSFORMERS = ((5, 23), (5, 24))
 
 
+# Those that training results depend on: recorded with every run and export.
+RECORDED_PACKAGES = (
+    "dart-train",
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "deepspeed",
+    "datasets",
+    "safetensors",
+)
+
+
+def versions() -> dict[str, str]:
+    """Python and the recorded packages; `not installed` for a missing one."""
+    packages = {name: _version(name) or "not installed" for name in RECORDED_PACKAGES}
+    return {"python": platform.python_version(), **packages}
+
+
 @dataclass(frozen=True)
 class Gpu:
     name: str

@@ -14,9 +14,9 @@ import yaml
 
 from ..checkpoints import ResolvedModel
 from ..checkpoints.provenance import Provenance
+from ..common.environment import versions
 from ..common.io import read_jsonl
 from ..common.tables import markdown_table
-from ..training.checkpointing import versions
 
 # What an export tells about itself: the data it was trained on, the versions, and what was measured.
 

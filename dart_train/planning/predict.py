@@ -21,7 +21,7 @@ from ..profiling.flops import QuadraticCost, flop_rates, patches_in
 from ..reduction import FewerPixels, Reducer
 from ..reduction.budget import Keep
 from ..reduction.schedule import budget_at_step, dropped_range, teacher_keep
-from ..training.trainable import counts
+from ..training.trainable import count_parameters
 from .costs import Rates, activation_memory, break_even_ratio, static_memory
 from .probe import measure_rates
 from .report import BudgetCost, Plan
@@ -58,7 +58,7 @@ def predict(
         recipe=_mean(budgets) if budgets else full,
         breaks_even=inputs.break_even(timed) if timed else None,
         data=_data_facts(inputs),
-        parameters={part: {"all": total, "trained": t} for part, (t, total) in counts(inputs.model).items()},
+        parameters={part: {"all": total, "trained": t} for part, (t, total) in count_parameters(inputs.model).items()},
         run=_run_facts(inputs),
         device=device_facts(device, inputs.setup.dtype),
         timings={call: vars(timing) for call, timing in (timed.timings if timed else {}).items()},

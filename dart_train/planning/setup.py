@@ -14,7 +14,12 @@ from ..common.distributed import RankInfo
 from ..config import Recipe
 from ..profiling.device import free_bytes
 from ..profiling.flops import FakeLayer, QuadraticCost, layer_flops, one_layer_config
-from ..training.trainable import attention, choose_parameters, skeleton, upcast_trainable_to_fp32
+from ..training.trainable import (
+    choose_parameters,
+    resolve_attention,
+    trainable_meta_model,
+    upcast_trainable_to_fp32,
+)
 
 _HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -59,11 +64,11 @@ class TrainingSetup:
 
     def meta_model(self) -> Any:
         """The complete model, every weight with its size and dtype, none of them in memory."""
-        return self._prepare(skeleton(self.recipe).to(self._loaded_dtype))
+        return self._prepare(trainable_meta_model(self.recipe).to(self._loaded_dtype))
 
     def build_one_layer(self, config: Any, device: torch.device | str, kernel: str | None = None) -> Any:
         """With one decoder layer and random weights (none on `meta`), prepared for training."""
-        kernel = kernel or attention(self.recipe.model)
+        kernel = kernel or resolve_attention(self.recipe.model)
         with torch.device(device):
             model = AutoModelForImageTextToText.from_config(
                 one_layer_config(config), dtype=self._loaded_dtype, attn_implementation=kernel

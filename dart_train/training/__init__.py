@@ -1,4 +1,4 @@
-"""The train verb: `train(recipe)`, `python -m dart_train train RECIPE`, `deepspeed launch/train.py RECIPE`."""
+"""Training: `train(recipe)`, `python -m dart_train train RECIPE`, `deepspeed launch/train.py RECIPE`."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ if TYPE_CHECKING:
 
 
 def train(recipe: Recipe | str | Path, overrides: Iterable[str] = (), force: bool = False) -> TrainResult:
-    """Fine-tunes as the recipe (or the file of one) says; resumes by itself where its run folder holds a whole
-    checkpoint. overrides: such as `train.max_steps=10`. force: goes on though recipe, base model or versions are others
-    than when that one was written. SIGTERM and SIGUSR1 end it behind the step, with a checkpoint, and come back as the
-    outcome's `stopped`: what they mean for the rest of the program is the caller's."""
-    from ..config import Recipe as Read
+    """Fine-tunes a model as the recipe, or the recipe file, states. Resumes from the newest complete checkpoint of its
+    run folder.
+
+    overrides: for a recipe file, such as `train.max_steps=10`. force: resume although recipe, base model or versions
+    changed since that checkpoint was written. SIGTERM and SIGUSR1 end the training after the current step with a
+    checkpoint, and the result has `stopped`; the rest of the program continues."""
+    from ..config import Recipe as RecipeClass
     from ..config import load_recipe
     from .run import run
 
-    if isinstance(recipe, Read):
+    if isinstance(recipe, RecipeClass):
         if tuple(overrides):
-            raise ValueError("overrides are for a recipe in a file; this one is read already")
+            raise ValueError("overrides apply to a recipe file, but a Recipe was given; change the Recipe instead")
         return run(recipe, force)
     return run(load_recipe(recipe, overrides, needs=("data.train",)), force)
 

@@ -1,4 +1,5 @@
-"""The line on the screen."""
+"""What happens at the beginning and end of a step, and at each line of metrics: the step's budget, the agreement of
+all ranks, metrics.jsonl, and the progress line. Trackers are in `common/trackers`, overlays in `overlays`."""
 
 from __future__ import annotations
 
@@ -6,73 +7,82 @@ import logging
 import math
 import sys
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
 from transformers import TrainerCallback
 
 from ..common.io import append_jsonl, read_jsonl, truncate_jsonl
+from .liveness import StopRequest
+from .nonfinite import NonFiniteGuard
+from .objective import StepBudgets
+from .throughput import ThroughputMeter
+from .trainable import learning_rates
 
-if TYPE_CHECKING:
-    from .trainer import DartTrainer
-
-# What all ranks must agree on behind each step: that it was a bad one, and that the run is to stop here.
-
-
-class AgreeAtStepEnd(TrainerCallback):
-    def __init__(self, trainer: DartTrainer) -> None:
-        self.trainer = trainer
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        guard, stopping = self.trainer.guard, self.trainer.stopping
-        bad, stop = self._anywhere(guard.seen(), stopping.why is not None)
-        guard.judge(state.global_step, bad)
-        if stop:
-            stopping.done = True
-            control.should_save = control.should_training_stop = True
-            control.should_evaluate = False  # whoever asked does not wait for it
-
-    def _anywhere(self, *here: bool) -> list[bool]:
-        """What any rank says; one small message a step."""
-        told = torch.tensor([int(each) for each in here], device=self.trainer.args.device)
-        return [bool(each) for each in self.trainer.accelerator.reduce(told, "sum").tolist()]
-
-
-# What a person sees of a run: a line on the screen, metrics.jsonl, and trackers on top.
-
-
-# `metrics.jsonl`: one object a line, always written.
-
-NAME = "metrics.jsonl"
+METRICS_FILE = "metrics.jsonl"
+# Of each value, whether it is true on any rank; collective.
+AnyRank = Callable[..., list[bool]]
 
 log = logging.getLogger(__name__)
 
 
+class ApplyStepBudget(TrainerCallback):
+    """Before the forwards of an optimizer step: sets its budget, the same on every rank, and starts the meter.
+    `learning_rates`: those of this step, by part."""
+
+    def __init__(self, budgets: StepBudgets, meter: ThroughputMeter) -> None:
+        self.budgets, self.meter = budgets, meter
+        self.learning_rates: dict[str, float] = {}
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
+        self.budgets.start_step(state.global_step)
+        self.learning_rates = learning_rates(optimizer)
+        self.meter.start_step()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.meter.end_step()
+
+
+class AgreeAtStepEnd(TrainerCallback):
+    """After each step all ranks agree on whether it was NaN or Inf on any of them, and whether any of them was
+    requested to stop. One small message a step."""
+
+    def __init__(self, guard: NonFiniteGuard, stop: StopRequest, any_rank: AnyRank) -> None:
+        self.guard, self.stop, self.any_rank = guard, stop, any_rank
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        nonfinite, stop = self.any_rank(self.guard.saw_nonfinite(), self.stop.reason is not None)
+        self.guard.end_step(state.global_step, nonfinite)
+        if stop:
+            self.stop.agreed = True
+            control.should_save = control.should_training_stop = True
+            control.should_evaluate = False  # a scheduler does not wait for it
+
+
 class MetricsFile(TrainerCallback):
-    """A resumed run goes on behind the line of its checkpoint; what was written after that one will come again."""
+    """metrics.jsonl, one object a line. A resumed run continues after the line of its checkpoint: later lines are
+    removed, and written again when their steps are repeated."""
 
     def __init__(self, run: Path, start_step: int = 0) -> None:
-        self.file = run / NAME
-        if self.file.exists():
-            truncate_jsonl(self.file, lambda line: line.get("step", math.inf) <= start_step)
+        self.file = run / METRICS_FILE
+        truncate_jsonl(self.file, lambda line: line.get("step", math.inf) <= start_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if state.is_world_process_zero and logs:
-            line = {"step": state.global_step, "time": round(time.time(), 3), **logs}
             try:
-                append_jsonl(self.file, line)
-            except OSError as error:  # a full disk: what becomes of the run is decided where checkpoints are saved
+                append_jsonl(self.file, {"step": state.global_step, "time": round(time.time(), 3), **logs})
+            except OSError as error:  # a full disk: whether the run ends is decided when a checkpoint is saved
                 log.warning("%s: the line of step %s could not be written: %s", self.file, state.global_step, error)
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    return read_jsonl(run / NAME)
+    return read_jsonl(run / METRICS_FILE)
 
 
 class ProgressLine(TrainerCallback):
-    """Loss, speed, visual tokens before -> after, time left and memory, whenever metrics are told."""
+    """Prints loss, speed, visual tokens before -> after, time left and memory with each line of metrics."""
 
     def __init__(self) -> None:
         self.began, self.first = time.perf_counter(), 0
@@ -84,18 +94,15 @@ class ProgressLine(TrainerCallback):
         if not (state.is_world_process_zero and logs):
             return
         if "loss" in logs:
-            left = self._left(state.global_step, state.max_steps)
-            print(line(state.global_step, state.max_steps, logs, left), file=sys.stderr, flush=True)
+            seconds_per_step = (time.perf_counter() - self.began) / max(state.global_step - self.first, 1)
+            left = timedelta(seconds=round(seconds_per_step * (state.max_steps - state.global_step)))
+            print(progress_line(state.global_step, state.max_steps, logs, left), file=sys.stderr, flush=True)
         elif "eval_loss" in logs:
-            judged = "  ".join(f"{name.removeprefix('eval_')} {logs[name]:.4f}" for name in logs if "eval_" in name)
-            print(f"validation at step {state.global_step}: {judged}", file=sys.stderr, flush=True)
-
-    def _left(self, step: int, steps: int) -> timedelta:
-        each = (time.perf_counter() - self.began) / max(step - self.first, 1)
-        return timedelta(seconds=round(each * (steps - step)))
+            metrics = "  ".join(f"{name.removeprefix('eval_')} {logs[name]:.4f}" for name in logs if "eval_" in name)
+            print(f"validation at step {state.global_step}: {metrics}", file=sys.stderr, flush=True)
 
 
-def line(step: int, steps: int, logs: dict[str, Any], left: timedelta) -> str:
+def progress_line(step: int, steps: int, logs: dict[str, Any], left: timedelta) -> str:
     parts = [f"step {step}/{steps}", f"loss {logs['loss']:.4f}", f"{logs['tokens_per_second']:,.0f} tokens/s"]
     if logs.get("samples", 1) and logs.get("visual_before"):
         parts.append(f"visual {logs['visual_before']:,.0f} -> {logs['visual_after']:,.0f}")

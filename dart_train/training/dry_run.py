@@ -1,4 +1,4 @@
-"""`--dry-run`: what would be trained, told without a weight being read."""
+"""`--dry-run`: what would be trained, without reading a weight."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from ..common.distributed import RankInfo
 from ..config import Elastic, Recipe
 from ..data.dataset import RowDataset
 from ..models.structure import find_parts
+from ..reduction.batch_layout import IGNORED
 from ..reduction.schedule import budget_at_step
-from .run import Prepared, prepare
-from .trainable import counts
+from .run import PreparedRun, prepare
+from .trainable import count_parameters
 
-_SAMPLED = 64  # rows that token counts are taken from
+_SAMPLED_ROWS = 64  # for token counts
 
 
 @dataclass(frozen=True)
-class Tokens:
+class MeanTokens:
     """Means over the sampled rows."""
 
     rows: int
@@ -31,63 +32,67 @@ class Tokens:
 def describe(recipe: Recipe) -> str:
     prepared = prepare(recipe, RankInfo.read())
     tokens = sample_tokens(prepared)
-    sections = [recipe.to_yaml().rstrip(), _parameters(prepared.skeleton), _steps(prepared)]
+    sections = [recipe.to_yaml().rstrip(), _parameters(prepared.meta_model), _steps(prepared)]
     sections += [_tokens(tokens), _cost(prepared, tokens)] if tokens else []
     return "\n\n".join(sections)
 
 
-def sample_tokens(prepared: Prepared) -> Tokens | None:
-    """None where the rows are streamed."""
+def sample_tokens(prepared: PreparedRun) -> MeanTokens | None:
+    """None: the rows are streamed."""
     if prepared.feed.order is None:
         return None
     rows = RowDataset(prepared.feed.reader)
-    numbers = random.Random(0).sample(range(len(rows)), min(_SAMPLED, len(rows)))
-    ids = set(find_parts(prepared.skeleton).visual_ids)
+    numbers = random.Random(0).sample(range(len(rows)), min(_SAMPLED_ROWS, len(rows)))
+    ids = set(find_parts(prepared.meta_model).visual_ids)
     found = [_count(rows[number], ids) for number in numbers]
     read = [each for each in found if each is not None]
     if not read:
-        raise ValueError("data.train: none of the sampled rows can be used; look: python -m dart_train data check")
+        raise ValueError(
+            "data.train: none of the sampled rows can be used; see: python -m dart_train data check RECIPE"
+        )
     text, visual, supervised = (sum(column) / len(read) for column in zip(*read, strict=True))
-    return Tokens(len(read), text, visual, supervised)
+    return MeanTokens(len(read), text, visual, supervised)
 
 
 def _count(row: Any, ids: set[int]) -> tuple[int, int, int] | None:
-    features = getattr(row, "features", None)  # a skipped row has none
-    if features is None:
+    features = getattr(row, "features", None)
+    if features is None:  # a skipped row
         return None
     visual = sum(int((features["input_ids"] == i).sum()) for i in ids)
-    return features["input_ids"].numel() - visual, visual, int((features["labels"] != -100).sum())
+    return features["input_ids"].numel() - visual, visual, int((features["labels"] != IGNORED).sum())
 
 
 def _parameters(model: Any) -> str:
     lines = ["parameters      trained            all"]
-    found = counts(model)
+    found = count_parameters(model)
     found["all"] = (sum(t for t, _ in found.values()), sum(a for _, a in found.values()))
-    lines += [f"  {name:9} {trained:>14,} {whole:>14,}" for name, (trained, whole) in found.items()]
+    lines += [f"  {name:9} {trained:>14,} {total:>14,}" for name, (trained, total) in found.items()]
     return "\n".join(lines)
 
 
-def _steps(prepared: Prepared) -> str:
+def _steps(prepared: PreparedRun) -> str:
     feed, start = prepared.feed, prepared.start_step
     rows = "streamed" if feed.order is None else f"{len(feed.order):,} rows an epoch"
     line = f"steps: {feed.steps:,} of {feed.rows_per_step} rows ({rows}, {prepared.ranks.world} processes)"
-    return line + (f", going on behind step {start:,}" if start else "")
+    return line + (f", resuming after step {start:,}" if start else "")
 
 
-def _tokens(tokens: Tokens) -> str:
-    whole = f"{tokens.text:.0f} of text and {tokens.visual:.0f} visual, {tokens.supervised:.0f} supervised"
-    return f"tokens of a row, mean of {tokens.rows}: {whole}"
+def _tokens(tokens: MeanTokens) -> str:
+    return (
+        f"tokens of a row, mean of {tokens.rows}: {tokens.text:.0f} of text and {tokens.visual:.0f} visual, "
+        f"{tokens.supervised:.0f} supervised"
+    )
 
 
-def _cost(prepared: Prepared, tokens: Tokens) -> str:
-    """Multiplications of the decoder's layers, against the same training at full tokens."""
+def _cost(prepared: PreparedRun, tokens: MeanTokens) -> str:
+    """FLOPs of the decoder's layers, relative to the same training at full tokens."""
     shares = [_share(prepared, tokens, keep) for keep in _budgets(prepared)]
     mean = sum(shares) / len(shares)
-    teaching = " with a teacher's forward besides," if prepared.recipe.distill.enabled else ""
-    return f"predicted cost of the language model's layers:{teaching} {mean:.0%} of training at full tokens"
+    teacher = " (the teacher's forward not included)" if prepared.recipe.distill.enabled else ""
+    return f"predicted cost of the language model's layers: {mean:.0%} of training at full tokens{teacher}"
 
 
-def _budgets(prepared: Prepared) -> Sequence[Any]:
+def _budgets(prepared: PreparedRun) -> Sequence[Any]:
     recipe, steps = prepared.recipe, prepared.feed.steps
     reducers = recipe.reduction.reducers()
     if not reducers:
@@ -99,9 +104,9 @@ def _budgets(prepared: Prepared) -> Sequence[Any]:
     return [budget_at_step(schedule, served, step, steps, recipe.train.seed) for step in at]
 
 
-def _share(prepared: Prepared, tokens: Tokens, keep: Any) -> float:
-    """Layers before the reduction see all tokens, those behind it what is kept."""
-    parts, full = find_parts(prepared.skeleton), tokens.text + tokens.visual
+def _share(prepared: PreparedRun, tokens: MeanTokens, keep: Any) -> float:
+    """Layers before the reduction have all tokens, those after it the kept ones."""
+    parts, full = find_parts(prepared.meta_model), tokens.text + tokens.visual
     reducers = prepared.recipe.reduction.reducers()
     width, total, length = parts.text_config.hidden_size, 0.0, full
     stages = [*reducers[:-1], replace(reducers[-1], keep=keep)] if reducers else []

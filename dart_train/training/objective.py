@@ -1,4 +1,4 @@
-"""The budget of each step put on the model, and for a moment the teacher's."""
+"""The objective of a step: logits at supervised positions, the loss, distillation, and the budget of each step."""
 
 from __future__ import annotations
 
@@ -14,17 +14,16 @@ from torch.nn import functional as F
 from ..config import Recipe
 from ..hooks import Attached
 from ..hooks.batch_plan import has_images
+from ..reduction.batch_layout import IGNORED
 from ..reduction.budget import Keep
 from ..reduction.schedule import budget_at_step, teacher_keep
 
-# The loss per supervised token of one forward, and what a gentler reduction of the same weights would have said.
-
-IGNORED = -100
+Batch = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Told:
-    """What a forward says at its supervised positions: logits [M, V], targets [M], in the order of rows."""
+class SupervisedLogits:
+    """Output of a forward at its supervised positions: logits [M, V] and targets [M], in the order of rows."""
 
     logits: Tensor
     targets: Tensor
@@ -36,118 +35,114 @@ class Told:
         return F.cross_entropy(self.logits.float(), self.targets, reduction="sum")
 
     def divergence(self, teacher: Tensor, temperature: float) -> Tensor:
-        """Sum over targets of KL(teacher || student), both softened; teacher [M, V]."""
-        ours = F.log_softmax(self.logits.float() / temperature, dim=-1)
-        theirs = F.log_softmax(teacher.float() / temperature, dim=-1)
-        return F.kl_div(ours, theirs, reduction="sum", log_target=True)
+        """The sum over targets of KL(teacher || student) at a temperature; teacher: logits [M, V]."""
+        student_log_probs = F.log_softmax(self.logits.float() / temperature, dim=-1)
+        teacher_log_probs = F.log_softmax(teacher.float() / temperature, dim=-1)
+        return F.kl_div(student_log_probs, teacher_log_probs, reduction="sum", log_target=True)
+
+    @torch.no_grad()
+    def correct(self) -> int:
+        """The number of targets that have the highest logit."""
+        return int((self.logits.argmax(-1) == self.targets).sum())
 
 
-def tell(model: Any, attached: Attached | None, batch: Mapping[str, Any], host: Mapping[str, Any]) -> Told:
-    """One forward. `batch` on the device; `host`, the same batch, still where it was collated."""
-    return Told(_logits(model, attached, batch, host)[0], targets_of(host, batch["input_ids"].device))
+def forward_supervised(model: Any, attached: Attached | None, batch: Batch, host: Batch) -> SupervisedLogits:
+    """One forward. `batch` is on the device; `host` is the same batch on the CPU, as it was collated: reading lengths
+    and labels from it does not wait for the device."""
+    return SupervisedLogits(_logits(model, attached, batch, host)[0], targets_of(host, batch["input_ids"].device))
 
 
 def forward_with_teacher(
-    model: Any, attached: Attached, batch: Mapping[str, Any], host: Mapping[str, Any], keep: Sequence[Keep]
-) -> tuple[Told, Tensor]:
-    """One forward at two budgets: what is told at that of the model, and, without gradient, the logits [M, V] of a
-    teacher that keeps `keep`. Vision tower and layers < K run once for both, so that dropout before layer K is the
-    student's; from there on the teacher drops nothing."""
+    model: Any, attached: Attached, batch: Batch, host: Batch, keep: Sequence[Keep]
+) -> tuple[SupervisedLogits, Tensor]:
+    """One forward at two budgets: the model's output at its own, and the logits [M, V], without gradient, of a teacher
+    that keeps `keep`. Vision tower and layers < K run once for both, so dropout before layer K is the student's; from
+    layer K on the teacher has no dropout."""
     with attached.with_teacher(*keep):
         student, teacher = _logits(model, attached, batch, host)
-    return Told(student, targets_of(host, student.device)), teacher.detach()
+    return SupervisedLogits(student, targets_of(host, student.device)), teacher.detach()
 
 
 def forward_teacher_separately(
-    model: Any, attached: Attached, batch: Mapping[str, Any], host: Mapping[str, Any], keep: Sequence[Keep]
-) -> tuple[Told, Tensor]:
-    """The same in two forwards, which share nothing: what `forward_with_teacher` is held against."""
+    model: Any, attached: Attached, batch: Batch, host: Batch, keep: Sequence[Keep]
+) -> tuple[SupervisedLogits, Tensor]:
+    """The same in two forwards that share nothing: the reference for `forward_with_teacher`, in tests and bench."""
     before = [reducer.keep for reducer in attached.reducers]
     attached.set_keep(*keep)
     model.eval()
     try:
         with torch.no_grad():
-            teacher = tell(model, attached, batch, host).logits
+            teacher = forward_supervised(model, attached, batch, host).logits
     finally:
         model.train()
         attached.set_keep(*before)
-    return tell(model, attached, batch, host), teacher
+    return forward_supervised(model, attached, batch, host), teacher
 
 
-def _logits(model: Any, attached: Attached | None, batch: Mapping[str, Any], host: Mapping[str, Any]) -> Tensor:
-    """[1 or 2, M, V]: at supervised positions; the second is a companion's."""
+def _logits(model: Any, attached: Attached | None, batch: Batch, host: Batch) -> Tensor:
+    """[1 or 2, M, V]: logits at supervised positions, the teacher's second."""
     if attached is None or not has_images(batch):
-        return _full(model, attached, batch, host)
+        return _unreduced_logits(model, attached, batch, host)
     attached.prefetch_batch(**host)
     with attached.skip_model_loss():
         logits: Tensor = model(**batch, use_cache=False).logits
     return logits
 
 
-def _full(model: Any, attached: Attached | None, batch: Mapping[str, Any], host: Mapping[str, Any]) -> Tensor:
-    """Nothing to reduce: logits at the places that some row is supervised at, of them the supervised ones."""
-    here = supervised(host["labels"])
-    places = here.any(0).nonzero()[:, 0]
-    asked = {name: value for name, value in batch.items() if name != "labels"}
+def _unreduced_logits(model: Any, attached: Attached | None, batch: Batch, host: Batch) -> Tensor:
+    """For a batch with nothing to reduce. `logits_to_keep` takes one set of columns for all rows: the model computes
+    the columns in which any row is supervised, and the supervised positions are selected from them."""
+    is_supervised = supervised(host["labels"])
+    columns = is_supervised.any(0).nonzero()[:, 0]
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
     device = batch["input_ids"].device
-    logits = _plain(model, attached, asked, places.to(device))
-    rows, columns = here[:, places].nonzero(as_tuple=True)
-    return logits.unflatten(0, (-1, len(here)))[:, rows.to(device), columns.to(device)]
-
-
-def _plain(model: Any, attached: Attached | None, asked: Mapping[str, Any], places: Tensor) -> Tensor:
     if attached is None:
-        logits: Tensor = model(**asked, logits_to_keep=places, use_cache=False).logits
-        return logits
-    with attached.paused():
-        return _plain(model, None, asked, places)
+        logits = model(**inputs, logits_to_keep=columns.to(device), use_cache=False).logits
+    else:
+        with attached.paused():
+            logits = model(**inputs, logits_to_keep=columns.to(device), use_cache=False).logits
+    rows, places = is_supervised[:, columns].nonzero(as_tuple=True)
+    selected: Tensor = logits.unflatten(0, (-1, len(is_supervised)))[:, rows.to(device), places.to(device)]
+    return selected
 
 
-def targets_of(host: Mapping[str, Any], device: torch.device) -> Tensor:
+def targets_of(host: Batch, device: torch.device) -> Tensor:
     """[M], in the order of rows."""
-    return _targets(host["labels"])[supervised(host["labels"])].to(device, non_blocking=True)
+    labels = host["labels"]
+    return labels[:, 1:][supervised(labels)].to(device, non_blocking=True)
 
 
 def supervised(labels: Tensor) -> Tensor:
-    """[B, L] -> [B, L - 1] bool: places whose next token is to be learnt."""
-    return _targets(labels) != IGNORED
+    """[B, L] -> [B, L - 1] bool: positions whose next token is a target."""
+    return labels[:, 1:] != IGNORED
 
 
-def _targets(labels: Tensor) -> Tensor:
-    return labels[:, 1:]
-
-
-def number(host: Mapping[str, Any]) -> int:
+def count_targets(host: Batch) -> int:
     return int(supervised(host["labels"]).sum())
 
 
-@torch.no_grad()
-def accuracy(told: Told) -> int:
-    """Targets that the highest logit names."""
-    return int((told.logits.argmax(-1) == told.targets).sum())
-
-
-class Budgets:
-    """`steps`: optimizer steps of the whole run."""
+class StepBudgets:
+    """Sets the budget of each optimizer step on the model. `steps`: optimizer steps of the run. `served`: the budgets
+    of the stages after training; `current`: those of this step."""
 
     def __init__(self, recipe: Recipe, attached: Attached | None, steps: int, visual_ids: Sequence[int] = ()) -> None:
         self.recipe, self.attached, self.steps, self.visual_ids = recipe, attached, steps, visual_ids
         self.served = [reducer.keep for reducer in recipe.reduction.reducers()]
-        self.drawn: list[Keep] = list(self.served)
+        self.current: list[Keep] = list(self.served)
 
-    def begin(self, step: int) -> None:
+    def start_step(self, step: int) -> None:
         """Collective under ZeRO-3, where the final norm's weight is gathered."""
         if self.attached is None:
             return
         schedule, seed = self.recipe.reduction.schedule, self.recipe.train.seed
-        self.drawn = [budget_at_step(schedule, served, step, self.steps, seed) for served in self.served]
-        self.attached.set_keep(*self.drawn)
+        self.current = [budget_at_step(schedule, served, step, self.steps, seed) for served in self.served]
+        self.attached.set_keep(*self.current)
         self.attached.seed = seed + step
         self.attached.refresh()
 
     @contextmanager
-    def set_to(self, *keep: Keep) -> Iterator[None]:
-        """Other budgets for a while."""
+    def temporarily(self, *keep: Keep) -> Iterator[None]:
+        """Other budgets inside this context."""
         if self.attached is None:
             yield
             return
@@ -158,17 +153,13 @@ class Budgets:
         finally:
             self.attached.set_keep(*before)
 
-    def teaching(self, step: int, batch: Mapping[str, Any]) -> list[Keep]:
-        """What the teacher of this batch keeps, stage by stage."""
-        visual = self._visual(batch)
-        return [teacher_keep(self.recipe.distill, keep, visual, step, self.steps) for keep in self.drawn]
+    def teacher(self, step: int, host: Batch) -> list[Keep]:
+        """The budgets of the teacher for this batch, one for each stage."""
+        # [B] visual tokens of each row; the row with the most decides
+        most = int(torch.isin(host["input_ids"], torch.tensor(list(self.visual_ids))).sum(1).max())
+        return [teacher_keep(self.recipe.distill, keep, most, step, self.steps) for keep in self.current]
 
-    def _visual(self, batch: Mapping[str, Any]) -> int:
-        """Visual tokens of the sample that has most, asked of the host."""
-        ids = batch["input_ids"]
-        return int(torch.isin(ids, torch.tensor(list(self.visual_ids))).sum(1).max())
-
-    def told(self) -> dict[str, float]:
-        """For the line of metrics: a ratio, or a number of tokens."""
-        names = ["keep"] if len(self.drawn) == 1 else [f"keep_{i}" for i in range(len(self.drawn))]
-        return {name: float(keep) for name, keep in zip(names, self.drawn, strict=True)}
+    def metrics(self) -> dict[str, float]:
+        """Each a ratio, or a number of tokens."""
+        names = ["keep"] if len(self.current) == 1 else [f"keep_{i}" for i in range(len(self.current))]
+        return {name: float(keep) for name, keep in zip(names, self.current, strict=True)}

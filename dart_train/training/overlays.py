@@ -1,10 +1,10 @@
-"""Every N steps a few validation samples, with what the model keeps of them at the budget that is served: written to
-the run folder, and shown to W&B and TensorBoard.
+"""Every `train.overlay_steps` steps, images of a few validation samples with the tokens that the model keeps at the
+served budget: written to the run folder, and sent to W&B and TensorBoard.
 
     overlays/step-000100/sample-0.png
 
-All ranks run the same forwards together, as ZeRO-3 needs it; the first draws. What could go wrong with a picture goes
-wrong before the run: the samples are read, encoded and laid out on every rank when it is prepared.
+All ranks run the same forwards together, because ZeRO-3 needs it; the first rank draws. The samples are read, encoded
+and laid out when the run is prepared, so that a problem with an image is found before the training.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor
 from transformers import TrainerCallback
@@ -25,111 +24,109 @@ from ..config import Recipe
 from ..data.collator import Collator
 from ..data.dataset import RowDataset
 from ..data.encoder import Encoded
+from ..hooks import Attached
 from ..models.families import TokenPlace
 from ..models.token_places import locate_tokens
 from ..visualization import choice_of_row, overlay_panel, side_by_side
-from .objective import tell
-
-if TYPE_CHECKING:
-    from .data_feed import Validation
-    from .trainer import DartTrainer
+from .objective import StepBudgets
+from .validation import EvalForward, EvalMode, Validation
 
 log = logging.getLogger(__name__)
 
 SAMPLES = 4
-LOOKED_AT = 64  # rows, in search of some with pictures
+SEARCHED_ROWS = 64  # for samples with images
 WIDTH = 336
 
 
 @dataclass(frozen=True)
-class Scene:
-    """One validation sample, ready to be looked at."""
+class OverlaySample:
+    """One validation sample: its batch, its images, and the place of each visual token in them."""
 
     batch: dict[str, Tensor]
-    pictures: list[Image.Image]
+    images: list[Image.Image]
     places: list[TokenPlace]
     question: str
 
 
-def scenes(recipe: Recipe, validation: Validation | None, processor: Any, bones: Any) -> list[Scene]:
-    """The first validation samples with pictures, the same on every rank. bones: the model, with or without weights.
-    Raises ValueError where pictures are wanted and none can be drawn."""
+def overlay_samples(recipe: Recipe, validation: Validation | None, processor: Any, model: Any) -> list[OverlaySample]:
+    """The first validation samples with images, the same on every rank. model: with or without weights. Raises
+    ValueError if overlays are requested and there is no such sample."""
     if recipe.train.overlay_steps is None or not recipe.reduction.reducers() or validation is None:
         return []
     rows: Any = validation.batches.dataset
-    collator, found = Collator(processor, recipe.data.pad_to_multiple_of), list[Scene]()
-    for number in range(min(len(rows), LOOKED_AT)):
-        scene = _scene(rows, number, collator, processor, bones)
-        if scene is not None:
-            found.append(scene)
+    collator, found = Collator(processor, recipe.data.pad_to_multiple_of), list[OverlaySample]()
+    for number in range(min(len(rows), SEARCHED_ROWS)):
+        sample = _sample(rows, number, collator, processor, model)
+        if sample is not None:
+            found.append(sample)
         if len(found) == SAMPLES:
             break
     if not found:
         raise ValueError(
-            f"train.overlay_steps: none of the first {LOOKED_AT} rows of data.validation has a picture to draw on; "
-            "leave it out, or validate on rows with pictures"
+            f"train.overlay_steps: none of the first {SEARCHED_ROWS} rows of data.validation has an image; leave it "
+            "out, or validate on rows with images"
         )
     return found
 
 
-def _scene(rows: RowDataset, number: int, collator: Collator, processor: Any, bones: Any) -> Scene | None:
+def _sample(rows: RowDataset, number: int, collator: Collator, processor: Any, model: Any) -> OverlaySample | None:
     encoded = rows[number]
     if not isinstance(encoded, Encoded):
         return None
     source, index = rows.locate(number)
     sample = source.sample(source.rows[index], index)
-    pictures = [source.store.open(ref) for ref in sample.images]
-    if not pictures:
+    images = [source.store.open(ref) for ref in sample.images]
+    if not images:
         return None
     batch = collator([encoded])
     question = " ".join(text for turn in sample.turns if turn.role == "user" for text in turn.texts)
-    return Scene(batch, pictures, locate_tokens(bones, processor, batch, [pictures])[0], question.strip())
+    return OverlaySample(batch, images, locate_tokens(model, processor, batch, [images])[0], question.strip())
 
 
 class Overlays(TrainerCallback):
-    """On every rank. told: the callbacks of the first rank; trackers among them are shown the pictures."""
+    """On every rank. reporters: the other callbacks of the first rank; the trackers among them receive the images."""
 
-    def __init__(self, trainer: DartTrainer, scenes: Sequence[Scene], told: Sequence[TrainerCallback] = ()) -> None:
-        self.trainer, self.scenes = trainer, scenes
-        self.shown = [callback for callback in told if isinstance(callback, Wandb | TensorBoard)]
+    def __init__(
+        self,
+        recipe: Recipe,
+        samples: Sequence[OverlaySample],
+        attached: Attached,
+        budgets: StepBudgets,
+        eval_mode: EvalMode,
+        tokenizer: Any,
+        reporters: Sequence[TrainerCallback] = (),
+    ) -> None:
+        self.every = recipe.train.overlay_steps
+        self.folder = Path(recipe.train.output_dir) / "overlays"
+        self.samples, self.attached, self.budgets, self.tokenizer = samples, attached, budgets, tokenizer
+        self.eval_mode = eval_mode
+        self.trackers = [callback for callback in reporters if isinstance(callback, Wandb | TensorBoard)]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        trainer = self.trainer
-        every = trainer.recipe.train.overlay_steps
-        if trainer.attached is None or every is None or state.global_step % every:
+        if self.every is None or state.global_step % self.every:
             return
-        folder = Path(trainer.recipe.train.output_dir) / "overlays" / f"step-{state.global_step:06d}"
-        model, drawn = trainer.model_wrapped, list[Image.Image]()
-        model.eval()
-        try:
-            for scene in self.scenes:
-                page = self._look(model, scene, state.is_world_process_zero)
-                drawn += [] if page is None else [page]
-        finally:
-            model.train()
-        if drawn:
-            _write(folder, drawn)
-            for tracker in self.shown:
-                tracker.show("overlays", drawn, state.global_step)
+        with self.eval_mode() as forward, self.budgets.temporarily(*self.budgets.served):
+            drawn = [self._draw(forward, sample, state.is_world_process_zero) for sample in self.samples]
+        images = [image for image in drawn if image is not None]
+        if images:
+            _write(self.folder / f"step-{state.global_step:06d}", images)
+            for tracker in self.trackers:
+                tracker.show("overlays", images, state.global_step)
 
-    @torch.no_grad()
-    def _look(self, model: Any, scene: Scene, draw: bool) -> Image.Image | None:
-        trainer = self.trainer
-        assert trainer.attached is not None
-        with trainer.budgets.set_to(*trainer.budgets.served):
-            tell(model, trainer.attached, trainer._prepare_inputs(dict(scene.batch)), scene.batch)
-            last = trainer.attached.last
+    def _draw(self, forward: EvalForward, sample: OverlaySample, draw: bool) -> Image.Image | None:
+        forward(sample.batch)
+        last = self.attached.last
         if not draw or last is None:
             return None
-        choice = choice_of_row(last, 0, scene.batch["input_ids"][0], trainer.processing_class.tokenizer)
-        title = " + ".join(type(reducer).name or type(reducer).__name__ for reducer in trainer.attached.reducers)
-        return side_by_side([overlay_panel(scene.pictures, scene.places, choice, title, WIDTH)], scene.question)
+        choice = choice_of_row(last, 0, sample.batch["input_ids"][0], self.tokenizer)
+        title = " + ".join(type(reducer).name or type(reducer).__name__ for reducer in self.attached.reducers)
+        return side_by_side([overlay_panel(sample.images, sample.places, choice, title, WIDTH)], sample.question)
 
 
-def _write(folder: Path, pages: Sequence[Image.Image]) -> None:
+def _write(folder: Path, images: Sequence[Image.Image]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for number, page in enumerate(pages):
-            page.save(folder / f"sample-{number}.png")
-    except OSError as error:  # a full disk: no reason to end a run, and the first rank's alone
-        log.warning("%s: the pictures could not be written: %s", folder, error)
+        for number, image in enumerate(images):
+            image.save(folder / f"sample-{number}.png")
+    except OSError as error:  # a full disk of the first rank alone: not a reason to end the run
+        log.warning("%s: the overlays could not be written: %s", folder, error)

@@ -1,4 +1,5 @@
-"""The train verb: a recipe becomes a run."""
+"""From a recipe to a finished run: prepare (everything that is checked before a weight is read), build (the trainer),
+train."""
 
 from __future__ import annotations
 
@@ -19,129 +20,115 @@ from ..data.collator import dummy_inputs
 from ..hooks import attach
 from ..hooks.dummy_image import attach_dummy_image
 from ..models.processors import load_processor
+from .arguments import reset_deepspeed_state, training_arguments
 from .callbacks import MetricsFile, ProgressLine
-from .checkpointing import start_from, write_record
-from .data_feed import TrainFeed, Validation
-from .deepspeed_config import deepspeed_config
-from .liveness import Lock, RankMonitor, StopRequest
-from .overlays import Overlays, Scene, scenes
-from .trainable import choose_parameters, load_model, skeleton, upcast_trainable_to_fp32
-from .trainer import DartTrainer, reset_deepspeed_state, training_arguments
+from .data_feed import TrainFeed
+from .deepspeed_config import deepspeed_config, uses_deepspeed
+from .liveness import RankMonitor, StopRequest
+from .overlays import Overlays, OverlaySample, overlay_samples
+from .resume import choose_checkpoint
+from .run_lock import RunLock
+from .run_record import write_run_record
+from .trainable import choose_parameters, load_model, trainable_meta_model, upcast_trainable_to_fp32
+from .trainer import DartTrainer
+from .validation import Validation
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a finished run leaves."""
+    """`checkpoint`: the newest complete one. `stopped`: why the run stopped before its last step, or None."""
 
     run: Path
-    checkpoint: Path | None  # the newest whole one
+    checkpoint: Path | None
     steps: int
-    stopped: str | None = None  # before the end, and at whose wish
+    stopped: str | None = None
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """All that is known of a run before a weight is read."""
+class PreparedRun:
+    """All that is known of a run before a weight is read. `resume`: the checkpoint to continue from."""
 
     recipe: Recipe
     ranks: RankInfo
     processor: Any
     feed: TrainFeed
     validation: Validation | None
-    skeleton: Any
+    meta_model: Any
     resume: Path | None
-    scenes: Sequence[Scene] = ()  # validation samples to draw
+    overlay_samples: Sequence[OverlaySample] = ()
 
     @property
     def start_step(self) -> int:
         return step_of(self.resume) if self.resume else 0
 
 
-def prepare(recipe: Recipe, ranks: RankInfo, force: bool = False) -> Prepared:
-    """Everything that can be wrong and is cheap to find out; raises ValueError."""
-    wrong = [*ranks.problems(recipe.train.precision), *_unavailable(recipe)]
-    if wrong:
-        raise ValueError("\n".join(wrong))
-    deepspeed_config(recipe.train)
-    reset_deepspeed_state()
-    bones = skeleton(recipe)
-    processor = load_processor(recipe.model.path, trust_remote_code=recipe.model.trust_remote_code)
-    feed, validation = TrainFeed.open(recipe, ranks, processor), Validation.open(recipe, ranks, processor)
-    resume, passed = start_from(recipe, ranks, force)
-    for damaged in passed:
-        if ranks.rank == 0:
-            print(f"train: {damaged}", file=sys.stderr)
-    drawn = scenes(recipe, validation, processor, bones)
-    return Prepared(recipe, ranks, processor, feed, validation, bones, resume, drawn)
-
-
-def _unavailable(recipe: Recipe) -> list[str]:
-    """What the recipe's words allow and this verb cannot do: refused rather than passed over."""
-    wrong = []
-    if recipe.train.liger and find_spec("liger_kernel") is None:
-        wrong.append("train.liger: true needs the package liger-kernel, which is not installed; install it or leave it")
-    return wrong
-
-
 def run(recipe: Recipe, force: bool = False) -> TrainResult:
-    ranks, lock = RankInfo.read(), Lock(Path(recipe.train.output_dir))
-    stopping = StopRequest(ranks.launched)
+    """Trains, on every rank of the run. Raises ValueError before anything is written if the recipe cannot be run;
+    NonFiniteStepError, CheckpointWriteError or LostRankError if the run has to end."""
+    ranks, lock = RankInfo.read(), RunLock(Path(recipe.train.output_dir))
+    stop = StopRequest(ranks.launched)
     try:
         if ranks.rank == 0 and Path(recipe.train.output_dir).is_dir():
             lock.take()
         prepared = prepare(recipe, ranks, force)
         if ranks.rank == 0:
-            lock.take()  # only now: a recipe that is refused leaves no folder
-        train = recipe.train
-        deepspeed = ranks.uses_deepspeed(train.zero_stage, train.requires_deepspeed)
-        met = ranks.init_process_group(train.timeout_seconds, deepspeed)
+            lock.take()  # a new folder is made only now: a refused recipe leaves none
+        deepspeed = uses_deepspeed(recipe.train, ranks)
+        process_group_is_ours = ranks.init_process_group(recipe.train.timeout_seconds, deepspeed)
         try:
-            return _go(prepared, stopping)
+            monitor = RankMonitor(recipe.train.timeout_seconds)
+            try:
+                return train_prepared(prepared, build(prepared, stop), stop, monitor)
+            except RuntimeError as error:
+                lost_rank = monitor.explain(error)
+                if lost_rank is None:
+                    raise
+                raise lost_rank from error
         finally:
-            if met:
+            if process_group_is_ours:
                 destroy_process_group()
     finally:
         lock.release()
 
 
-def _go(prepared: Prepared, stopping: StopRequest) -> TrainResult:
-    peers = RankMonitor(prepared.recipe.train.timeout_seconds)
-    try:
-        return _train(build(prepared), prepared, stopping, peers)
-    except RuntimeError as error:
-        lost = peers.explain(error)
-        if lost is None:
-            raise
-        raise lost from error
+def prepare(recipe: Recipe, ranks: RankInfo, force: bool = False) -> PreparedRun:
+    """Everything that can be wrong and is cheap to find out; raises ValueError."""
+    problems = ranks.problems(recipe.train.precision)
+    if recipe.train.liger and find_spec("liger_kernel") is None:
+        problems.append("train.liger: true needs the package liger-kernel, which is not installed; install it, or set "
+                        "train.liger: false")  # fmt: skip
+    if problems:
+        raise ValueError("\n".join(problems))
+    deepspeed_config(recipe.train)
+    reset_deepspeed_state()
+    meta_model = trainable_meta_model(recipe)
+    processor = load_processor(recipe.model.path, trust_remote_code=recipe.model.trust_remote_code)
+    feed, validation = TrainFeed.open(recipe, ranks, processor), Validation.open(recipe, ranks, processor)
+    resume, incomplete = choose_checkpoint(recipe, ranks, force)
+    if ranks.rank == 0:
+        for each in incomplete:
+            print(f"train: {each}", file=sys.stderr)
+    samples = overlay_samples(recipe, validation, processor, meta_model)
+    return PreparedRun(recipe, ranks, processor, feed, validation, meta_model, resume, samples)
 
 
-def _train(trainer: DartTrainer, prepared: Prepared, stopping: StopRequest, peers: RankMonitor) -> TrainResult:
-    if prepared.ranks.rank == 0:
-        trainer.guard.rewind()
-    with stopping, peers:
-        trainer.stopping, trainer.beat = stopping, peers.beat
-        trainer.train(resume_from_checkpoint=None if prepared.resume is None else str(prepared.resume))
-    why = (stopping.why or "another rank was asked to") if stopping.done else None
-    return TrainResult(trainer.saver.run, latest_complete(trainer.saver.run)[0], trainer.state.global_step, why)
-
-
-def build(prepared: Prepared) -> DartTrainer:
+def build(prepared: PreparedRun, stop: StopRequest | None = None) -> DartTrainer:
     """The trainer, ready to start. The order matters: arguments before weights (ZeRO-3 reads them while loading),
-    parts before the reduction, all of it before anything wraps the model."""
+    parameters before the reduction, all of it before anything wraps the model."""
     recipe, ranks, folder = prepared.recipe, prepared.ranks, Path(prepared.recipe.train.output_dir)
     if ranks.rank == 0:
-        write_record(folder, recipe)
+        write_run_record(folder, recipe)
         prune(folder)
     arguments = training_arguments(recipe, ranks, prepared.feed.steps)
     model = load_model(recipe)
-    set_seed(recipe.train.seed)  # new adapters are the same on every rank, in whatever way the weights were loaded
+    set_seed(recipe.train.seed)  # new adapters are the same on every rank, however the weights were loaded
     model = choose_parameters(model, recipe.parts)
-    if not ranks.uses_deepspeed(recipe.train.zero_stage, recipe.train.requires_deepspeed):
+    if not uses_deepspeed(recipe.train, ranks):
         upcast_trainable_to_fp32(model)
     reducers = recipe.reduction.reducers()
     attached = attach(model, reducers, output="compact") if reducers else None
     attach_dummy_image(model, dummy_inputs(prepared.processor))
-    told = _told(prepared) if ranks.rank == 0 else []
+    reporters = _reporters(prepared) if ranks.rank == 0 else []
     trainer = DartTrainer(
         model,
         arguments,
@@ -151,14 +138,31 @@ def build(prepared: Prepared) -> DartTrainer:
         prepared.processor,
         prepared.validation,
         prepared.start_step,
-        told,
+        stop,
+        reporters,
     )
-    if prepared.scenes:
-        trainer.add_callback(Overlays(trainer, prepared.scenes, told))
+    if prepared.overlay_samples and attached is not None:
+        tokenizer = prepared.processor.tokenizer
+        overlays = Overlays(
+            recipe, prepared.overlay_samples, attached, trainer.budgets, trainer.eval_mode, tokenizer, reporters
+        )
+        trainer.add_callback(overlays)
     return trainer
 
 
-def _told(prepared: Prepared) -> list[TrainerCallback]:
-    """On the first rank alone: what is made here rewrites files as it is made."""
+def _reporters(prepared: PreparedRun) -> list[TrainerCallback]:
+    """On the first rank alone: these rewrite their files when they are made."""
     recipe, folder = prepared.recipe, Path(prepared.recipe.train.output_dir)
     return [MetricsFile(folder, prepared.start_step), ProgressLine(), *trackers(recipe, folder)]
+
+
+def train_prepared(prepared: PreparedRun, trainer: DartTrainer, stop: StopRequest, monitor: RankMonitor) -> TrainResult:
+    """Trains while signals, the launcher and the other ranks are watched."""
+    if prepared.ranks.rank == 0:
+        trainer.guard.rewind()
+    trainer.on_heartbeat = monitor.heartbeat
+    with stop, monitor:
+        trainer.train(resume_from_checkpoint=None if prepared.resume is None else str(prepared.resume))
+    reason = (stop.reason or "another rank was requested to stop") if stop.agreed else None
+    folder = Path(prepared.recipe.train.output_dir)
+    return TrainResult(folder, latest_complete(folder)[0], trainer.state.global_step, reason)

@@ -1,4 +1,4 @@
-"""What a step costs, counted where it happens and summed over the ranks when a line of metrics is due."""
+"""Speed, tokens, data wait and memory: counted where they happen, summed over the ranks for each line of metrics."""
 
 from __future__ import annotations
 
@@ -11,94 +11,92 @@ from torch import Tensor
 
 from ..hooks import Attached
 from ..hooks.batch_plan import has_images
+from .objective import count_targets
 
+# Summed over the ranks. Times are in seconds.
 _SUMMED = (
     "visual_before", "visual_after", "tokens", "samples", "answer_loss", "divergence", "targets", "skipped_rows",
-    "choosing", "stepping",
+    "selection_time", "step_time",
 )  # fmt: skip
 
 
 class ThroughputMeter:
-    """`read` is collective, and starts anew."""
+    """Counts between two lines of metrics."""
 
     def __init__(self, attached: Attached | None = None) -> None:
         self.attached = attached
-        self._clear()
+        self.reset()
 
-    def _clear(self) -> None:
+    def reset(self) -> None:
         self.sums = dict.fromkeys(_SUMMED, 0.0)
         self.losses: list[tuple[Tensor, Tensor]] = []
-        self.steps, self.seconds, self.data_wait = 0, 0.0, 0.0
+        self.steps, self.step_seconds, self.data_wait_seconds = 0, 0.0, 0.0
         self.since = time.perf_counter()
 
-    def waited(self, seconds: float) -> None:
-        self.data_wait += seconds
-
-    def begin(self) -> None:
-        self._time_choices(True)
-        self.began = time.perf_counter()
-
-    def end(self) -> None:
-        self.steps += 1
-        self.seconds += time.perf_counter() - self.began
-        self._time_choices(False)
-
-    def _time_choices(self, on: bool) -> None:
-        """In steps only: validation chooses too."""
+    def start_step(self) -> None:
         if self.attached is not None:
-            self.attached.time_selection(on)
+            self.attached.time_selection(True)
+        self.step_began = time.perf_counter()
 
-    def forward(self, host: Mapping[str, Any], attached: Attached | None) -> None:
-        """After a forward: `host` is its batch on the CPU."""
+    def end_step(self) -> None:
+        self.steps += 1
+        self.step_seconds += time.perf_counter() - self.step_began
+        if self.attached is not None:
+            self.attached.time_selection(False)  # validation selects tokens too, and is not counted
+
+    def add_data_wait(self, seconds: float) -> None:
+        self.data_wait_seconds += seconds
+
+    def add_forward(self, host: Mapping[str, Any]) -> None:
+        """After a forward. `host`: its batch on the CPU."""
         mask, labels = host.get("attention_mask"), host["labels"]
         self.sums["tokens"] += float(labels.numel() if mask is None else mask.sum())
         self.sums["samples"] += len(labels)
-        self.sums["targets"] += float((labels[:, 1:] != -100).sum())
-        last = attached.last if attached is not None and has_images(host) else None
+        self.sums["targets"] += count_targets(host)
+        last = self.attached.last if self.attached is not None and has_images(host) else None
         if last is not None:
             self.sums["visual_before"] += sum(last.visual_before)
             self.sums["visual_after"] += sum(last.visual_after)
 
-    def taught(self, answer: Tensor, divergence: Tensor) -> None:
-        """Sums over targets; read only when a line is due, so that nothing waits for the device."""
+    def add_distill_loss(self, answer: Tensor, divergence: Tensor) -> None:
+        """Sums over targets. They stay on the device until the next line of metrics: nothing waits for it."""
         self.losses.append((answer.detach(), divergence.detach()))
 
-    def read(self, accelerator: Any, rows: Mapping[str, int]) -> dict[str, float]:
-        """rows: this rank's counts of rows since the start."""
+    def read_and_reset(self, accelerator: Any, rows: Mapping[str, int]) -> dict[str, float]:
+        """Collective. rows: this rank's counts of rows since the start."""
         self.sums["skipped_rows"] = rows["bad"] + rows["too_long"]
-        self.sums["stepping"] = self.seconds
-        self.sums["choosing"] = 0.0 if self.attached is None else self.attached.selection_seconds()
+        self.sums["step_time"] = self.step_seconds
+        self.sums["selection_time"] = 0.0 if self.attached is None else self.attached.selection_seconds()
         for answer, divergence in self.losses:
             self.sums["answer_loss"] += float(answer)
             self.sums["divergence"] += float(divergence)
         local = torch.tensor([self.sums[name] for name in _SUMMED], dtype=torch.float64)
         total = accelerator.reduce(local.float().to(accelerator.device), "sum").tolist()
-        found = self._told(dict(zip(_SUMMED, total, strict=True)))
-        self._clear()
-        return found
+        metrics = self._metrics(dict(zip(_SUMMED, total, strict=True)))
+        self.reset()
+        return metrics
 
-    def _told(self, total: dict[str, float]) -> dict[str, float]:
+    def _metrics(self, total: dict[str, float]) -> dict[str, float]:
         elapsed, steps = max(time.perf_counter() - self.since, 1e-9), max(self.steps, 1)
-        taught = bool(self.losses)
-        told = {
+        metrics = {
             "visual_before": total["visual_before"],
             "visual_after": total["visual_after"],
             "tokens_per_second": total["tokens"] / elapsed,
             "samples_per_second": total["samples"] / elapsed,
-            "step_seconds": self.seconds / steps,
-            "data_wait_seconds": self.data_wait / steps,
+            "step_seconds": self.step_seconds / steps,
+            "data_wait_seconds": self.data_wait_seconds / steps,
             "peak_memory_gib": _peak_memory(),
             "skipped_rows": total["skipped_rows"],
-            "selector_share": total["choosing"] / max(total["stepping"], 1e-9),
+            "selector_share": total["selection_time"] / max(total["step_time"], 1e-9),
         }
-        if taught:
-            told["answer_loss"] = total["answer_loss"] / max(total["targets"], 1)
-            told["distill_loss"] = total["divergence"] / max(total["targets"], 1)
-        return told
+        if self.losses:
+            metrics["answer_loss"] = total["answer_loss"] / max(total["targets"], 1)
+            metrics["distill_loss"] = total["divergence"] / max(total["targets"], 1)
+        return metrics
 
 
 def _peak_memory() -> float:
-    """Of the GPU since the start; of this process where there is none."""
+    """GiB since the start, of the GPU, or of this process where there is none."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     import resource

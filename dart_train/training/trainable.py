@@ -1,10 +1,11 @@
-"""The model of a recipe: what can be known without its weights, and the weights."""
+"""The model of a recipe: which of its parameters train (full, LoRA or frozen, by part), its optimizer groups, and its
+weights."""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from typing import Any
 
 from torch import nn
@@ -13,13 +14,12 @@ from ..config import Model, Parts, Recipe
 from ..models.loading import Source, attention_kernel, build_meta_model, read_config, read_model
 from ..models.structure import find_parts, part_of, unwrap_model
 
-# What of each part of the model trains.
-
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict)
+_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
 def choose_parameters(model: Any, parts: Parts) -> Any:
-    """Freezes and unfreezes in place; with a part in mode lora the model comes back inside PEFT."""
+    """Freezes and unfreezes parameters in place. With a part in mode lora the result is the model inside PEFT."""
     modes = {name: part.mode for name, part in parts.named().items()}
     belongs = part_of(model)
     for name, parameter in model.named_parameters():
@@ -38,14 +38,14 @@ def choose_parameters(model: Any, parts: Parts) -> Any:
         modules_to_save=modules_to_save(model, parts) or None,
         task_type="CAUSAL_LM",
     )
-    # As the weights are: ZeRO-3 spreads parameters of one dtype only, and masters in float32 are kept by DeepSpeed
-    # or, without it, by `upcast_trainable_to_fp32`.
+    # In the dtype of the weights: ZeRO-3 partitions parameters of one dtype only. Master weights in float32 are kept
+    # by DeepSpeed or, without it, by `upcast_trainable_to_fp32`.
     return get_peft_model(model, config, autocast_adapter_dtype=False)
 
 
 def lora_targets(model: Any, parts: Parts) -> list[str]:
-    """Full names of the linear layers that get an adapter: all of the parts in mode lora, or those that
-    `parts.lora.targets` names; never the head."""
+    """Full names of the linear layers that get an adapter: all in the parts in mode lora, or those that
+    `parts.lora.targets` names; never the output head."""
     belongs, head = part_of(model), unwrap_model(model).get_output_embeddings()
     wanted = [name for name, part in parts.named().items() if part.mode == "lora"]
     linear = [
@@ -58,10 +58,10 @@ def lora_targets(model: Any, parts: Parts) -> list[str]:
         if not linear:
             raise ValueError(f"parts: no linear layer in {', '.join(wanted)} to put an adapter on; use full or frozen")
         return linear
-    return _named(linear, parts.lora.targets, wanted)
+    return _matching(linear, parts.lora.targets, wanted)
 
 
-def _named(linear: list[str], targets: tuple[str, ...], wanted: list[str]) -> list[str]:
+def _matching(linear: list[str], targets: tuple[str, ...], wanted: list[str]) -> list[str]:
     found = {target: [name for name in linear if f".{name}".endswith(f".{target}")] for target in targets}
     missing = [target for target in targets if not found[target]]
     if missing:
@@ -76,97 +76,85 @@ def _named(linear: list[str], targets: tuple[str, ...], wanted: list[str]) -> li
 
 
 def modules_to_save(model: Any, parts: Parts) -> list[str]:
-    """Modules of parts in mode full that PEFT must train and save beside the adapter."""
+    """Modules of the parts in mode full, which PEFT must train and save next to the adapter."""
     full = {name for name, part in parts.named().items() if part.mode == "full"}
     if "language" in full:
         raise ValueError(
-            "parts: language full beside another part in lora would hold the language model twice; "
+            "parts: language: full together with lora in another part would keep two copies of the language model; "
             "set language to lora, or the other part to full"
         )
     belongs = part_of(model)
-    names = {name: {belongs(f"{name}.{p}") for p, _ in module.named_parameters()} for name, module in _modules(model)}
-    return list(_topmost(name for name, owners in names.items() if owners and owners <= full))
-
-
-def _modules(model: Any) -> Iterator[tuple[str, nn.Module]]:
-    return ((name, m) for name, m in model.named_modules() if name and not isinstance(m, _CONTAINERS))
-
-
-def _topmost(names: Iterator[str]) -> Iterator[str]:
-    """Those that lie in none of the others; a module comes before what is inside it."""
-    last: list[str] = []
-    for name in names:
-        if not any(name.startswith(f"{outer}.") for outer in last):
-            last.append(name)
-            yield name
-
-
-def counts(model: Any) -> dict[str, tuple[int, int]]:
-    """Part -> (parameters that train, all parameters), whole sizes also under ZeRO-3."""
-    belongs, found = part_of(model), dict.fromkeys(("vision", "projector", "language"), (0, 0))
-    for name, parameter in model.named_parameters():
-        if re.search(r"\.original_module\.", name):  # PEFT's copy of what it trains whole
+    found: list[str] = []
+    for name, module in model.named_modules():  # a module comes before its children
+        if not name or isinstance(module, _CONTAINERS) or any(name.startswith(f"{outer}.") for outer in found):
             continue
-        size = int(getattr(parameter, "ds_numel", parameter.numel()))
-        training, whole = found[belongs(name)]
-        found[belongs(name)] = (training + size * parameter.requires_grad, whole + size)
+        owners = {belongs(f"{name}.{parameter}") for parameter, _ in module.named_parameters()}
+        if owners and owners <= full:
+            found.append(name)
     return found
 
 
-# Optimizer groups: a learning rate for each part, weight decay for matrices only.
+def count_parameters(model: Any) -> dict[str, tuple[int, int]]:
+    """Part -> (parameters that train, all parameters); unpartitioned sizes also under ZeRO-3."""
+    belongs, found = part_of(model), dict.fromkeys(("vision", "projector", "language"), (0, 0))
+    for name, parameter in model.named_parameters():
+        if re.search(r"\.original_module\.", name):  # PEFT's frozen copy of a module in modules_to_save
+            continue
+        size = int(getattr(parameter, "ds_numel", parameter.numel()))
+        trained, total = found[belongs(name)]
+        found[belongs(name)] = (trained + size * parameter.requires_grad, total + size)
+    return found
 
 
 def parameter_groups(model: Any, recipe: Recipe, decayed: Collection[str]) -> list[dict[str, Any]]:
-    """decayed: names of the parameters that weight decay is for. No group is empty: DeepSpeed takes none."""
+    """Optimizer groups: a learning rate for each part, weight decay for the parameters named in `decayed`. No group is
+    empty: DeepSpeed refuses those."""
     belongs, groups = part_of(model), dict[tuple[str, bool], dict[str, Any]]()
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         part, decays = belongs(name), name in decayed
-        group = groups.setdefault((part, decays), _group(recipe, part, decays))
-        group["params"].append(parameter)
+        if (part, decays) not in groups:
+            rate = recipe.parts.named()[part].learning_rate or recipe.train.learning_rate
+            decay = recipe.train.weight_decay if decays else 0.0
+            groups[part, decays] = {"params": [], "lr": rate, "weight_decay": decay, "part": part}
+        groups[part, decays]["params"].append(parameter)
     return list(groups.values())
 
 
-def _group(recipe: Recipe, part: str, decays: bool) -> dict[str, Any]:
-    rate = recipe.parts.named()[part].learning_rate or recipe.train.learning_rate
-    return {"params": [], "lr": rate, "weight_decay": recipe.train.weight_decay if decays else 0.0, "part": part}
-
-
 def learning_rates(optimizer: Any) -> dict[str, float]:
-    """Part -> its present learning rate."""
+    """Part -> its current learning rate."""
     return {group["part"]: float(group["lr"]) for group in optimizer.param_groups if "part" in group}
 
 
-_HALF = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
-
-
-def skeleton(recipe: Recipe) -> Any:
-    """The model without weights, its parameters chosen: finds an unknown folder, a model that cannot be reduced and
-    adapters with no place in a second, and knows every parameter's size."""
-    attention(recipe.model)
-    given = recipe.model
-    model = build_meta_model(read_config(given.path, given.revision, given.trust_remote_code, "model.path"))
+def trainable_meta_model(recipe: Recipe) -> Any:
+    """The model on the meta device, its parameters chosen. Within a second it finds an unknown folder, a model that
+    cannot be reduced, and LoRA targets that match nothing; and it has the size of every parameter."""
+    resolve_attention(recipe.model)
+    wanted = recipe.model
+    model = build_meta_model(read_config(wanted.path, wanted.revision, wanted.trust_remote_code, "model.path"))
     depth = len(find_parts(model).layers)
     for reducer in recipe.reduction.reducers():
         if reducer.layer >= depth:
-            raise ValueError(f"reduction.layer: {reducer.layer} given, the model has {depth} layers: 0 to {depth - 1}")
+            raise ValueError(
+                f"reduction.layer: {reducer.layer} given, expected 0 to {depth - 1}: the model has {depth} layers"
+            )
     return choose_parameters(model, recipe.parts)
 
 
 def load_model(recipe: Recipe) -> Any:
     model = recipe.model
-    dtype = _HALF[recipe.train.precision] if model.dtype == "auto" else model.dtype
-    return read_model(Source(model.path, model.revision, model.trust_remote_code), dtype, attention(model))
+    dtype = _DTYPES[recipe.train.precision] if model.dtype == "auto" else model.dtype
+    return read_model(Source(model.path, model.revision, model.trust_remote_code), dtype, resolve_attention(model))
 
 
-def attention(model: Model) -> str:
-    """The kernel to use; one that is asked for and missing is told before any weight is read."""
+def resolve_attention(model: Model) -> str:
+    """The attention implementation to use. Raises ValueError if the requested one is not available here."""
     return attention_kernel(model.attn_implementation, "model.attn_implementation")
 
 
 def upcast_trainable_to_fp32(model: Any) -> None:
-    """Without DeepSpeed nobody keeps float32 copies of half-precision weights: those that train are the copies."""
+    """DeepSpeed keeps master weights in float32; without it, the parameters that train are float32 themselves."""
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

@@ -30,7 +30,7 @@ from dart_train.profiling.device import DevicePeak
 from dart_train.profiling.memory import kv_cache_bytes, peak_memory
 from dart_train.profiling.op_count import OpCount, count_ops
 from dart_train.profiling.timing import Clock, Timing, WithContext, ratio, rounds, time_once
-from dart_train.training.objective import tell
+from dart_train.training.objective import forward_supervised
 
 CPU = torch.device("cpu")
 PEAK = DevicePeak(1e9, 1e9)
@@ -91,7 +91,7 @@ def told(of: Subject, name: str) -> tuple[torch.Tensor, int]:
     how = way(name, of)
     batch, host = of.given(how.few)
     with how.ready() as attached, torch.no_grad():
-        logits = tell(of.model, attached, batch, host).logits
+        logits = forward_supervised(of.model, attached, batch, host).logits
     return logits, tokens_seen(of, how)
 
 
@@ -114,9 +114,9 @@ def test_the_usual_choice_is_ours_made_slowly() -> None:
     found = subject()
     how = way(USUAL, found)
     with how.ready() as slow, torch.no_grad():
-        tell(found.model, slow, *found.given(False))
+        forward_supervised(found.model, slow, *found.given(False))
     with attach(found.model, DART(keep=64, layer=LAYER, rule="paper"), output="compact") as ours, torch.no_grad():
-        tell(found.model, ours, *found.given(False))
+        forward_supervised(found.model, ours, *found.given(False))
     assert slow is not None and slow.last is not None and ours.last is not None
     assert torch.equal(slow.last.mask, ours.last.mask)
 

@@ -42,8 +42,8 @@ class Probe(TrainerCallback):
 
 @pytest.mark.drill
 def test_a_long_run_stays_as_it_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe, probe, told = make_recipe(tmp_path), Probe(), run_module._told
-    monkeypatch.setattr(run_module, "_told", lambda prepared: [*told(prepared), probe])
+    recipe, probe, reporters = make_recipe(tmp_path), Probe(), run_module._reporters
+    monkeypatch.setattr(run_module, "_reporters", lambda prepared: [*reporters(prepared), probe])
     rows = json.dumps({"path": str(tmp_path / "rows.json"), "images": str(tmp_path / "images"), "limit": 3})
     often = max(2, STEPS // 100)
     more = [f"train.max_steps={STEPS}", "train.per_device_batch_size=2", f"data.validation=[{rows}]"]

@@ -13,7 +13,12 @@ from torch import Tensor
 
 from dart_train import DART, FastV, Random, attach
 from dart_train.hooks import Attached
-from dart_train.training.objective import Told, forward_teacher_separately, forward_with_teacher, tell
+from dart_train.training.objective import (
+    SupervisedLogits,
+    forward_supervised,
+    forward_teacher_separately,
+    forward_with_teacher,
+)
 from tests.laws.cases import batch_of, model_of
 from tests.zoo import FAMILIES
 
@@ -36,7 +41,7 @@ def adapted(name: str) -> Any:
     return model.train()
 
 
-def learnt(model: Any, told: Told, teacher: Tensor) -> dict[str, Tensor]:
+def learnt(model: Any, told: SupervisedLogits, teacher: Tensor) -> dict[str, Tensor]:
     model.zero_grad()
     (told.loss() + told.divergence(teacher, 2.0)).backward()
     found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
@@ -112,7 +117,7 @@ def test_a_batch_without_pictures_is_taught_by_itself(name: str) -> None:
     model, batch = adapted(name), batch_of(name, (0, 0), labels=True)
     with attach(model, STUDENT, output="compact") as attached:
         told, teacher = forward_with_teacher(model, attached, batch, batch, [FULL])
-        alone = tell(model, attached, batch, batch)
+        alone = forward_supervised(model, attached, batch, batch)
     torch.testing.assert_close(told.logits, alone.logits)
     torch.testing.assert_close(teacher, alone.logits)
     assert not teacher.requires_grad and told.logits.requires_grad

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from dart_train import train
 from dart_train.cli.train import main
-from dart_train.training.checkpointing import fingerprint
+from dart_train.training.run_record import fingerprint_model
 from tests.fixtures.run_scene import losses, make_recipe
 
 FIRST = ["train.max_steps=2", "train.save_steps=1", "train.per_device_batch_size=2"]
@@ -57,7 +57,7 @@ def test_another_base_model_is_refused(recipe: Path, capsys: pytest.CaptureFixtu
     name = min(weights)
     weights[name] = torch.randn_like(weights[name].float()).to(weights[name].dtype)
     save_file(weights, file, {"format": "pt"})
-    fingerprint.cache_clear()
+    fingerprint_model.cache_clear()
     assert "another base model" in refused(recipe, capsys)
 
 

@@ -45,7 +45,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
     train(recipe, [f"train.output_dir={folder / 'shared'}", *TEACHING])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "tell_both", forward_teacher_separately)
+        patch.setattr(trainer, "forward_with_teacher", forward_teacher_separately)
         train(recipe, [f"train.output_dir={folder / 'twice'}", *TEACHING])
     return folder, done.stdout + done.stderr
 

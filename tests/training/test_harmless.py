@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dart_train.cli.train import main
-from dart_train.training.checkpointing import scan_pickles
+from dart_train.training.resume import scan_pickles
 from tests.fixtures.run_scene import make_recipe
 
 

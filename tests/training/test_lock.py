@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from dart_train.cli.train import main
-from dart_train.training.liveness import Lock
+from dart_train.training.run_lock import RunLock
 from tests.fixtures.run_scene import make_recipe
 
 HOLD = """
 import os, sys, time
 from pathlib import Path
-from dart_train.training.liveness import Lock
-Lock(Path(sys.argv[1])).take()
+from dart_train.training.run_lock import RunLock
+RunLock(Path(sys.argv[1])).take()
 child = os.fork() if sys.argv[2] == "fork" else 1
 if child:
     print(child, flush=True)
@@ -39,7 +39,7 @@ def test_a_second_run_is_refused_and_touches_nothing(tmp_path: Path, capsys: pyt
     try:
         assert main([str(recipe)]) == 2
         told = capsys.readouterr().err
-        assert "another run trains in" in told and f"process {held.pid} on" in told
+        assert "another run is training in" in told and f"process {held.pid} on" in told
         assert [path.name for path in run.iterdir()] == [".lock"]
     finally:
         held.kill()
@@ -50,17 +50,17 @@ def test_a_killed_run_holds_nothing(tmp_path: Path) -> None:
     """Though a loader process, forked off it, lives on."""
     held, child = holder(tmp_path, "fork")
     try:
-        with pytest.raises(ValueError, match="another run trains in"):
-            Lock(tmp_path).take()
+        with pytest.raises(ValueError, match="another run is training in"):
+            RunLock(tmp_path).take()
         held.kill()
         held.wait()
-        Lock(tmp_path).take()
+        RunLock(tmp_path).take()
     finally:
         os.kill(child, signal.SIGKILL)
 
 
 def test_a_lock_that_is_given_back_can_be_taken(tmp_path: Path) -> None:
-    first, second = Lock(tmp_path), Lock(tmp_path)
+    first, second = RunLock(tmp_path), RunLock(tmp_path)
     first.take()
     first.take()
     with pytest.raises(ValueError, match="another run"):

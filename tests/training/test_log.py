@@ -16,7 +16,7 @@ from dart_train import train
 from dart_train.common.distributed import RankInfo
 from dart_train.common.trackers import wandb_mode
 from dart_train.config import load_recipe
-from dart_train.training.callbacks import MetricsFile, line, read_metrics
+from dart_train.training.callbacks import MetricsFile, progress_line, read_metrics
 from dart_train.training.run import build, prepare
 from tests.fixtures.run_scene import losses, make_recipe
 
@@ -135,5 +135,5 @@ def test_only_the_first_rank_touches_the_files(tmp_path: Path) -> None:
 def test_the_line_tells_loss_speed_tokens_time_and_memory() -> None:
     logs = {"loss": 1.25, "tokens_per_second": 12345.6, "visual_before": 5760.0, "visual_after": 640.0,
             "peak_memory_gib": 3.14}  # fmt: skip
-    told = line(40, 500, logs, timedelta(seconds=754))
+    told = progress_line(40, 500, logs, timedelta(seconds=754))
     assert told == "step 40/500  loss 1.2500  12,346 tokens/s  visual 5,760 -> 640  0:12:34 left  3.1 GiB"

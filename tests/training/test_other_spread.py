@@ -46,7 +46,7 @@ def test_fewer_ranks_are_refused_and_the_advice_works(
     before, held = stamps(run), digests(run)
     assert main([str(recipe), *SHORT, *KINDS[kind], f"train.output_dir={run}"]) == 2
     told = capsys.readouterr().err
-    assert "written with ranks 2, here 1 and stage 2, here None" in told and "Nothing was touched" in told
+    assert "written with ranks 2, now 1 and stage 2, now None" in told and "Nothing was changed" in told
     assert (stamps(run), digests(run)) == (before, held)
     advice = re.search(r"python -m dart_train export (.+?), then model.path=FOLDER", told)
     assert advice is not None
@@ -61,5 +61,5 @@ def test_another_stage_is_refused(recipe: Path) -> None:
     before = stamps(run)
     done = launch(ROOT / "launch/train.py", str(recipe), *SHORT, f"train.output_dir={run}", "train.zero_stage=3")
     assert done.returncode != 0
-    assert (done.stdout + done.stderr).count("was written with stage 2, here 3") == 1
+    assert (done.stdout + done.stderr).count("was written with stage 2, now 3") == 1
     assert stamps(run) == before

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from dart_train.config import Lora, Part, Parts, read_recipe
-from dart_train.training.trainable import choose_parameters, counts, lora_targets, parameter_groups, part_of
+from dart_train.models.structure import part_of
+from dart_train.training.trainable import choose_parameters, count_parameters, lora_targets, parameter_groups
 from tests.laws.cases import batch_of
 from tests.zoo import FAMILIES
 
@@ -101,7 +102,7 @@ def test_a_target_that_is_not_there_is_told_with_the_nearest_name() -> None:
 
 
 def test_the_language_model_is_not_held_twice() -> None:
-    with pytest.raises(ValueError, match="language full beside"):
+    with pytest.raises(ValueError, match="two copies of the language model"):
         choose_parameters(FAMILIES["llava"].model(), make_parts("lora", "full", "full"))
 
 
@@ -128,7 +129,7 @@ def test_each_part_learns_at_its_own_rate() -> None:
 def test_counts_are_those_of_the_model_without_copies() -> None:
     model = FAMILIES["llava"].model()
     whole = sum(parameter.numel() for parameter in model.parameters())
-    made = counts(choose_parameters(model, make_parts("frozen", "full", "lora")))
+    made = count_parameters(choose_parameters(model, make_parts("frozen", "full", "lora")))
     adapters = made["language"][0]
     assert sum(all_ for _, all_ in made.values()) == whole + adapters
     assert made["vision"][0] == 0 and made["projector"][0] == made["projector"][1]

@@ -60,7 +60,7 @@ def test_wrong_inputs_are_told(recipe: Path, capsys: pytest.CaptureFixture[str],
 def test_an_empty_data_set_is_told(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = tmp_path / "rows.json"
     rows.write_text("[]")
-    assert "holds no rows" in refused(recipe, capsys, f"data.train=[{{path: {rows}}}]")
+    assert "contains no rows" in refused(recipe, capsys, f"data.train=[{{path: {rows}}}]")
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_fewer_gpus_than_asked_is_told(monkeypatch: pytest.MonkeyPatch, recipe: 
 def test_a_run_that_would_overwrite_another_is_told(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tests.training.test_seal import make
+    from tests.checkpoints.test_atomic import make
 
     make(tmp_path, 5)
     told = refused(recipe, capsys, f"train.output_dir={tmp_path}", "train.resume=never")
@@ -139,4 +139,4 @@ def test_a_checkpoint_of_other_ranks_is_refused(
     folder.mkdir()
     (folder / "complete.json").write_text(json.dumps({"ranks": 4, "stage": 3, "files": {}}))
     told = refused(recipe, capsys, f"train.output_dir={tmp_path}")
-    assert "written with ranks 4, here 1 and stage 3, here None" in told
+    assert "written with ranks 4, now 1 and stage 3, now None" in told

@@ -6,7 +6,6 @@ import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -52,7 +51,7 @@ def test_a_full_disk_ends_the_run_and_harms_nothing(
     fill(small_disk)
     assert main([str(recipe), f"train.output_dir={run}", *STEPS]) == NOT_SAVED
     told = capsys.readouterr().err
-    assert "the checkpoint of step 4 could not be written" in told and "earlier ones are untouched" in told
+    assert "the checkpoint of step 4 could not be written" in told and "earlier checkpoints are unchanged" in told
     assert contents(run / "checkpoint-2") == good and latest_complete(run)[0] == run / "checkpoint-2"
     assert not (run / "checkpoint-4").exists() and not list(run.glob(".checkpoint-*"))
 
@@ -65,15 +64,15 @@ def test_on_a_full_disk_it_goes_on_where_the_recipe_says_so(
     ballast = fill(small_disk)
     freed = [*STEPS, "train.max_steps=6", "train.on_save_error=continue", f"train.output_dir={run}"]
     with pytest.MonkeyPatch.context() as patch:
-        tell = CheckpointWriter._tell
+        handle = CheckpointWriter._handle_failure
 
         def room_again(self: CheckpointWriter, error: str, step: int) -> None:
-            tell(self, error, step)
+            handle(self, error, step)
             ballast.unlink()
 
-        patch.setattr(CheckpointWriter, "_tell", room_again)
+        patch.setattr(CheckpointWriter, "_handle_failure", room_again)
         train(recipe, freed)
-    assert "the checkpoint of step 4 could not be written" in caplog.text and "going on" in caplog.text
+    assert "the checkpoint of step 4 could not be written" in caplog.text and "continuing, because" in caplog.text
     assert not (run / "checkpoint-4").exists() and is_complete(run / "checkpoint-6")
     assert losses(run)[-1]["step"] == 6
 
@@ -86,7 +85,7 @@ def test_pictures_that_cannot_be_written_end_nothing(
     (run / "overlays").write_text("a file where a folder is wanted")
     shown = [f"data.validation=[{{path: {rows}, images: {recipe.parent / 'images'}, limit: 3}}]"]
     train(recipe, [f"train.output_dir={run}", *STEPS, "train.overlay_steps=2", *shown])
-    assert "the pictures could not be written" in caplog.text
+    assert "the overlays could not be written" in caplog.text
     assert is_complete(run / "checkpoint-4")
 
 
@@ -108,22 +107,22 @@ def test_a_folder_that_cannot_be_written_ends_the_run_and_harms_nothing(
     """Modes of files would not keep root out: made unchangeable, or under a read-only mount, when it is to be saved."""
     run = tmp_path / "run"
     assert main([str(recipe), f"train.output_dir={run}", *STEPS, "train.max_steps=2"]) == 0
-    good, begin = contents(run / "checkpoint-2"), CheckpointWriter._begin
+    good, begin = contents(run / "checkpoint-2"), CheckpointWriter._make_draft
     place = run if way == "closed" else draft_folder(run, 4)
     close, reopen, said = {
         "closed": (["chattr", "+i"], ["chattr", "-i"], "Operation not permitted"),
         "read-only": (["mount", "-t", "tmpfs", "-o", "ro", "tmpfs"], ["umount", "-l"], "Read-only file system"),
     }[way]
 
-    def closed(self: CheckpointWriter, *given: Any) -> None:
+    def closed(self: CheckpointWriter, step: int) -> None:
         place.mkdir(exist_ok=True)
         if subprocess.run([*close, str(place)], capture_output=True).returncode:
             pytest.skip("only root can close a folder to itself, on some file systems")
-        begin(self, *given)
+        begin(self, step)
 
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(CheckpointWriter, "_begin", closed)
+            patch.setattr(CheckpointWriter, "_make_draft", closed)
             assert main([str(recipe), f"train.output_dir={run}", *STEPS]) == NOT_SAVED
     finally:
         subprocess.run([*reopen, str(place)], check=False)

@@ -19,7 +19,7 @@ from dart_train.checkpoints import latest_complete
 from dart_train.cli.train import STOPPED, main
 from dart_train.training import liveness as stopping
 from dart_train.training import run as run_module
-from dart_train.training.liveness import StopRequest, birth
+from dart_train.training.liveness import StopRequest, process_start_time
 from tests.fixtures.run_scene import losses, make_recipe
 
 LONG = ["train.max_steps=6", "train.save_steps=100", "train.per_device_batch_size=2"]
@@ -40,11 +40,11 @@ class Asks(TrainerCallback):
 def test_the_step_is_finished_and_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: signal.Signals
 ) -> None:
-    recipe, told = make_recipe(tmp_path), run_module._told
+    recipe, reporters = make_recipe(tmp_path), run_module._reporters
     whole = tmp_path / "whole"
     train(recipe, [*LONG, f"train.output_dir={whole}"])
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "_told", lambda prepared: [*told(prepared), Asks(number)])
+        patch.setattr(run_module, "_reporters", lambda prepared: [*reporters(prepared), Asks(number)])
         assert main([str(recipe), *LONG]) == STOPPED
     assert f"stopped at step 3 ({number.name}); the same command goes on" in capsys.readouterr().out
     assert latest_complete(tmp_path / "run")[0] == tmp_path / "run" / "checkpoint-3"
@@ -55,11 +55,11 @@ def test_the_step_is_finished_and_saved(
 
 def test_a_process_is_known_by_its_birth() -> None:
     child = subprocess.Popen(["sleep", "60"])
-    assert birth(child.pid) and birth(child.pid) == birth(child.pid)
+    assert process_start_time(child.pid) and process_start_time(child.pid) == process_start_time(child.pid)
     child.kill()
-    _until(lambda: not birth(child.pid))  # a zombie is gone
+    _until(lambda: not process_start_time(child.pid))  # a zombie is gone
     child.wait()
-    assert not birth(child.pid)
+    assert not process_start_time(child.pid)
 
 
 ORPHAN = """
@@ -67,9 +67,9 @@ import os, sys, time
 from dart_train.training.liveness import StopRequest
 with StopRequest(launched=True) as stopping:
     print("ready", flush=True)
-    while stopping.why is None:
+    while stopping.reason is None:
         time.sleep(0.1)
-open(sys.argv[1], "w").write(stopping.why)
+open(sys.argv[1], "w").write(stopping.reason)
 """
 
 
@@ -88,20 +88,20 @@ def test_a_launcher_that_was_gone_before_is_noticed(monkeypatch: pytest.MonkeyPa
     """As a rank is that DeepSpeed's launcher has started: with this argument, but under another parent by now."""
     parent = b"init"
     monkeypatch.setattr(stopping, "_command", lambda pid: parent)
-    assert StopRequest(launched=True).why is None
+    assert StopRequest(launched=True).reason is None
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--local_rank=1"])
-    assert StopRequest(launched=True).why == "the launcher is gone"
-    assert StopRequest(launched=False).why is None
+    assert StopRequest(launched=True).reason == "the launcher is gone"
+    assert StopRequest(launched=False).reason is None
     parent = b"python -m deepspeed.launcher.launch"
-    assert StopRequest(launched=True).why is None
+    assert StopRequest(launched=True).reason is None
     parent = b"torchrun"
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "as torchrun has it")
-    assert StopRequest(launched=True).why is None
+    assert StopRequest(launched=True).reason is None
 
 
 def test_who_is_not_launched_watches_nobody() -> None:
-    assert StopRequest(launched=False).parents == {}
-    assert json.dumps(StopRequest(launched=True).parents)
+    assert StopRequest(launched=False).launchers == {}
+    assert json.dumps(StopRequest(launched=True).launchers)
 
 
 def _until(true: Any, seconds: float = 120) -> None:

@@ -1,0 +1,82 @@
+"""The recipe as the `TrainingArguments` of transformers."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import fields
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+from ..common.distributed import RankInfo
+from ..config import Recipe
+from .deepspeed_config import deepspeed_config, uses_deepspeed
+
+
+def training_arguments(recipe: Recipe, ranks: RankInfo, steps: int) -> TrainingArguments:
+    """To be made after the process group and before the model is loaded: under ZeRO-3 it decides how weights load."""
+    train = recipe.train
+    return TrainingArguments(
+        output_dir=train.output_dir,
+        max_steps=steps,
+        per_device_train_batch_size=train.per_device_batch_size,
+        per_device_eval_batch_size=train.per_device_eval_batch_size,
+        gradient_accumulation_steps=train.gradient_accumulation_steps,
+        learning_rate=train.learning_rate,
+        lr_scheduler_type=train.lr_scheduler,
+        warmup_steps=train.warmup_ratio if train.warmup_ratio < 1 else steps,
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.max_grad_norm,
+        seed=train.seed,
+        data_seed=recipe.data.seed,
+        logging_steps=train.logging_steps,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,  # NaN and Inf are handled by NonFiniteGuard, not averaged away
+        use_cpu=not torch.cuda.is_available(),
+        bf16=train.precision == "bf16",
+        fp16=train.precision == "fp16",
+        average_tokens_across_devices=True,
+        ddp_timeout=train.timeout_seconds,
+        # The projector may read an earlier layer of the vision tower than its last, which then gets no gradient.
+        ddp_find_unused_parameters=recipe.parts.vision.mode != "frozen",
+        deepspeed=deepspeed_config(train) if uses_deepspeed(train, ranks) else None,
+        remove_unused_columns=False,
+        ignore_data_skip=True,  # on resume, our loader starts at the right batch itself
+        report_to="none",  # trackers are our own callbacks
+        run_name=recipe.log.name,
+        disable_tqdm=True,
+        log_level="error",
+        use_liger_kernel=train.liger,
+        # Only logits at supervised positions are computed, and the objective needs them: fused losses return none.
+        liger_kernel_config={"fused_linear_cross_entropy": False, "cross_entropy": False} if train.liger else None,
+        **_saving_and_validation(recipe),
+        **_gradient_checkpointing(train.gradient_checkpointing),
+    )
+
+
+def reset_deepspeed_state() -> None:
+    """Forgets an earlier run in this process: models would still be loaded for its ZeRO stage."""
+    os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
+    unset_hf_deepspeed_config()
+
+
+def _saving_and_validation(recipe: Recipe) -> dict[str, Any]:
+    train, validated = recipe.train, bool(recipe.data.validation)
+    return {
+        "save_strategy": "steps",
+        "save_steps": train.save_steps,
+        "save_total_limit": None,  # `checkpoints.prune` does it: the Trainer removes the newest one unless it is best
+        "eval_strategy": "steps" if validated else "no",
+        "eval_steps": (train.eval_steps or train.save_steps) if validated else None,
+        "metric_for_best_model": train.best_metric,
+        "greater_is_better": None if train.best_metric is None else "loss" not in train.best_metric,
+    }
+
+
+def _gradient_checkpointing(on: bool) -> dict[str, Any]:
+    """The argument has a new name in newer releases of transformers."""
+    known = {field.name for field in fields(TrainingArguments)}
+    name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
+    return {name: on, f"{name}_kwargs": {"use_reentrant": False}} if on else {}

@@ -1,0 +1,162 @@
+"""Which checkpoint a run continues from, and whether it may: nothing in it runs code, its optimizer state fits, and
+recipe, base model and versions are those it was written with."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch.serialization import get_unsafe_globals_in_checkpoint
+
+from ..checkpoints import COMPLETE_MARKER, IncompleteCheckpoint, latest_complete, step_of, why_incomplete
+from ..common.distributed import RankInfo
+from ..common.environment import versions
+from ..config import Recipe
+from .deepspeed_config import optimizer_sharding
+from .run_record import BASE_FILE, RECIPE_FILE, VERSIONS_FILE, base_of
+
+# None of these changes which rows are trained on, or how.
+KEYS_THAT_MAY_CHANGE = (
+    "compare", "log", "data.validation", "data.workers", "data.allow_urls", "data.on_bad_row",
+    "data.max_bad_fraction", "model.path", "model.revision", "train.output_dir", "train.epochs", "train.max_steps",
+    "train.per_device_eval_batch_size", "train.gradient_checkpointing", "train.save_steps", "train.save_total_limit",
+    "train.eval_steps", "train.eval_budgets", "train.resume", "train.logging_steps", "train.overlay_steps",
+    "train.on_nan", "train.on_save_error", "train.timeout_seconds",
+)  # fmt: skip
+_PICKLED = {".pt", ".pth", ".bin"}
+# Besides tensors and plain Python, which torch itself knows to be safe. All of these hold numbers and names.
+_SAFE_GLOBALS = {
+    "deepspeed.runtime.fp16.loss_scaler.LossScaler",
+    "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
+    "deepspeed.runtime.zero.config.ZeroStageEnum",
+    "deepspeed.runtime.zero.offload_config.OffloadDeviceEnum",
+    "deepspeed.utils.tensor_fragment.fragment_address",
+    "numpy._core.multiarray._reconstruct",
+    "numpy.core.multiarray._reconstruct",
+    "numpy.ndarray",
+    "numpy.dtype",
+}
+
+log = logging.getLogger(__name__)
+
+
+def choose_checkpoint(
+    recipe: Recipe, ranks: RankInfo, force: bool = False
+) -> tuple[Path | None, list[IncompleteCheckpoint]]:
+    """The checkpoint to continue from (None: a fresh start), and the incomplete ones that were skipped. force: accept
+    a changed recipe, base model or version, with a warning. Raises ValueError."""
+    folder, skipped = _find_checkpoint(recipe)
+    if folder is not None:
+        if ranks.rank == 0:
+            scan_pickles(folder)
+        _check_sharding(folder, recipe, ranks)
+        for change in check_unchanged(folder, recipe, force):
+            if ranks.rank == 0:
+                log.warning("continuing from %s despite a change: %s", folder.name, change)
+    return folder, skipped
+
+
+def _find_checkpoint(recipe: Recipe) -> tuple[Path | None, list[IncompleteCheckpoint]]:
+    run, resume = Path(recipe.train.output_dir), recipe.train.resume
+    if resume == "auto":
+        return latest_complete(run)
+    if resume == "never":
+        existing, _ = latest_complete(run)
+        if existing is not None:
+            raise ValueError(
+                f"train.resume: never, but {run} holds {existing.name}, which would be overwritten; "
+                "choose another train.output_dir, or resume: auto"
+            )
+        return None, []
+    folder = Path(resume)
+    why = why_incomplete(folder) if folder.is_dir() else "there is no such folder"
+    if why is not None:
+        raise ValueError(f"train.resume: {resume} cannot be resumed from: {why}")
+    step_of(folder)  # raises if its name is not that of a checkpoint
+    return folder, []
+
+
+def scan_pickles(checkpoint: Path) -> None:
+    """DeepSpeed unpickles whatever a checkpoint holds, and a pickle can run any code. This lists, without loading
+    them, the globals that the files would import, and raises ValueError if one is not known to be safe."""
+    for file in sorted(each for each in checkpoint.rglob("*") if each.suffix in _PICKLED and each.is_file()):
+        try:
+            unknown = set(get_unsafe_globals_in_checkpoint(file)) - _SAFE_GLOBALS
+        except (RuntimeError, ValueError, OSError) as error:
+            raise ValueError(f"{file} was not saved by torch, and is not opened: {error}") from error
+        if unknown:
+            raise ValueError(
+                f"{file} would run code when it is loaded: {', '.join(sorted(unknown))}. No run writes that; resume "
+                "only from your own checkpoints"
+            )
+
+
+def _check_sharding(folder: Path, recipe: Recipe, ranks: RankInfo) -> None:
+    """The optimizer's state is partitioned for one number of ranks and one ZeRO stage."""
+    written = json.loads((folder / COMPLETE_MARKER).read_text(encoding="utf-8"))
+    now = optimizer_sharding(recipe.train, ranks)
+    differs = [f"{name} {written[name]}, now {now[name]}" for name in now if written.get(name, now[name]) != now[name]]
+    if differs:
+        raise ValueError(
+            f"{folder} was written with {' and '.join(differs)}; the optimizer's state is partitioned for that. Start "
+            "with the same number of ranks and stage, or begin a new run from its weights: "
+            f"python -m dart_train export {folder} --out FOLDER, then model.path=FOLDER and another "
+            "train.output_dir. Nothing was changed"
+        )
+
+
+def check_unchanged(checkpoint: Path, recipe: Recipe, force: bool) -> list[str]:
+    """The differences to the recipe, base model and versions of the checkpoint. Raises ValueError if there are some,
+    unless `force`."""
+    changes = [
+        # Through YAML, as it was written: a tuple is a list there.
+        *_differences(_read(checkpoint / RECIPE_FILE), yaml.safe_load(recipe.to_yaml()), ""),
+        *_base_changes(checkpoint, recipe),
+        *_version_changes(checkpoint),
+    ]
+    if changes and not force:
+        listed = "\n".join(f"  {each}" for each in changes)
+        raise ValueError(
+            f"{checkpoint} was written with different settings:\n{listed}\nRestore them, choose another "
+            "train.output_dir, or continue with these changes: --force. Nothing was changed"
+        )
+    return changes
+
+
+def _differences(then: Any, now: Any, path: str) -> Iterator[str]:
+    if path in KEYS_THAT_MAY_CHANGE or then == now:
+        return
+    if isinstance(then, Mapping) and isinstance(now, Mapping):
+        for key in dict.fromkeys([*then, *now]):
+            # A key that the older version did not know had the behaviour that is its default now.
+            if key in then and key in now:
+                yield from _differences(then[key], now[key], f"{path}.{key}" if path else str(key))
+        return
+    yield f"{path}: {then!r} then, {now!r} now"
+
+
+def _base_changes(checkpoint: Path, recipe: Recipe) -> Iterator[str]:
+    then, now = _read(checkpoint / BASE_FILE).get("model"), base_of(recipe)["model"]
+    if then is not None and then != now:
+        yield f"model.path: another base model, {recipe.model.path} ({then} then, {now} now)"
+
+
+def _version_changes(checkpoint: Path) -> Iterator[str]:
+    then, now = _read(checkpoint / VERSIONS_FILE), versions()
+    yield from (f"{name}: {then[name]} then, {now[name]} now" for name in now if then.get(name, now[name]) != now[name])
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """Empty where there is no file."""
+    try:
+        text = file.read_text(encoding="utf-8")
+        content = json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{file} cannot be read: {error}") from error
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,129 @@
+"""Everything private of transformers, accelerate and DeepSpeed that training overrides or patches.
+
+Read in transformers 5.23.0 and 5.24.0, accelerate 1.15.0 and DeepSpeed 0.19.8:
+
+- transformers `Trainer`: `_prepare_for_training`, `_prepare_inputs`, `_get_grad_norm`, `_get_output_dir`,
+  `_save_checkpoint`, `_save`, `_load_from_checkpoint`.
+- accelerate `AcceleratedOptimizer._is_overflow`, and the attribute `overflow` that it reads from the wrapped optimizer
+  under DeepSpeed: whether the last step was skipped. The Trainer then does not advance the schedule.
+- DeepSpeed `DeepSpeedEngine`: `step`, `clip_fp32_gradients` and `_global_grad_norm` (stage 0 in float32);
+  `save_checkpoint`, `checkpoint_engine.save` and `_copy_recovery_script` (errors of writing).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from functools import wraps
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch.nn.utils import clip_grad_norm_
+from transformers import Trainer
+
+
+class SavesCheckpoints(Protocol):
+    """What `CompatTrainer` needs of the checkpoint writer."""
+
+    draft: Path | None
+
+    def save(self, trainer: Any, write: Callable[[], None]) -> None: ...
+    def run_and_collect(self, action: Callable[[], Any]) -> None: ...
+    def restore(self, model: Any, folder: Path) -> bool: ...
+
+
+class CompatTrainer(Trainer):
+    """A Trainer whose saving goes through `checkpoint_writer`, and whose subclass hears of each optimizer step."""
+
+    checkpoint_writer: SavesCheckpoints
+    optimizer: Any
+
+    def heartbeat(self) -> None:
+        """This rank has done something."""
+
+    def on_optimizer_step(self, taken: bool) -> None:
+        """taken: False where the gradient was NaN or Inf, and the parameters were not changed."""
+
+    def prepare_inputs(self, host: Mapping[str, Any]) -> Any:
+        """A collated batch on the device, in the dtype that DeepSpeed computes in."""
+        return self._prepare_inputs(dict(host))
+
+    def _prepare_for_training(self, *args: Any) -> Any:
+        model, loader = super()._prepare_for_training(*args)
+        if self.is_deepspeed_enabled:
+            skip_nonfinite_steps_at_stage_zero(model)
+            collect_deepspeed_write_errors(model, self.checkpoint_writer)
+        return model, loader
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """Called right before `optimizer.step()`. DeepSpeed has taken, or skipped, its own step by now."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        if self.is_deepspeed_enabled:
+            self.on_optimizer_step(bool(self.model_wrapped.was_step_applied()))
+            return norm
+        taken = math.isfinite(norm)
+        if not taken:
+            model.zero_grad()  # the optimizer skips a parameter without a gradient
+        self.optimizer._is_overflow = not taken  # the schedule waits, as under DeepSpeed
+        self.on_optimizer_step(taken)
+        return norm
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self.checkpoint_writer.draft or self.args.output_dir)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self.heartbeat()
+        self.checkpoint_writer.save(self, lambda: super(CompatTrainer, self)._save_checkpoint(model, trial))
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        write = super()._save
+        if self.checkpoint_writer.draft is None:
+            write(output_dir, state_dict)
+        else:
+            self.checkpoint_writer.run_and_collect(lambda: write(output_dir, state_dict))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Full weights are read by the class that wrote them: their names in the file are not those in the model."""
+        if not self.checkpoint_writer.restore(self.model if model is None else model, Path(resume_from_checkpoint)):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+
+def declare_overflow(optimizer: Any) -> None:
+    """accelerate asks a DeepSpeed optimizer for `overflow` if it has the attribute when it is wrapped."""
+    optimizer.overflow = False
+
+
+def skip_nonfinite_steps_at_stage_zero(engine: Any) -> None:
+    """At stage 0 in float32 the engine clips, discards the norm, and takes a step with NaN like any other; in every
+    other case it keeps the norm and skips such a step. This makes stage 0 behave the same."""
+    if engine.zero_optimization() or engine.bfloat16_enabled() or engine.fp16_enabled():
+        return
+    step = engine.step
+
+    def clip_and_step(*args: Any, **kwargs: Any) -> None:
+        parameters = [each for each in engine.module.parameters() if each.grad is not None]
+        norm = float(clip_grad_norm_(parameters, engine.gradient_clipping() or math.inf))
+        engine._global_grad_norm, engine.optimizer.overflow = norm, not math.isfinite(norm)
+        if engine.optimizer.overflow:
+            engine.zero_grad()  # the optimizer skips a parameter without a gradient
+        step(*args, **kwargs)
+
+    engine.step, engine.clip_fp32_gradients = clip_and_step, lambda: None
+
+
+def collect_deepspeed_write_errors(engine: Any, writer: SavesCheckpoints) -> None:
+    """What each rank writes of a checkpoint goes through `writer.run_and_collect`: a rank that left between the
+    collective steps of `save_checkpoint` would keep the others waiting."""
+    disk, save, copy_script = engine.checkpoint_engine, engine.save_checkpoint, engine._copy_recovery_script
+    write = disk.save
+
+    @wraps(save)
+    def save_checkpoint(folder: str, **options: Any) -> None:
+        tag = f"global_step{engine.global_steps}"
+        save(folder, **{**options, "tag": tag, "save_latest": False})
+        if engine.global_rank == 0:
+            writer.run_and_collect(lambda: (Path(folder) / "latest").write_text(tag, encoding="utf-8"))
+
+    disk.save = lambda state_dict, path: writer.run_and_collect(lambda: write(state_dict, path))
+    engine._copy_recovery_script = lambda folder: writer.run_and_collect(lambda: copy_script(folder))
+    engine.save_checkpoint = save_checkpoint

@@ -1,0 +1,85 @@
+"""Loss and accuracy on the validation rows, at several budgets: a model trained with a reduction is not evaluated at
+one budget alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from ..common.distributed import RankInfo
+from ..config import Recipe
+from ..data.collator import Collator
+from ..data.dataset import RowDataset, RowReader
+from ..data.encoder import Encoder
+from ..data.sources import open_sources
+from ..reduction.budget import Keep
+from .data_feed import image_store
+from .objective import StepBudgets, SupervisedLogits
+
+# A forward of a collated batch on the model in eval mode, without gradient.
+EvalForward = Callable[[Mapping[str, Any]], SupervisedLogits]
+# Makes one: the model is in eval mode inside the context, in train mode after it.
+EvalMode = Callable[[], AbstractContextManager[EvalForward]]
+
+
+@dataclass
+class Validation:
+    """batches: those of this rank, as many as every other rank has: an empty one still takes part in collectives.
+    budgets: suffix of the metrics -> a budget for each stage; the empty suffix is the budget that is served."""
+
+    budgets: dict[str, tuple[Keep, ...] | None]
+    batches: DataLoader[Any]
+
+    @classmethod
+    def open(cls, recipe: Recipe, ranks: RankInfo, processor: Any) -> Validation | None:
+        """None: the recipe has no data.validation."""
+        data = recipe.data
+        if not data.validation:
+            return None
+        if any(source.streaming for source in data.validation):
+            raise ValueError("data.validation: streaming is for training rows; leave it out here")
+        sources = open_sources(data.validation, image_store(data))
+        encoder = Encoder(processor, data.max_length, data.on_too_long)
+        rows = RowDataset(RowReader(sources, encoder, data.on_bad_row, data.max_bad_fraction))
+        if not len(rows):
+            raise ValueError("data.validation: the data set is empty")
+        mine = _batches_of_rank(len(rows), recipe.train.per_device_eval_batch_size, ranks)
+        collator = Collator(processor, data.pad_to_multiple_of)
+        return cls(_budgets(recipe), DataLoader(rows, batch_sampler=mine, collate_fn=collator))
+
+    def evaluate(self, budgets: StepBudgets, eval_mode: EvalMode, accelerator: Any) -> dict[str, float]:
+        """Collective. `eval_loss` and `eval_accuracy` are those at the served budget; the others have its suffix."""
+        metrics: dict[str, float] = {}
+        with eval_mode() as forward:
+            for suffix, keep in self.budgets.items():
+                sums = torch.zeros(3)  # loss, correct targets, targets
+                with budgets.temporarily(*(keep or ())):
+                    for host in self.batches:
+                        output = forward(host)
+                        sums += torch.tensor([float(output.loss()), output.correct(), output.targets.numel()])
+                loss, correct, targets = accelerator.reduce(sums.to(accelerator.device), "sum").tolist()
+                metrics[f"eval_loss{suffix}"] = loss / max(targets, 1)
+                metrics[f"eval_accuracy{suffix}"] = correct / max(targets, 1)
+        return metrics
+
+
+def _batches_of_rank(rows: int, size: int, ranks: RankInfo) -> list[list[int]]:
+    batches = [list(range(start, min(start + size, rows))) for start in range(0, rows, size)]
+    batches += [[]] * (-len(batches) % ranks.world)
+    return batches[ranks.rank :: ranks.world]
+
+
+def _budgets(recipe: Recipe) -> dict[str, tuple[Keep, ...] | None]:
+    reducers = recipe.reduction.reducers()
+    if not reducers:
+        return {"": None}
+    budgets: dict[str, tuple[Keep, ...] | None] = {"": tuple(reducer.keep for reducer in reducers)}
+    for keep in recipe.train.eval_budgets if len(reducers) == 1 else (1.0,):
+        name = "full" if keep == 1.0 and isinstance(keep, float) else f"{keep:g}"
+        budgets[f"_at_{name}"] = (keep,) * len(reducers)
+    return budgets
