@@ -12,13 +12,13 @@ from .tables import cost_records, pair_records, score_records
 
 if TYPE_CHECKING:
     from .comparison import ComparisonResults
-    from .report import Report
+    from .report import WrittenReport
 
 log = logging.getLogger(__name__)
 _QUESTIONS = 4  # with images, of each checkpoint and set
 
 
-def track(results: ComparisonResults, report: Report) -> None:
+def track(results: ComparisonResults, report: WrittenReport) -> None:
     """A tracker that fails does not fail the comparison: its files are already written."""
     if "wandb" not in results.prepared.recipe.log.report_to:
         return
@@ -28,11 +28,10 @@ def track(results: ComparisonResults, report: Report) -> None:
         log.warning("the comparison was not logged to W&B: %s", error)
 
 
-def _log_to_wandb(results: ComparisonResults, report: Report) -> None:
+def _log_to_wandb(results: ComparisonResults, report: WrittenReport) -> None:
     import wandb
 
-    from .report.gallery import pictures_of
-    from .report.views import Views
+    from .report.regressions import captioned_regressions
 
     config, folder = results.prepared.recipe.log, results.folder
     run = wandb.init(
@@ -54,7 +53,7 @@ def _log_to_wandb(results: ComparisonResults, report: Report) -> None:
         }
         logged: dict[str, Any] = {f"compare/{name}": _wandb_table(wandb, each) for name, each in tables.items() if each}
         logged |= {f"compare/{plot.png.stem}": wandb.Image(str(plot.png)) for plot in report.plots}
-        lost = pictures_of(results, Views(results), _QUESTIONS)
+        lost = captioned_regressions(results, _QUESTIONS)
         if lost:
             logged["compare/regressions"] = [wandb.Image(image, caption=caption) for caption, image in lost]
         logged["compare/report"] = wandb.Html(report.page.read_text(encoding="utf-8"), inject=False)

@@ -50,11 +50,6 @@ def test_a_killed_comparison_goes_on(done: Path, tmp_path: Path) -> None:
     assert lines(out) == lines(done / "out")
 
 
-def test_the_verb_is_known() -> None:
-    help_ = run([sys.executable, "-m", "dart_train", "compare", "--help"], timeout=600)
-    assert help_.returncode == 0 and "key=value" in help_.stdout
-
-
 def test_the_recipe_that_is_shipped_runs_on_a_stand_in(done: Path, tmp_path: Path) -> None:
     """Its model, its checkpoints and its questions are put in from outside; all else is as it is written."""
     from dart_train.config import load_recipe

@@ -1,8 +1,7 @@
-"""Accuracy over budget, and over latency: each as PNG and SVG."""
+"""Plots of accuracy over budget and over latency, written as PNG and SVG."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,9 @@ from ..cost import CellCost
 from ..scoring import ScoreRow
 
 PALETTE = ("#2b6cb0", "#c0652f", "#3b8268", "#8a5a9e", "#b08a1e", "#4f9ab3", "#a8475a", "#6b7785", "#7a8f3c", "#d08c9b")
-MARKS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "*")
-_LOOKS: dict[str, Any] = {
+MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "*")
+_FULL_COLOUR = "#323f4b"
+_STYLE: dict[str, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -31,79 +31,98 @@ _LOOKS: dict[str, Any] = {
     "grid.color": "#edf0f3",
     "legend.frameon": False,
     "svg.fonttype": "path",
-    "svg.hashsalt": "dart_train",  # the same file for the same figures
+    "svg.hashsalt": "dart_train",  # equal figures give equal files
 }
-_WIDTH, _HEIGHT = 4.2, 3.6  # inches of a panel
-_BESIDE = 0.018  # how far methods of the same budget stand apart, as a factor
+_PANEL_WIDTH, _PANEL_HEIGHT, _LEGEND_LINE = 4.2, 3.6, 0.2  # inches
+_OFFSET = 0.018  # between methods at the same budget, as a factor
 
 
-def over_budget(entries: Sequence[ScoreRow], metric: str) -> Figure:
-    """entries: of all questions of one set, in one metric. A panel for each checkpoint; full tokens are the band."""
-    with rc_context(_LOOKS):
-        figure, panels = _panels(entries)
+def over_budget(rows: Sequence[ScoreRow], metric: str) -> Figure:
+    """rows: all questions of one set in one metric. A panel for each checkpoint; the band is full tokens."""
+    with rc_context(_STYLE):
+        figure, panels = _panels(rows)
+        methods = _methods(rows)
         for checkpoint, axes in panels.items():
-            here = [entry for entry in entries if entry.cell[0] == checkpoint]
-            _band(axes, here)
-            for number, method in enumerate(_methods(entries)):
-                points = sorted((e for e in here if e.cell[1] == method and e.kept), key=lambda e: e.kept or 0.0)
-                shift = (1 + _BESIDE) ** (number - len(_methods(entries)) / 2)
-                _line(axes, [100 * (e.kept or 0.0) * shift for e in points], points, number, method)
+            here = [row for row in rows if row.cell[0] == checkpoint]
+            _full_tokens_band(axes, here)
+            for number, method in enumerate(methods):
+                points = sorted((r for r in here if r.cell[1] == method and r.kept), key=lambda r: r.kept or 0.0)
+                offset = (1 + _OFFSET) ** (number - len(methods) / 2)
+                _line(axes, [100 * (row.kept or 0.0) * offset for row in points], points, number, method)
             axes.set_xscale("log")
-            _percent_ticks(axes, [100 * entry.kept for entry in here if entry.kept])
+            _percent_ticks(axes, [100 * row.kept for row in here if row.kept])
             axes.set(title=checkpoint, xlabel="visual tokens kept (%)")
         _finish(figure, panels, metric)
     return figure
 
 
-def over_latency(entries: Sequence[ScoreRow], costs: Sequence[CellCost], metric: str) -> Figure:
-    """Up and to the left is better. Bars: 95% intervals upright, quartiles of the repeats across."""
-    times = {(cost.checkpoint, cost.method, cost.budget): cost.total for cost in costs}
-    with rc_context(_LOOKS):
-        figure, panels = _panels(entries)
+def over_latency(rows: Sequence[ScoreRow], costs: Sequence[CellCost], metric: str) -> Figure:
+    """Top left is best. Vertical bars: 95% intervals; horizontal bars: quartiles of the latency."""
+    times = {cost.cell: cost.total for cost in costs}
+    with rc_context(_STYLE):
+        figure, panels = _panels(rows)
         for checkpoint, axes in panels.items():
-            here = [entry for entry in entries if entry.cell[0] == checkpoint and entry.cell in times]
-            for number, method in enumerate([FULL, *_methods(entries)]):
-                points = sorted((e for e in here if e.cell[1] == method), key=lambda e: e.kept or 0.0)
+            here = [row for row in rows if row.cell[0] == checkpoint and row.cell in times]
+            for number, method in enumerate([FULL, *_methods(rows)], start=-1):
+                points = sorted((row for row in here if row.cell[1] == method), key=lambda row: row.kept or 0.0)
                 if points:
-                    took = [times[entry.cell] for entry in points]
-                    across = [[1e3 * (t.median - t.low) for t in took], [1e3 * (t.high - t.median) for t in took]]
-                    _line(axes, [1e3 * t.median for t in took], points, number - 1, method, across)
+                    timings = [times[row.cell] for row in points]
+                    spread = [
+                        [1e3 * (timing.median - timing.low) for timing in timings],
+                        [1e3 * (timing.high - timing.median) for timing in timings],
+                    ]
+                    _line(axes, [1e3 * timing.median for timing in timings], points, number, method, spread)
             axes.set(title=checkpoint, xlabel="milliseconds for an answer (median)")
         _finish(figure, panels, metric)
     return figure
 
 
-def _panels(entries: Sequence[ScoreRow]) -> tuple[Figure, dict[str, Any]]:
-    names = list(dict.fromkeys(entry.cell[0] for entry in entries))
-    figure = Figure(figsize=(_WIDTH * len(names) + 1.4, _HEIGHT), layout="constrained")
-    made = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
-    return figure, dict(zip(names, made, strict=True))
+def save(figure: Figure, stem: Path) -> tuple[Path, Path]:
+    """Writes stem.png and stem.svg."""
+    with rc_context(_STYLE):
+        figure.savefig(stem.with_suffix(".png"), dpi=150)
+        figure.savefig(stem.with_suffix(".svg"), metadata={"Date": None})
+    return stem.with_suffix(".png"), stem.with_suffix(".svg")
 
 
-def _methods(entries: Sequence[ScoreRow]) -> list[str]:
-    return [name for name in dict.fromkeys(entry.cell[1] for entry in entries) if name != FULL]
+def _panels(rows: Sequence[ScoreRow]) -> tuple[Figure, dict[str, Any]]:
+    names = list(dict.fromkeys(row.cell[0] for row in rows))
+    figure = Figure(figsize=(_PANEL_WIDTH * len(names), _PANEL_HEIGHT), layout="constrained")
+    panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
+    return figure, dict(zip(names, panels, strict=True))
 
 
-def _band(axes: Any, entries: Sequence[ScoreRow]) -> None:
-    full = next((entry.score for entry in entries if entry.cell[1] == FULL), None)
+def _methods(rows: Sequence[ScoreRow]) -> list[str]:
+    return [name for name in dict.fromkeys(row.cell[1] for row in rows) if name != FULL]
+
+
+def _full_tokens_band(axes: Any, rows: Sequence[ScoreRow]) -> None:
+    full = next((row.score for row in rows if row.cell[1] == FULL), None)
     if full is not None:
         axes.axhspan(100 * full.low, 100 * full.high, color="#e6edf5", zorder=0)
         axes.axhline(100 * full.value, color="#52606d", lw=1, ls=(0, (4, 3)), label="full tokens", zorder=1)
 
 
 def _line(
-    axes: Any, x: Sequence[float], points: Sequence[ScoreRow], number: int, method: str, across: Any = None
+    axes: Any, x: Sequence[float], points: Sequence[ScoreRow], number: int, method: str, x_spread: Any = None
 ) -> None:
-    """number -1: full tokens."""
-    y = [100 * entry.score.value for entry in points]
-    down = [value - 100 * entry.score.low for value, entry in zip(y, points, strict=True)]
-    up = [100 * entry.score.high - value for value, entry in zip(y, points, strict=True)]
-    colour = "#323f4b" if number < 0 else PALETTE[number % len(PALETTE)]
-    mark = "o" if number < 0 else MARKS[number % len(MARKS)]
+    """number: of the method, for its colour and marker; -1 for full tokens."""
+    y = [100 * row.score.value for row in points]
+    below = [value - 100 * row.score.low for value, row in zip(y, points, strict=True)]
+    above = [100 * row.score.high - value for value, row in zip(y, points, strict=True)]
     axes.errorbar(
-        x, y, yerr=[down, up], xerr=across, color=colour, marker=mark, ms=4.5, lw=1.4, elinewidth=0.9,
-        label="full tokens" if number < 0 else method, zorder=3,
-    )  # fmt: skip
+        x,
+        y,
+        yerr=[below, above],
+        xerr=x_spread,
+        color=_FULL_COLOUR if number < 0 else PALETTE[number % len(PALETTE)],
+        marker=MARKERS[max(0, number) % len(MARKERS)],
+        ms=4.5,
+        lw=1.4,
+        elinewidth=0.9,
+        label="full tokens" if number < 0 else method,
+        zorder=3,
+    )
 
 
 def _percent_ticks(axes: Any, shares: Sequence[float]) -> None:
@@ -116,6 +135,7 @@ def _percent_ticks(axes: Any, shares: Sequence[float]) -> None:
 
 
 def _finish(figure: Figure, panels: dict[str, Any], metric: str) -> None:
+    """Limits of the y axis, and one legend below the panels: next to them it would shrink them on a narrow screen."""
     first = next(iter(panels.values()))
     first.set_ylabel(f"{metric} (%)")
     low, high = first.get_ylim()
@@ -124,19 +144,8 @@ def _finish(figure: Figure, panels: dict[str, Any], metric: str) -> None:
     for axes in panels.values():
         handles, labels = axes.get_legend_handles_labels()
         found |= dict(zip(labels, handles, strict=True))
-    figure.legend(found.values(), found.keys(), loc="outside right upper", fontsize=9)
-
-
-def save(figure: Figure, stem: Path) -> tuple[Path, Path]:
-    """stem.png and stem.svg."""
-    with rc_context(_LOOKS):
-        figure.savefig(stem.with_suffix(".png"), dpi=150)
-        figure.savefig(stem.with_suffix(".svg"), metadata={"Date": None})
-    return stem.with_suffix(".png"), stem.with_suffix(".svg")
-
-
-def as_png(figure: Figure) -> bytes:
-    file = io.BytesIO()
-    with rc_context(_LOOKS):
-        figure.savefig(file, format="png", dpi=150)
-    return file.getvalue()
+    entry_width = 0.6 + 0.075 * max(map(len, found))  # inches at this font size
+    columns = max(1, min(len(found), int(_PANEL_WIDTH * len(panels) / entry_width)))
+    lines = -(-len(found) // columns)
+    figure.set_figheight(_PANEL_HEIGHT + _LEGEND_LINE * lines)
+    figure.legend(found.values(), found.keys(), loc="outside lower center", fontsize=9, ncols=columns)

@@ -1,206 +1,248 @@
-"""The tables of the report."""
+"""The tables of the report as data; report.html.jinja renders them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
-from ...common.metrics import METRICS
-from ...common.statistics import Estimate, PairedDifference
+from ...common.statistics import PairedDifference
 from ...profiling.timing import Timing
 from ..comparison_grid import FULL
 from ..cost import CellCost
 from ..scoring import ALL_KINDS, CellKey, PairedTest, ScoreRow
 from ..tables import format_p
-from .html import Cell, TableRow, number, picks, table, words
 
-CLEAR = 0.05
-_NONE = Cell('<span class="dim">-</span>', None, True)
+KINDS_A_TABLE = 9  # columns that fit next to the names on a desktop screen
+_FULL_SHADE = 0.4  # a difference from full tokens that gets the strongest colour
+_CELL_NAMES = ("checkpoint", "method", "budget")
 
 
-def quality(entries: Sequence[ScoreRow]) -> str:
-    """All questions of a set: one row a cell and metric."""
-    mine = [entry for entry in entries if entry.kind == ALL_KINDS]
-    head = ["checkpoint", "method", "budget", "kept %", "value", "95%", "n", "from full", "95%", "p"]
-    rows = [
-        TableRow(
+@dataclass(frozen=True)
+class ReportCell:
+    """value: what a numeric column is sorted by; None sorts last. detail: a small second line. style: CSS classes.
+    bar: (low, high, value) in percent. shade: CSS background."""
+
+    text: str
+    value: float | None = None
+    numeric: bool = False
+    detail: str = ""
+    style: str = ""
+    bar: tuple[float, float, float] | None = None
+    shade: str = ""
+
+
+@dataclass(frozen=True)
+class ReportRow:
+    """data: what the filters look at. reference: full tokens, which no filter of methods or budgets hides."""
+
+    cells: Sequence[ReportCell]
+    data: Mapping[str, str] = field(default_factory=dict)
+    reference: bool = False
+    significant: bool = False
+
+
+@dataclass(frozen=True)
+class ReportTable:
+    id: str
+    header: Sequence[str]
+    rows: Sequence[ReportRow]
+
+    def numeric(self, column: int) -> bool:
+        return all(row.cells[column].numeric for row in self.rows)
+
+
+@dataclass(frozen=True)
+class RowFilter:
+    """A select that hides rows. optional: all values may be shown together."""
+
+    name: str
+    values: Sequence[str]
+    optional: bool = True
+
+
+@dataclass(frozen=True)
+class FoldedTable:
+    title: str
+    table: ReportTable
+
+
+MISSING = ReportCell("-", None, True, style="dim")
+
+
+def number(value: float | None, text: str, style: str = "", detail: str = "") -> ReportCell:
+    return ReportCell(text, value, True, detail, style)
+
+
+def budget_text(budget: str) -> str:
+    if budget == FULL:
+        return "all"
+    value = float(budget)
+    return f"{100 * value:.3g}%" if value < 1 else f"{value:.0f} tokens"
+
+
+def cell_names(cell: CellKey) -> list[ReportCell]:
+    """Checkpoint, method and budget; when sorted, ratios come before numbers of tokens."""
+    checkpoint, method, budget = cell
+    share = 1.0 if budget == FULL else float(budget)
+    name = "full tokens" if method == FULL else method
+    return [ReportCell(checkpoint), ReportCell(name), number(share, budget_text(budget))]
+
+
+def difference_cells(found: PairedDifference | None) -> list[ReportCell]:
+    """The difference in points with its interval, and p."""
+    if found is None:
+        return [MISSING, MISSING]
+    style = ("good" if found.value > 0 else "bad") + " clear" if found.significant else ""
+    interval = f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"
+    return [number(100 * found.value, f"{100 * found.value:+.1f}", style, interval), _p_cell(found.p)]
+
+
+def _p_cell(p: float) -> ReportCell:
+    return number(p, format_p(p), "clear" if p < 0.05 else "dim")
+
+
+def quality_table(rows: Sequence[ScoreRow]) -> ReportTable:
+    """All questions of each set: a row for each cell and metric."""
+    header = [*_CELL_NAMES, "kept %", "score", "n", "from full", "p"]
+    lines = []
+    for row in _of_all_kinds(rows):
+        score = row.score
+        bar = (100 * score.low, 100 * score.high, 100 * score.value)
+        interval = f"{bar[0]:.1f} to {bar[1]:.1f}"
+        cells = [
+            *cell_names(row.cell),
+            MISSING if row.kept is None else number(100 * row.kept, f"{100 * row.kept:.1f}"),
+            ReportCell(f"{bar[2]:.1f}", bar[2], True, interval, bar=bar),
+            number(score.n, str(score.n)),
+            *difference_cells(row.from_full),
+        ]
+        lines.append(ReportRow(cells, {"set": row.set, "metric": row.metric, **_data(row.cell)}, row.cell[1] == FULL))
+    return ReportTable("quality", header, lines)
+
+
+def kind_tables(rows: Sequence[ScoreRow]) -> list[ReportTable]:
+    """Scores by kind of question, coloured where a paired test tells them from full tokens. One table for each set and
+    metric, and at most KINDS_A_TABLE kinds in it, so that none is cut off. Empty if the questions have no kinds."""
+    of_kinds = [row for row in rows if row.kind != ALL_KINDS]
+    tables: list[ReportTable] = []
+    for name, metric in dict.fromkeys((row.set, row.metric) for row in of_kinds):
+        here = {(row.cell, row.kind): row for row in of_kinds if (row.set, row.metric) == (name, metric)}
+        all_kinds = list(dict.fromkeys(kind for _, kind in here))
+        for start in range(0, len(all_kinds), KINDS_A_TABLE):
+            kinds = all_kinds[start : start + KINDS_A_TABLE]
+            lines = [
+                ReportRow(
+                    [*cell_names(cell), *(_shaded(here.get((cell, kind))) for kind in kinds)],
+                    {"set": name, "metric": metric, **_data(cell)},
+                    cell[1] == FULL,
+                )
+                for cell in dict.fromkeys(cell for cell, _ in here)
+            ]
+            tables.append(ReportTable(f"kinds-{len(tables) + 1}", [*_CELL_NAMES, *kinds], lines))
+    return tables
+
+
+def _shaded(row: ScoreRow | None) -> ReportCell:
+    if row is None:
+        return MISSING
+    value, low, high = (100 * each for each in (row.score.value, row.score.low, row.score.high))
+    shade, difference = "", row.from_full
+    if difference is not None and difference.significant:
+        strength = min(1.0, abs(difference.value) / _FULL_SHADE) * 0.55 + 0.08
+        shade = f"rgba({'47,133,90' if difference.value > 0 else '192,86,64'},{strength:.2f})"
+    return ReportCell(f"{value:.1f}", value, True, f"{low:.0f} to {high:.0f}, n {row.score.n}", shade=shade)
+
+
+def cost_table(costs: Sequence[CellCost]) -> ReportTable:
+    header = [*_CELL_NAMES, "kept", "prefill ms", "first token ms", "per token ms", "total ms", "total speed-up",
+              "prefill speed-up", "bound", "GFLOPs", "peak MiB", "KV MiB"]  # fmt: skip
+    lines = [
+        ReportRow(
             [
-                *_place(entry.cell),
-                _NONE if entry.kept is None else number(100 * entry.kept, f"{100 * entry.kept:.1f}"),
-                Cell(_bar(entry.score), 100 * entry.score.value, True),
-                Cell(f'<span class="dim">{_span(entry.score.low, entry.score.high)}</span>'),
-                number(entry.score.n, str(entry.score.n)),
-                *apart_cells(entry.from_full),
-            ],
-            {"set": entry.set, "metric": entry.metric, "checkpoint": entry.cell[0]},
-            _kind(entry.cell),
-        )
-        for entry in mine
-    ]
-    return _picked("quality", mine, True) + table("quality", head, rows)
-
-
-def kinds(entries: Sequence[ScoreRow]) -> str:
-    """By kind of question, coloured by how far it is from full tokens; empty where rows have no kinds."""
-    mine = [entry for entry in entries if entry.kind != ALL_KINDS]
-    names = list(dict.fromkeys(entry.kind for entry in mine))
-    if not names:
-        return ""
-    places = list(dict.fromkeys((entry.set, entry.metric, entry.cell) for entry in mine))
-    found = {(entry.set, entry.metric, entry.cell, entry.kind): entry for entry in mine}
-    rows = [
-        TableRow(
-            [*_place(row), *(_shaded(found.get((name, metric, row, kind))) for kind in names)],
-            {"set": name, "metric": metric, "checkpoint": row[0]},
-            _kind(row),
-        )
-        for name, metric, row in places
-    ]
-    head = ["checkpoint", "method", "budget", *names]
-    return _picked("kinds", mine, True) + table("kinds", head, rows)
-
-
-def costs(found: Sequence[CellCost]) -> str:
-    head = ["checkpoint", "method", "budget", "kept", "prefill ms", "first token ms", "per token ms", "total ms",
-            "quartiles", "total faster", "prefill faster", "bound", "GFLOPs", "peak MiB", "KV MiB"]  # fmt: skip
-    rows = [
-        TableRow(
-            [
-                *_place((cost.checkpoint, cost.method, cost.budget)),
+                *cell_names(cost.cell),
                 number(cost.kept, str(cost.kept)),
                 *(_milliseconds(each) for each in (cost.prefill, cost.first_token, cost.decode, cost.total)),
-                Cell(f'<span class="dim">{1e3 * cost.total.low:.2f}-{1e3 * cost.total.high:.2f}</span>'),
-                _times(cost.faster_total),
-                _times(cost.faster_prefill),
+                _speed_up(cost.faster_total),
+                _speed_up(cost.faster_prefill),
                 number(cost.bound, f"{cost.bound:.2f}x"),
                 number(cost.flops, f"{cost.flops / 1e9:.3g}"),
                 number(cost.peak_bytes, f"{cost.peak_bytes / 2**20:.1f}"),
                 number(cost.kv_bytes, f"{cost.kv_bytes / 2**20:.2f}"),
             ],
-            {"checkpoint": cost.checkpoint},
-            "full" if cost.method == FULL else "",
+            _data(cost.cell),
+            cost.method == FULL,
         )
-        for cost in found
+        for cost in costs
     ]
-    checkpoints = list(dict.fromkeys(cost.checkpoint for cost in found))
-    return picks("cost", {"checkpoint": ("checkpoint", checkpoints, True)}) + table("cost", head, rows)
+    return ReportTable("cost", header, lines)
 
 
-def pairs(found: Sequence[PairedTest], name: str) -> str:
-    """second less first."""
-    head = ["first", "second", "where", "set", "metric", "kind", "difference", "95%", "n", "gained", "lost", "p",
-            "p, Holm"]  # fmt: skip
-    rows = [
-        TableRow(
+def _milliseconds(time: Timing) -> ReportCell:
+    low, median, high = (1e3 * each for each in (time.low, time.median, time.high))
+    return number(time.median, f"{median:.2f}", detail=f"{low:.1f} to {high:.1f}")
+
+
+def _speed_up(faster: Timing) -> ReportCell:
+    style = "good" if faster.low > 1 else "bad" if faster.high < 1 else ""
+    return number(faster.median, f"{faster.median:.2f}x", style)
+
+
+def pair_tables(pairs: Sequence[PairedTest]) -> list[FoldedTable]:
+    """The second minus the first: checkpoints against each other, then the methods of each checkpoint and budget."""
+    groups: dict[str, list[PairedTest]] = {}
+    for pair in sorted(pairs, key=lambda pair: pair.first[1] != pair.second[1]):
+        if pair.first[1] == pair.second[1]:
+            title = f"{pair.second[0]} against {pair.first[0]}"
+        else:
+            title = f"{pair.first[0]}, methods at {budget_text(pair.first[2])}"
+        groups.setdefault(title, []).append(pair)
+    return [FoldedTable(title, _pair_table(f"pairs-{i + 1}", each)) for i, (title, each) in enumerate(groups.items())]
+
+
+def _pair_table(name: str, pairs: Iterable[PairedTest]) -> ReportTable:
+    header = ["first", "second", "difference", "p", "p, Holm", "gained", "lost", "n"]
+    lines = [
+        ReportRow(
             [
                 *_sides(pair),
-                words(pair.set),
-                words(pair.metric),
-                words(pair.kind),
-                *apart_cells(pair.difference)[:2],
-                number(pair.difference.n, str(pair.difference.n)),
+                *difference_cells(pair.difference),
+                _p_cell(pair.p_holm),
                 number(pair.difference.gained, str(pair.difference.gained)),
                 number(pair.difference.lost, str(pair.difference.lost)),
-                _p(pair.difference.p),
-                _p(pair.p_holm),
+                number(pair.difference.n, str(pair.difference.n)),
             ],
             {"set": pair.set, "metric": pair.metric, "kind": pair.kind},
+            significant=pair.p_holm < 0.05,
         )
-        for pair in found
+        for pair in pairs
     ]
-    kinds_ = sorted({pair.kind for pair in found}, key=lambda kind: (kind != ALL_KINDS, kind))
-    chosen = {
-        "set": ("set", list(dict.fromkeys(pair.set for pair in found)), False),
-        "metric": ("metric", list(dict.fromkeys(pair.metric for pair in found)), False),
-        "kind": ("kind", kinds_, False),
-    }
-    return picks(name, chosen) + table(name, head, rows)
+    return ReportTable(name, header, lines)
 
 
-def _sides(pair: PairedTest) -> list[Cell]:
-    """What is held against what, and what both have in common."""
-    (one, method, budget), (other, method_too, _) = pair.first, pair.second
-    if method == method_too:
-        return [words(one), words(other), words(method if budget == FULL else f"{method}, {budget_text(budget)}")]
-    return [words(method), words(method_too), words(f"{one}, {budget_text(budget)}")]
+def _sides(pair: PairedTest) -> list[ReportCell]:
+    """Only what differs needs to be read; what both share is in the title, or below."""
+    (one, method, budget), (other, second_method, _) = pair.first, pair.second
+    if method != second_method:
+        return [ReportCell(method), ReportCell(second_method)]
+    shared = "full tokens" if method == FULL else f"{method}, {budget_text(budget)}"
+    return [ReportCell(one, detail=shared), ReportCell(other, detail=shared)]
 
 
-def _picked(name: str, entries: Sequence[ScoreRow], every: bool) -> str:
-    return picks(
-        name,
-        {
-            "set": ("set", list(dict.fromkeys(entry.set for entry in entries)), False),
-            "metric": ("metric", list(dict.fromkeys(entry.metric for entry in entries)), False),
-            "checkpoint": ("checkpoint", list(dict.fromkeys(entry.cell[0] for entry in entries)), every),
-        },
-    )
+def cell_filters(rows: Iterable[ReportRow], *required: str) -> list[RowFilter]:
+    """Filters by what the rows have; those of `required` always show one value. Full tokens need no filter."""
+    values: dict[str, list[str]] = {}
+    for row in rows:
+        for name, value in row.data.items():
+            found = values.setdefault(name, [])
+            if value not in found and not (row.reference and name in ("method", "budget")):
+                found.append(value)
+    return [RowFilter(name, found, name not in required) for name, found in values.items() if len(found) > 1]
 
 
-def _place(row: CellKey) -> list[Cell]:
-    return [words(row[0]), words(row[1] if row[1] != FULL else "full tokens"), budget_cell(row[2])]
+def _of_all_kinds(rows: Iterable[ScoreRow]) -> list[ScoreRow]:
+    return [row for row in rows if row.kind == ALL_KINDS]
 
 
-def budget_cell(budget: str) -> Cell:
-    """Shares before numbers of tokens when sorted."""
-    if budget == FULL:
-        return number(1.0, "")
-    return number(float(budget), budget_text(budget))
-
-
-def budget_text(budget: str) -> str:
-    value = float(budget)
-    return f"{100 * value:.3g}%" if value < 1 else f"{value:.0f} tokens"
-
-
-def _kind(row: CellKey) -> str:
-    return "full" if row[1] == FULL else ""
-
-
-def _bar(figure: Estimate) -> str:
-    low, high, at = (100 * each for each in (figure.low, figure.high, figure.value))
-    band = f'<i style="left:{low:.1f}%;width:{max(high - low, 0.8):.1f}%"></i><b style="left:{at:.1f}%"></b>'
-    return f'<span class="bar">{band}</span>{at:.1f}'
-
-
-def _span(low: float, high: float) -> str:
-    return f"{100 * low:.1f} to {100 * high:.1f}"
-
-
-def apart_cells(found: PairedDifference | None) -> list[Cell]:
-    if found is None:
-        return [_NONE, Cell(""), _NONE]
-    clear = found.p < CLEAR
-    kind = f"{'good' if found.value > 0 else 'bad'} clear" if clear else ""
-    spread = f'<span class="dim">{100 * found.low:+.1f} to {100 * found.high:+.1f}</span>'
-    return [number(100 * found.value, f"{100 * found.value:+.1f}", kind), Cell(spread), _p(found.p)]
-
-
-def _p(p: float) -> Cell:
-    return number(p, format_p(p), "clear" if p < CLEAR else "dim")
-
-
-def _shaded(entry: ScoreRow | None) -> Cell:
-    """Up to 40 points from full tokens fill the colour; what chance explains stays pale."""
-    if entry is None:
-        return _NONE
-    value, low, high, n = (entry.score.value, entry.score.low, entry.score.high, entry.score.n)
-    shown, under = f"{100 * value:.1f}", f'<div class="under">{100 * low:.0f} to {100 * high:.0f}, {n}</div>'
-    apart = entry.from_full
-    if apart is None or apart.p >= CLEAR:
-        return Cell(shown + under, value, True)
-    strength = min(1.0, abs(apart.value) / 0.4) * 0.55 + 0.08
-    colour = f"rgba({'47,133,90' if apart.value > 0 else '192,86,64'},{strength:.2f})"
-    inner = f'<span style="background:{colour};padding:2px 6px;border-radius:4px">{shown}</span>'
-    return Cell(inner + under, value, True)
-
-
-def _milliseconds(time: Timing) -> Cell:
-    return number(time.median, f"{1e3 * time.median:.2f}")
-
-
-def _times(faster: Timing) -> Cell:
-    kind = "good" if faster.low > 1 else "bad" if faster.high < 1 else ""
-    return number(faster.median, f"{faster.median:.2f}x", kind)
-
-
-def title_of(metric: str) -> str:
-    return METRICS[metric].title
+def _data(cell: CellKey) -> dict[str, str]:
+    checkpoint, method, budget = cell
+    return {"checkpoint": checkpoint, "method": method, "budget": budget_text(budget)}

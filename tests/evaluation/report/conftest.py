@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from dart_train.config import load_recipe
-from dart_train.evaluation.comparison import compare
-from tests.evaluation import scene
+from dart_train.evaluation.comparison import ComparisonResults, compare
 
 MORE = (
     "compare.checkpoints={base: FOLDER/llava, twin: FOLDER/llava}",
@@ -22,10 +21,16 @@ MORE = (
 
 
 @pytest.fixture(scope="session")
-def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that a comparison with every part of the report has written."""
-    folder = tmp_path_factory.mktemp("report")
-    overrides = [each.replace("FOLDER", str(folder)) for each in MORE]
-    results = compare(load_recipe(scene.make(folder), overrides))
-    assert results is not None
+def results(done: Path, tmp_path_factory: pytest.TempPathFactory) -> ComparisonResults:
+    """A comparison with every part of the report."""
+    out = tmp_path_factory.mktemp("report") / "out"
+    overrides = [each.replace("FOLDER", str(done)) for each in MORE]
+    found = compare(load_recipe(done / "compare.yaml", [*overrides, f"compare.output_dir={out}"]))
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="session")
+def reported(results: ComparisonResults) -> Path:
+    """The folder that it has written."""
     return results.folder

@@ -32,7 +32,7 @@ def test_what_most_rows_lose_comes_first_and_the_gentlest_of_them() -> None:
     asked = [lines("a", RIGHT, RIGHT, RIGHT, WRONG), lines("b", RIGHT, WRONG, WRONG, WRONG), lines("c", RIGHT, WRONG)]
     assert found(*asked) == ["b", "a", "c"] and found(*asked, most=1) == ["b"]
     (worst,) = regressions(asked[1], "base", "exact_match", 1)
-    assert [line["kept"] for line in worst.wrong] == [40, 30, 20] and worst.right == 0
+    assert [line["kept"] for line in worst.wrong] == [40, 30, 20] and worst.correct == 0
 
 
 def test_no_kind_of_question_fills_the_page() -> None:
