@@ -1,4 +1,4 @@
-"""The export verb: `export(run, out)`, `python -m dart_train export RUN --out DIR`."""
+"""Exporting: `export(run, out)`, `python -m dart_train export RUN --out DIR`."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ def export(
     dtype: str | None = None,
     base: str | Path | None = None,
 ) -> Path:
-    """One folder that plain transformers loads, from a run or a checkpoint of it; proven by loading it in a fresh
-    process before it gets its name.
+    """Writes one folder that plain transformers loads, from a run or one of its checkpoints. The folder gets its name
+    after a fresh process, without dart_train, has loaded it and computed the logits of the run.
 
-    checkpoint: its step, `newest` or `best`; None: the best where validation judged, else the newest.
-    adapter_only: a folder that plain PEFT puts on the base model. force: replace an earlier export at `out`.
-    dtype: of the weights; None: what training computed in. base: where an adapter's base model is now.
+    checkpoint: its step, `newest` or `best`; None: the best if the run was validated, else the newest.
+    adapter_only: write a folder that plain PEFT loads onto the base model. force: replace an earlier export at `out`.
+    dtype: of the weights; None: what training computed in. base: where an adapter's base model is now, if it was moved.
     """
-    from .writing import take_away
+    from .writing import export_model
 
-    return take_away(run, out, checkpoint, adapter_only, force, dtype, base)
+    return export_model(run, out, checkpoint, adapter_only, force, dtype, base)
 
 
 __all__ = ["export"]

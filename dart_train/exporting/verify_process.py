@@ -1,8 +1,10 @@
-"""Run on its own in a fresh process that has never heard of this package: what an exported folder gives there.
+"""A script, run in a fresh process that cannot import dart_train: the output of an exported folder there.
 
-    python fresh.py job.json
+    python verify_process.py job.json
 
-The job: {"folder", "base", "revision", "batch", "answer", "dtype", "kernel", "device"}; base: None: whole weights."""
+The job: {"folder", "base", "revision", "batch", "answer", "dtype", "attn_implementation", "device"}. base: the base
+model of an adapter; None: the folder holds full weights. It writes `answer` (what loading reported, digests of the
+weights) and `answer`.safetensors (logits and embeddings of the batch)."""
 
 from __future__ import annotations
 
@@ -19,67 +21,68 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
+_LOADING_PROBLEMS = ("missing_keys", "unexpected_keys", "mismatched_keys")
 
-def read(job: dict[str, Any]) -> tuple[Any, dict[str, list[str]]]:
-    """The model, and what loading it had to say."""
-    source = job["base"] or job["folder"]
+
+def load_exported(job: dict[str, Any]) -> tuple[Any, dict[str, list[str]]]:
+    """The model, and the keys that loading reported as missing, unexpected or mismatched."""
     model, info = AutoModelForImageTextToText.from_pretrained(
-        source,
+        job["base"] or job["folder"],
         revision=job["revision"] if job["base"] else None,
         dtype=job["dtype"],
-        attn_implementation=job["kernel"],
+        attn_implementation=job["attn_implementation"],
         output_loading_info=True,
     )
     if job["base"]:
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, job["folder"])
-    told = {
-        name: sorted(map(str, info.get(name) or [])) for name in ("missing_keys", "unexpected_keys", "mismatched_keys")
-    }
-    return model.eval().to(job["device"]), told
+    problems = {name: sorted(map(str, info.get(name) or [])) for name in _LOADING_PROBLEMS}
+    return model.eval().to(job["device"]), problems
 
 
-def seen(model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """{"logits", "embeddings"}: what comes out of the model, and what goes into its decoder."""
-    whole, caught = model.get_base_model() if hasattr(model, "get_base_model") else model, dict[str, torch.Tensor]()
+@torch.no_grad()
+def run_reference(model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """{"logits": [B, L, V], "embeddings": [B, L, D]}: the output of the model, and the input of its decoder."""
+    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    captured: dict[str, torch.Tensor] = {}
 
-    def catch(module: Any, args: Any, kwargs: Any) -> None:
-        caught["embeddings"] = kwargs["inputs_embeds"].float().cpu()
+    def capture(module: Any, args: Any, kwargs: Any) -> None:
+        captured["embeddings"] = kwargs["inputs_embeds"].float().cpu()
 
-    handle = whole.get_decoder().register_forward_pre_hook(catch, with_kwargs=True)
-    with torch.no_grad():
+    handle = plain.get_decoder().register_forward_pre_hook(capture, with_kwargs=True)
+    try:
         logits = model(**batch).logits
-    handle.remove()
-    return {"logits": logits.float().cpu(), **caught}
+    finally:
+        handle.remove()
+    return {"logits": logits.float().cpu(), **captured}
 
 
-def digests(model: Any) -> dict[str, str]:
-    """{name: digest of its bytes} of all weights."""
-    return {name: digest(tensor) for name, tensor in model.state_dict().items()}
+def weight_digests(model: Any) -> dict[str, str]:
+    """{name: digest of its bytes, dtype and shape} of all weights."""
+    return {name: _digest(tensor) for name, tensor in model.state_dict().items()}
 
 
-def digest(tensor: torch.Tensor) -> str:
+def _digest(tensor: torch.Tensor) -> str:
     raw: Any = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
     return hashlib.blake2b(raw, digest_size=16).hexdigest() + f" {tensor.dtype} {tuple(tensor.shape)}"
 
 
 def main(job: dict[str, Any]) -> None:
-    model, info = read(job)
+    model, loading_problems = load_exported(job)
     batch = {name: tensor.to(job["device"]) for name, tensor in load_file(job["batch"]).items()}
     try:
         processor = type(AutoProcessor.from_pretrained(job["folder"])).__name__
     except (ImportError, ValueError, OSError) as error:
         processor = f"{type(error).__name__}: {error}"
-    generation = None if job["base"] else GenerationConfig.from_pretrained(job["folder"]).to_diff_dict()
-    told = {
-        "info": info,
+    answer = {
+        "loading_problems": loading_problems,
         "processor": processor,
-        "generation": generation,
-        "weights": None if job["base"] else digests(model),
+        "generation": None if job["base"] else GenerationConfig.from_pretrained(job["folder"]).to_diff_dict(),
+        "weights": None if job["base"] else weight_digests(model),
     }
-    save_file(seen(model, batch), job["answer"] + ".safetensors")
-    Path(job["answer"]).write_text(json.dumps(told))
+    save_file(run_reference(model, batch), job["answer"] + ".safetensors")
+    Path(job["answer"]).write_text(json.dumps(answer))
 
 
 if __name__ == "__main__":

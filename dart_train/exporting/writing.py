@@ -1,8 +1,8 @@
-"""From a run to a folder that needs neither the run nor this package."""
+"""From a run to a folder that needs neither the run nor dart_train: written under a temporary name, verified in a fresh
+process, then renamed."""
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,84 +13,23 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ..checkpoints import ResolvedModel, resolve, write_reducers
-from ..checkpoints.locate import ADAPTER, CheckpointSelector
-from ..checkpoints.provenance import PROVENANCE_FILE as PROVENANCE
-from ..checkpoints.provenance import Provenance, write_provenance
+from ..checkpoints import CheckpointSelector, ResolvedModel, resolve, write_reducers
+from ..checkpoints.atomic import replace_folder, restore_replaced
+from ..checkpoints.locate import ADAPTER
+from ..checkpoints.provenance import PROVENANCE_FILE, write_provenance
 from ..common.io import ProblemCollector, fsync_path
 from ..models.loading import merged, read_model
-from .model_card import all_known, write_card
-from .verify import Expected, expect, prove
-
-# Where an export comes to lie: written beside its place under another name, renamed when it is proven.
-
-_GIB = 1024**3
-
-
-def check_out(out: Path, run: Path, force: bool) -> None:
-    """Nothing of the user's is ever overwritten: with `force`, only an export gives way to an export."""
-    here, source = out.resolve(), run.resolve()
-    if run.exists() and (here == source or here in source.parents):
-        raise ValueError(f"--out {out} would replace what is exported; choose another folder")
-    if out.is_file():
-        raise ValueError(f"--out {out} is a file; give the folder to make")
-    if not out.exists() or not any(out.iterdir()):
-        return
-    if not (out / PROVENANCE).is_file():
-        raise ValueError(f"--out {out} holds something that is no export, which is not replaced; choose another folder")
-    if not force:
-        raise ValueError(f"--out {out} holds an export already; choose another folder, or --force to replace it")
-
-
-def check_room(out: Path, found: ResolvedModel) -> None:
-    """As much room as the base model and the checkpoint take is enough, and a lower bound is told."""
-    sources = {Path(found.source.path), found.location.folder}
-    needed = sum(file.stat().st_size for folder in sources for file in folder.glob("*.safetensors"))
-    above = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
-    free = shutil.disk_usage(above).free
-    if free < needed:
-        raise ValueError(f"--out {out}: needs about {needed / _GIB:.1f} GiB, {free / _GIB:.1f} are free there")
-
-
-@contextmanager
-def unfinished(out: Path) -> Iterator[Path]:
-    """An empty folder to write in, gone afterwards unless `finished`. What a killed export left is swept first."""
-    folder, replaced = out.parent / f".{out.name}.unfinished", _replaced(out)
-    if replaced.exists() and not out.exists():
-        os.replace(replaced, out)  # the machine stopped between the two renames of `finished`
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def finished(folder: Path, out: Path) -> None:
-    """To the disk, then to its name in one step."""
-    for path in [*folder.rglob("*"), folder]:
-        fsync_path(path)
-    replaced = _replaced(out)
-    shutil.rmtree(replaced, ignore_errors=True)
-    if out.exists():
-        os.replace(out, replaced)
-    os.replace(folder, out)
-    fsync_path(out.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _replaced(out: Path) -> Path:
-    """What makes room for another export."""
-    return out.parent / f".{out.name}.replaced"
-
+from .model_card import collect_provenance, write_card
+from .verify import ReferenceRun, run_reference, verify_export
 
 DTYPES = ("float32", "bfloat16", "float16")
 _ADAPTER_FILES = (ADAPTER, "adapter_model.safetensors")
+_GIB = 1024**3
 
 
 @dataclass
-class Work:
-    """One export under way: `folder` is written, then proven, then renamed to `out`."""
+class ExportJob:
+    """`folder` is written and verified, then renamed to `out`."""
 
     found: ResolvedModel
     folder: Path
@@ -99,93 +38,141 @@ class Work:
     adapter_only: bool
 
 
-def take_away(
+def export_model(
     run: str | Path,
     out: str | Path,
-    which: CheckpointSelector,
+    checkpoint: CheckpointSelector,
     adapter_only: bool,
     force: bool,
     dtype: str | None,
-    base: Any,
+    base: str | Path | None,
 ) -> Path:
+    """See `exporting.export`. Raises ValueError before a weight is read, RuntimeError if the check fails; in both
+    cases nothing is left at `out`, and an earlier export there is kept."""
     out = Path(out)
-    found = _found(run, out, which, adapter_only, force, dtype, base)
-    with unfinished(out) as folder:
-        work = Work(found, folder, out, dtype or found.dtype, adapter_only)
-        with _steps(("read the weights", "write", "prove it in a fresh process")) as step:
-            step("read the weights")
-            model = read_model(found.source, work.dtype, found.attn_implementation, merge=False)
-            expected = expect(model, found.processor)
-            step("write")
-            _write(work, model, expected)
-            del model  # the fresh process needs the room
-            step("prove it in a fresh process")
-            difference = prove(folder, found, expected, work.dtype, adapter_only)
-        finished(folder, out)
-    print(f"export: {out} is done; a fresh process gave the run's logits, off by {difference:.2g} of their spread")
+    found = _resolve(run, out, checkpoint, adapter_only, force, dtype, base)
+    with _draft_folder(out) as folder:
+        job = ExportJob(found, folder, out, dtype or found.dtype, adapter_only)
+        with _progress(("read the weights", "write", "verify in a fresh process")) as begin:
+            begin("read the weights")
+            model = read_model(found.source, job.dtype, found.attn_implementation, merge=False)
+            reference = run_reference(model, found.processor)
+            begin("write")
+            _write_weights(job, model, reference)
+            _write_metadata(job)
+            del model  # makes room for the fresh process
+            begin("verify in a fresh process")
+            difference = verify_export(folder, found, reference, job.dtype, adapter_only)
+        for path in [*folder.rglob("*"), folder]:
+            fsync_path(path)
+        replace_folder(folder, out)
+    print(
+        f"export: wrote {out}; in a fresh process its logits are those of the run, with a difference of "
+        f"{difference:.2g} of their standard deviation"
+    )
     return out
 
 
-def _found(
-    run: str | Path, out: Path, which: CheckpointSelector, adapter_only: bool, force: bool, dtype: str | None, base: Any
+def _resolve(
+    run: str | Path,
+    out: Path,
+    checkpoint: CheckpointSelector,
+    adapter_only: bool,
+    force: bool,
+    dtype: str | None,
+    base: str | Path | None,
 ) -> ResolvedModel:
-    """Raises ValueError with all that is wrong, before a weight is read."""
+    """Raises ValueError with everything that is wrong."""
     problems = ProblemCollector()
     problems.collect(lambda: check_out(out, Path(run), force))
-    problems.collect(lambda: _check_dtype(dtype, adapter_only))
-    found = problems.collect(lambda: resolve(run, checkpoint=which, base=base))
+    if dtype is not None and dtype not in DTYPES:
+        problems.add([f"dtype={dtype!r}: expected one of {', '.join(DTYPES)}"])
+    elif dtype is not None and adapter_only:
+        problems.add([f"dtype={dtype!r}: an adapter is exported as it was saved; leave it out"])
+    found = problems.collect(lambda: resolve(run, checkpoint=checkpoint, base=base))
     if found is not None and adapter_only and not found.location.is_adapter:
-        problems.add([f"{run}: full weights were trained, there is no adapter to take away; leave --adapter-only out"])
+        problems.add([f"{run}: full weights were trained, so there is no adapter; leave out --adapter-only"])
     if found is not None:
-        problems.collect(lambda: check_room(out, found))
+        problems.collect(lambda: check_free_space(out, found))
     if found is None or problems.problems:
         raise ValueError("\n".join(problems.problems))
     return found
 
 
-def _check_dtype(dtype: str | None, adapter_only: bool) -> None:
-    if dtype is not None and dtype not in DTYPES:
-        raise ValueError(f"dtype={dtype!r}: expected one of {', '.join(DTYPES)}")
-    if dtype is not None and adapter_only:
-        raise ValueError(f"dtype={dtype!r}: an adapter is taken away as it was saved; leave it out")
+def check_out(out: Path, run: Path, force: bool) -> None:
+    """Nothing of the user's is overwritten: with `force` an export replaces an export, and nothing else."""
+    target, source = out.resolve(), run.resolve()
+    if run.exists() and (target == source or target in source.parents):
+        raise ValueError(f"--out {out} would replace the model that is exported; choose another folder")
+    if out.is_file():
+        raise ValueError(f"--out {out} is a file; give the folder to write")
+    if not out.exists() or not any(out.iterdir()):
+        return
+    if not (out / PROVENANCE_FILE).is_file():
+        raise ValueError(
+            f"--out {out} holds something that is not an export and is not replaced; choose another folder"
+        )
+    if not force:
+        raise ValueError(f"--out {out} holds an export already; choose another folder, or --force to replace it")
 
 
-def _write(work: Work, model: Any, expected: Expected) -> None:
-    if work.adapter_only:
-        _copy_adapter(work)
+def check_free_space(out: Path, found: ResolvedModel) -> None:
+    """An export is about as large as the base model and the checkpoint together."""
+    sources = {Path(found.source.path), found.location.folder}
+    needed = sum(file.stat().st_size for folder in sources for file in folder.glob("*.safetensors"))
+    parent = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(parent).free
+    if free < needed:
+        raise ValueError(f"--out {out}: needs about {needed / _GIB:.1f} GiB, {free / _GIB:.1f} GiB are free there")
+
+
+@contextmanager
+def _draft_folder(out: Path) -> Iterator[Path]:
+    """An empty folder to write in; if it has not been renamed, it is removed. What a killed export left is removed
+    first."""
+    folder = out.parent / f".{out.name}.unfinished"
+    restore_replaced(out)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write_weights(job: ExportJob, model: Any, reference: ReferenceRun) -> None:
+    """Full weights, with the adapter merged; or the adapter's files as they are."""
+    location = job.found.location
+    if job.adapter_only:
+        for name in _ADAPTER_FILES:
+            shutil.copy(location.folder / name, job.folder / name)
     else:
-        plain = merged(model) if work.found.location.is_adapter else model
-        expected.remember(plain)
-        plain.save_pretrained(work.folder)
-    _write_beside(work)
+        full = merged(model) if location.is_adapter else model
+        reference.record_weights(full)
+        full.save_pretrained(job.folder)
 
 
-def _copy_adapter(work: Work) -> None:
-    for name in _ADAPTER_FILES:
-        shutil.copy(work.found.location.folder / name, work.folder / name)
-
-
-def _write_beside(work: Work) -> None:
-    """Processor, reduction, provenance and model card."""
-    found, folder = work.found, work.folder
+def _write_metadata(job: ExportJob) -> None:
+    """Processor, reduction, recipe, provenance and model card."""
+    found, folder = job.found, job.folder
     found.processor.save_pretrained(folder)
     if found.trained is not None:
         write_reducers(folder, found.trained)
     recipe = found.location.folder / "recipe.yaml"
     if recipe.is_file():
         shutil.copy(recipe, folder / recipe.name)
-    known: Provenance = all_known(found)
-    write_provenance(folder, known)
-    write_card(folder, known, found, work.out.name, work.adapter_only)
+    provenance = collect_provenance(found)
+    write_provenance(folder, provenance)
+    write_card(folder, provenance, found, job.out.name, job.adapter_only)
 
 
 @contextmanager
-def _steps(names: tuple[str, ...]) -> Iterator[Callable[[str], None]]:
-    """A bar over what an export does; a call begins the step of that name."""
-    with tqdm(total=len(names), desc="export", bar_format="{desc} {bar} {n}/{total} {elapsed} {postfix}") as bar:
+def _progress(steps: tuple[str, ...]) -> Iterator[Callable[[str], None]]:
+    """A progress bar; calling what it yields begins the step of that name."""
+    with tqdm(total=len(steps), desc="export", bar_format="{desc} {bar} {n}/{total} {elapsed} {postfix}") as bar:
 
         def begin(name: str) -> None:
-            bar.update(names.index(name) - bar.n)
+            bar.update(steps.index(name) - bar.n)
             bar.set_postfix_str(name)
 
         yield begin

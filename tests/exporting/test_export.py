@@ -18,8 +18,7 @@ import dart_train
 from dart_train import DART, attach
 from dart_train.checkpoints import TrainedBudgets, resolve
 from dart_train.config import load_recipe
-from dart_train.exporting import verify as prove
-from dart_train.exporting import verify_process as fresh
+from dart_train.exporting import verify, verify_process
 from tests.fixtures.run_scene import ROOT
 from tests.fixtures.runs import Runs, logits
 
@@ -28,14 +27,14 @@ Exported = Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def exported(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    """An export of one of the runs, made and proven once."""
+    """An export of one of the runs, made and verified once."""
     folder = tmp_path_factory.mktemp("exports")
 
     def made(kind: str, adapter_only: bool = False) -> Path:
         out = folder / f"{kind}{'-adapter' * adapter_only}"
         with pytest.MonkeyPatch.context() as patch:
             if kind != "lora" or adapter_only:  # one fresh process is enough, it takes seconds
-                patch.setattr(prove, "_run", lambda room, job: fresh.main(job))
+                patch.setattr(verify, "_run_in_fresh_process", lambda scratch, job: verify_process.main(job))
             return out if out.exists() else dart_train.export(runs(kind), out, adapter_only=adapter_only)
 
     return made
@@ -71,7 +70,7 @@ def test_full_weights_come_out_as_they_are(runs: Runs, exported: Exported) -> No
 def test_an_earlier_checkpoint_gives_its_own_logits(
     runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prove, "_run", lambda room, job: fresh.main(job))
+    monkeypatch.setattr(verify, "_run_in_fresh_process", lambda scratch, job: verify_process.main(job))
     folder = dart_train.export(runs("lora"), tmp_path / "earlier", checkpoint=2)
     run = runs("lora")
     earlier, later = (logits(as_trained(run, checkpoint)) for checkpoint in (2, 4))
@@ -132,7 +131,7 @@ def test_the_card_states_it_for_a_reader(exported: Exported) -> None:
     head = yaml.safe_load(text.split("---")[1])
     assert head["library_name"] == "transformers" and head["pipeline_tag"] == "image-text-to-text"
     assert "budgets trained at: full tokens, 0.5 of the tokens, 0.25 of the tokens" in text
-    assert 'AutoModelForImageTextToText.from_pretrained("lora")' in text and "Nothing was measured" in text
+    assert 'AutoModelForImageTextToText.from_pretrained("lora")' in text and "no validation and no comparison" in text
     adapter = (exported("lora", adapter_only=True) / "README.md").read_text()
     assert "PeftModel.from_pretrained" in adapter and yaml.safe_load(adapter.split("---")[1])["library_name"] == "peft"
 

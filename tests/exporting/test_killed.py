@@ -1,4 +1,4 @@
-"""Whatever stops an export, no folder of its name is left that is not a proven one."""
+"""Whatever stops an export: a folder of its name was verified, or does not exist."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 import dart_train
-from dart_train.exporting import verify as prove
-from dart_train.exporting import verify_process as fresh
+from dart_train.exporting import verify, verify_process
 from tests.fixtures.run_scene import ROOT
 from tests.fixtures.runs import Runs
 
@@ -21,10 +20,12 @@ pytestmark = pytest.mark.drill
 
 
 def started(run: Path, out: Path) -> subprocess.Popen[str]:
-    """An export that has written its weights and is not done."""
+    """A running export that has written its weights."""
     command = [sys.executable, "-m", "dart_train", "export", str(run), "--out", str(out)]
     settings = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, cwd=ROOT, env=settings, stderr=subprocess.PIPE, text=True, preexec_fn=_heeding)
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=settings, stderr=subprocess.PIPE, text=True, preexec_fn=_with_sigint
+    )
     weights = out.parent / f".{out.name}.unfinished" / "model.safetensors"
     while not weights.exists():
         assert process.poll() is None, process.communicate()[1][-2000:]
@@ -32,12 +33,12 @@ def started(run: Path, out: Path) -> subprocess.Popen[str]:
     return process
 
 
-def _heeding() -> None:
-    """What a shell starts in the background is deaf to SIGINT, and so are its children: tests may run there."""
+def _with_sigint() -> None:
+    """A process that a shell starts in the background ignores SIGINT, and its children inherit that."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def test_a_killed_export_leaves_nothing_under_its_name_and_the_next_one_sweeps(
+def test_sigkill_leaves_no_export_and_the_next_one_cleans_up(
     runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
@@ -45,13 +46,13 @@ def test_a_killed_export_leaves_nothing_under_its_name_and_the_next_one_sweeps(
     process.kill()
     process.wait()
     assert not out.exists()
-    monkeypatch.setattr(prove, "_run", lambda room, job: fresh.main(job))
+    monkeypatch.setattr(verify, "_run_in_fresh_process", lambda scratch, job: verify_process.main(job))
     dart_train.export(runs("full"), out)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-def test_an_export_that_is_stopped_leaves_nothing_at_all(runs: Runs, tmp_path: Path, how: signal.Signals) -> None:
+def test_sigterm_and_sigint_leave_nothing(runs: Runs, tmp_path: Path, how: signal.Signals) -> None:
     process = started(runs("full"), tmp_path / "out")
     process.send_signal(how)
     process.communicate(timeout=300)

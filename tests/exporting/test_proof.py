@@ -1,4 +1,4 @@
-"""An export that is not the run's model is never finished."""
+"""Verification: an export that differs from the run is not written, and nothing is left of it."""
 
 from __future__ import annotations
 
@@ -11,28 +11,26 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import dart_train
-from dart_train.exporting import verify as prove
-from dart_train.exporting import verify_process as fresh
-from dart_train.exporting import writing
+from dart_train.exporting import verify, verify_process, writing
 from tests.fixtures.runs import Runs
 from tests.zoo import FAMILIES, save_folder
 
 
 @pytest.fixture(autouse=True)
-def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process of its own is another test's promise, and takes seconds."""
-    monkeypatch.setattr(prove, "_run", lambda room, job: fresh.main(job))
+def verify_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fresh process is tested in test_export.py; it takes seconds."""
+    monkeypatch.setattr(verify, "_run_in_fresh_process", lambda scratch, job: verify_process.main(job))
 
 
-def spoil(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
-    """`change` what was written, before it is proven."""
-    write = writing._write_beside
+def damage(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
+    """Applies `change` to the written folder before it is verified."""
+    write = writing._write_metadata
 
-    def spoilt(work: Any) -> None:
-        write(work)
-        change(work.folder)
+    def write_and_change(job: Any) -> None:
+        write(job)
+        change(job.folder)
 
-    monkeypatch.setattr(writing, "_write_beside", spoilt)
+    monkeypatch.setattr(writing, "_write_metadata", write_and_change)
 
 
 def change_weight(name: str) -> Any:
@@ -56,23 +54,23 @@ def change_generation(folder: Path) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), "eos_token_id": 7}))
 
 
-@pytest.mark.parametrize("change,told", [
+@pytest.mark.parametrize("change,message", [
     (change_weight("vision_tower"), "weights that differ"),
     (change_weight("multi_modal_projector"), "weights that differ"),
     (change_weight("layers.4.mlp"), "weights that differ"),
     (lose_weight, "missing keys: model.multi_modal_projector"),
     (change_generation, "the generation config differs"),
 ])  # fmt: skip
-def test_what_was_written_wrong_is_not_finished(
-    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Any, told: str
+def test_damaged_weights_and_config_fail_verification(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Any, message: str
 ) -> None:
-    spoil(monkeypatch, change)
-    with pytest.raises(RuntimeError, match=told):
+    damage(monkeypatch, change)
+    with pytest.raises(RuntimeError, match=message):
         dart_train.export(runs("full"), tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
-def test_an_adapter_that_was_lost_on_the_way_is_noticed(
+def test_lora_that_was_not_merged_fails_verification(
     runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(writing, "merged", lambda adapted: adapted.base_model.unload())
@@ -82,19 +80,19 @@ def test_an_adapter_that_was_lost_on_the_way_is_noticed(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_can_be_taken_away(family: str, tmp_path: Path) -> None:
+def test_every_family_can_be_exported(family: str, tmp_path: Path) -> None:
     save_folder(family, tmp_path / family)
     out = dart_train.export(tmp_path / family, tmp_path / "out")
     assert dart_train.load(out).model.config.model_type == FAMILIES[family].model().config.model_type
 
 
-def test_another_dtype_is_met(runs: Runs, tmp_path: Path) -> None:
+def test_export_in_another_dtype(runs: Runs, tmp_path: Path) -> None:
     out = dart_train.export(runs("lora"), tmp_path / "out", dtype="bfloat16", checkpoint=2)
     loaded = dart_train.load(out)
     assert loaded.model.dtype == torch.bfloat16 and loaded.provenance.step == 2
 
 
-def test_what_was_measured_is_taken_along(runs: Runs, tmp_path: Path) -> None:
+def test_validation_and_comparison_results_are_exported(runs: Runs, tmp_path: Path) -> None:
     import shutil
 
     run = tmp_path / "run"
@@ -106,22 +104,22 @@ def test_what_was_measured_is_taken_along(runs: Runs, tmp_path: Path) -> None:
     (run / "compare").mkdir()
     (run / "compare" / "table.csv").write_text("checkpoint,keep,exact_match\ntuned,0.111,0.625\n")
     out = dart_train.export(run, tmp_path / "out")
-    told = json.loads((out / "provenance.json").read_text())["results"]
-    assert told["validation"] == {"step": 4, "eval_loss": 1.25}
-    assert told["compare"] == [{"checkpoint": "tuned", "keep": "0.111", "exact_match": "0.625"}]
+    results = json.loads((out / "provenance.json").read_text())["results"]
+    assert results["validation"] == {"step": 4, "eval_loss": 1.25}
+    assert results["compare"] == [{"checkpoint": "tuned", "keep": "0.111", "exact_match": "0.625"}]
     card = (out / "README.md").read_text()
     assert "| eval_loss | 1.25 |" in card and "| tuned | 0.111 | 0.625 |" in card
 
 
-def test_data_that_changed_since_is_said_to_have(runs: Runs, tmp_path: Path) -> None:
-    from dart_train.exporting.model_card import fingerprint
+def test_data_fingerprint_reports_changes_since_training(runs: Runs, tmp_path: Path) -> None:
+    from dart_train.exporting.model_card import fingerprint_data
 
     file = tmp_path / "rows.json"
     file.write_text("[]")
-    before = fingerprint(file, file.stat().st_mtime + 1)
+    before = fingerprint_data(file, file.stat().st_mtime + 1)
     file.write_text("[1]")
-    after = fingerprint(file, file.stat().st_mtime - 1)
+    after = fingerprint_data(file, file.stat().st_mtime - 1)
     assert before["sha256"] != after["sha256"]
     assert (before["changed_since_training"], after["changed_since_training"]) == (False, True)
-    assert fingerprint(tmp_path, 0)["of"] == "names and sizes of its data files"
-    assert fingerprint(tmp_path / "gone", 0)["sha256"] is None
+    assert fingerprint_data(tmp_path, 0)["of"] == "names and sizes of its data files"
+    assert fingerprint_data(tmp_path / "gone", 0)["sha256"] is None

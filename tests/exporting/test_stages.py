@@ -12,8 +12,7 @@ from peft import PeftModel
 from transformers import AutoModelForImageTextToText
 
 import dart_train
-from dart_train.exporting import verify as prove
-from dart_train.exporting import verify_process as fresh
+from dart_train.exporting import verify, verify_process
 from tests.fixtures.run_scene import ROOT, launch, make_recipe
 from tests.fixtures.runs import logits
 
@@ -52,7 +51,7 @@ def _jobs(recipe: Path, folder: Path) -> list[dict[str, Any]]:
 @pytest.fixture
 def exported(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Plain transformers on the export of a run. Its proof runs here: a process of its own is another test's."""
-    monkeypatch.setattr(prove, "_run", lambda room, job: fresh.main(job))
+    monkeypatch.setattr(verify, "_run_in_fresh_process", lambda scratch, job: verify_process.main(job))
 
     def made(name: str, checkpoint: int = LAST) -> Any:
         out = dart_train.export(runs / name, tmp_path / f"{name}-{checkpoint}", checkpoint=checkpoint)
