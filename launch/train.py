@@ -2,7 +2,7 @@
 
 import sys
 
-from dart_train.cli.train import main
+from dart_train.cli.main import main
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    raise SystemExit(main(["train", *sys.argv[1:]]))

@@ -56,10 +56,10 @@ def smaller(command: str) -> str:
 
 
 def test_every_verb_is_told() -> None:
-    from dart_train.__main__ import VERBS
+    from dart_train.cli.main import COMMANDS
 
     told = "\n".join(commands())
-    missing = [verb for verb in VERBS if f"dart_train {verb}" not in told and f"launch/{verb}.py" not in told]
+    missing = [verb for verb in COMMANDS if f"dart_train {verb}" not in told and f"launch/{verb}.py" not in told]
     assert not missing
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dart_train.cli.train import main
+from dart_train.cli.training import train as main
 from dart_train.config import load_recipe
 from dart_train.evaluation.comparison import compare
 from tests.evaluation import scene

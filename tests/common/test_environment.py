@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 
 from dart_train.__main__ import main
-from dart_train.common.environment import Facts, Gpu, gather, warnings_for
+from dart_train.common.environment import Environment, Gpu, read_environment, warnings_for
 
-CALM = Facts(
+CALM = Environment(
     python="3.11.7",
     system="Linux",
     cores=8,
@@ -31,7 +31,7 @@ BAD = {
         "gpus": (Gpu("T4", 16.0, (7, 5), False),),
     },
     "fp16": {"gpus": (Gpu("T4", 16.0, (7, 5), False),)},
-    "no GPU is seen": {"gpus": ()},
+    "no GPU is visible": {"gpus": ()},
     "CUDA compiler": {**CPU, "nvcc": "nvcc"},
     "OMP_NUM_THREADS": CPU,
     "--shm-size": {"shared_memory_gib": 0.06},
@@ -53,7 +53,7 @@ def test_the_report_names_versions_and_device(capsys: pytest.CaptureFixture[str]
     told = capsys.readouterr().out
     for name in ("torch", "transformers", "deepspeed", "device", "cores"):
         assert name in told
-    assert gather().versions["transformers"] in told  # type: ignore[operator]
+    assert read_environment().versions["transformers"] in told  # type: ignore[operator]
 
 
 def test_the_report_can_be_read_by_a_program_and_holds_no_secret(

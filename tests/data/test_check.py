@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dart_train.cli.data import main
+from dart_train.cli.training import data as main
 from dart_train.data.check import check_rows
 from dart_train.data.check_report import as_text
 from dart_train.data.encoder import Encoder
@@ -235,7 +235,7 @@ def test_a_recipe_brings_sources_model_limits_and_reduction(tmp_path, image_fold
 def test_a_model_that_is_out_of_reach_leaves_the_rows_to_be_checked(
     tmp_path, image_folder, llava_file, capsys, monkeypatch
 ):
-    monkeypatch.setattr("dart_train.cli.data.load_processor", _out_of_reach)
+    monkeypatch.setattr("dart_train.models.processors.load_processor", _out_of_reach)
     paths = {"model": "nobody/nothing", "rows": llava_file, "images": image_folder}
     (tmp_path / "recipe.yaml").write_text(RECIPE.format(**paths))
     assert main(["check", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path), "--workers", "1", "--quiet"]) == 0

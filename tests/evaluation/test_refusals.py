@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dart_train.cli.compare import main
+from dart_train.cli.evaluation import compare as main
 from dart_train.config import RecipeError, load_recipe
 from dart_train.evaluation.comparison import compare
 from dart_train.evaluation.comparison_grid import prepare

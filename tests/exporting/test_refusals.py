@@ -107,4 +107,4 @@ def test_command_line_reports_the_error_and_exits_2(
     runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["export", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")]) == 2
-    assert "dart_train export:" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert "export: " in capsys.readouterr().err and not (tmp_path / "out").exists()

@@ -235,7 +235,7 @@ def test_command_refuses_in_one_message(
     folder = str(save_folder("llava", tmp_path))
     assert main(["check", folder, "--device", "cpu", *options]) == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("dart_train check: ") and message in last
+    assert last.startswith("check: ") and message in last
 
 
 def test_command_names_a_folder_that_holds_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

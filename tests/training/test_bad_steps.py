@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from dart_train import train
-from dart_train.cli.train import BAD_STEP, main
+from dart_train.cli.options import BAD_STEP
+from dart_train.cli.training import train as main
 from dart_train.config import load_recipe
 from dart_train.training import nonfinite as guard
 from dart_train.training.nonfinite import NonFiniteStepError

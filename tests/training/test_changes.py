@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dart_train import train
-from dart_train.cli.train import main
+from dart_train.cli.training import train as main
 from dart_train.training.run_record import fingerprint_model
 from tests.fixtures.run_scene import losses, make_recipe
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from dart_train.cli.train import main
+from dart_train.cli.training import train as main
 from dart_train.training.resume import scan_pickles
 from tests.fixtures.run_scene import make_recipe
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dart_train.cli.train import main
+from dart_train.cli.training import train as main
 from dart_train.training.run_lock import RunLock
 from tests.fixtures.run_scene import make_recipe
 

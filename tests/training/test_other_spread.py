@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dart_train.cli.export import main as export
-from dart_train.cli.train import main
+from dart_train.cli.packaging import export
+from dart_train.cli.training import train as main
 from tests.fixtures.faults import digests
 from tests.fixtures.run_scene import ROOT, launch, losses, make_recipe
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dart_train.cli.train import main
+from dart_train.cli.training import train as main
 from dart_train.common.distributed import RankInfo
 from dart_train.config import load_recipe
 from dart_train.models import loading as weights

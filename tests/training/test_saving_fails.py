@@ -12,7 +12,8 @@ import pytest
 from dart_train import train
 from dart_train.checkpoints import is_complete, latest_complete
 from dart_train.checkpoints.atomic import draft_folder
-from dart_train.cli.train import NOT_SAVED, main
+from dart_train.cli.options import NOT_SAVED
+from dart_train.cli.training import train as main
 from dart_train.common.io import append_jsonl
 from dart_train.training.checkpointing import CheckpointWriter
 from tests.fixtures.faults import fill

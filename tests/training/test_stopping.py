@@ -16,7 +16,8 @@ from transformers import TrainerCallback
 
 from dart_train import train
 from dart_train.checkpoints import latest_complete
-from dart_train.cli.train import STOPPED, main
+from dart_train.cli.options import STOPPED
+from dart_train.cli.training import train as main
 from dart_train.training import liveness as stopping
 from dart_train.training import run as run_module
 from dart_train.training.liveness import StopRequest, process_start_time

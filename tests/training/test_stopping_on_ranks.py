@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dart_train.checkpoints import latest_complete
-from dart_train.cli.train import STOPPED
+from dart_train.cli.options import STOPPED
 from tests.faults.launched import Launched, logged_step, wait_for_step
 from tests.fixtures.run_scene import make_recipe
 

@@ -8,7 +8,7 @@ import platform
 import sys
 from pathlib import Path
 
-from dart_train.common.environment import gather
+from dart_train.common.environment import read_environment
 
 from .claim import told, write
 from .steps import Steps
@@ -28,7 +28,7 @@ def main() -> int:
 
 
 def _how(options: argparse.Namespace, steps: Steps) -> dict[str, str]:
-    facts = gather()
+    facts = read_environment()
     versions = ", ".join(f"{name} {facts.versions[name]}" for name in ("torch", "transformers", "peft", "deepspeed"))
     return {
         "command": " ".join(["bash launch/demo.sh", *sys.argv[1:]]),

@@ -1,0 +1,205 @@
+"""The commands that use a model: `compare`, `check`, `show` and `chat`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from . import options as cli
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ..checkpoints import Loaded
+
+_ATTENTION = "attn_implementation: sdpa, eager, flash_attention_2"
+_DEVICE = "cpu, cuda, cuda:1 (default: the GPU if there is one)"
+
+
+@cli.reports_errors("compare")
+def compare(argv: Sequence[str]) -> int:
+    parser = cli.parser_of("compare", "Evaluate and time checkpoints, methods and budgets.")
+    cli.add_recipe(parser, "compare.budgets=[64,0.111]")
+    cli.add_launcher_arguments(parser)
+    options = parser.parse_args(argv)
+    warnings.simplefilter("ignore", FutureWarning)  # of libraries; users cannot act on them
+    from ..config import load_recipe
+
+    if "torch" not in sys.modules:  # a misspelt key is reported before torch is imported
+        load_recipe(options.recipe, options.overrides, needs=("compare.sets",))
+    from ..evaluation.comparison import compare as run_comparison
+    from ..evaluation.comparison_grid import open_recipe
+    from ..evaluation.tables import quality_table
+
+    results = run_comparison(open_recipe(options.recipe, options.overrides, progress=cli.rank() == 0))
+    if results is not None:
+        for name in results.prepared.sets:
+            print(f"\n{name}\n\n{quality_table(results.scores, name)}")
+        print(f"\ncompare: {len(results.records)} answers; the report is {results.folder / 'report.html'}")
+    return cli.OK
+
+
+@cli.reports_errors("check")
+def check(argv: Sequence[str]) -> int:
+    options = _check_parser().parse_args(argv)
+    from ..reduction import from_config
+
+    layer = {} if options.layer is None else {"layer": options.layer}
+    reducers = [from_config({"method": name, "keep": options.keep, **layer}) for name in options.method]
+
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    from ..conformance import check as run_laws
+    from ..conformance import default_reducers
+    from ..models.processors import load_processor
+
+    processor = load_processor(options.path)
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model = AutoModelForImageTextToText.from_pretrained(
+        options.path, dtype=options.dtype, attn_implementation=options.attn
+    ).to(device)
+    if options.layer is None:
+        reducers = [replace(reducer, layer=default_reducers(model)[0].layer) for reducer in reducers]
+    return cli.OK if run_laws(model, processor, reducers).ok else cli.FAILED
+
+
+def _check_parser() -> argparse.ArgumentParser:
+    parser = cli.parser_of("check", "Test the laws of the reduction on a model.")
+    parser.add_argument("path", help="folder or hub id of the model")
+    parser.add_argument("--method", nargs="+", default=["dart", "random"], help="methods to test (dart random)")
+    parser.add_argument("--keep", type=cli.budget, default=0.25, help="visual tokens: 64, or 0.25 of them")
+    parser.add_argument("--layer", type=int, help="first layer on the short sequence (2, or the middle)")
+    parser.add_argument("--dtype", choices=("auto", *cli.DTYPES), default="auto")
+    parser.add_argument("--attn", help=_ATTENTION)
+    parser.add_argument("--device", help=_DEVICE)
+    return parser
+
+
+@cli.reports_errors("show")
+def show(argv: Sequence[str]) -> int:
+    options = _show_parser().parse_args(argv)
+    from ..checkpoints import load
+    from ..visualization import show as draw
+    from ..visualization.request import check_request
+
+    request = check_request(options)
+    loaded = load(options.model, reducer=None, device=options.device, trust_remote_code=options.trust_remote_code)
+    page = draw(loaded.model, loaded.processor, request.images, options.question, request.reducers, options.width)
+    request.out.parent.mkdir(parents=True, exist_ok=True)
+    page.save(request.out)
+    print(f"written to {request.out} ({page.width} x {page.height} pixels)")
+    return cli.OK
+
+
+def _show_parser() -> argparse.ArgumentParser:
+    methods = "dart,fastv,uniform"
+    parser = cli.parser_of("show", "Draw which visual tokens each method keeps of your image.")
+    parser.add_argument("model", help="a run, a checkpoint, an exported folder, any model's folder or hub id")
+    parser.add_argument("--image", action="append", default=[], metavar="FILE", help="can be given several times")
+    parser.add_argument("--frames", nargs="+", default=[], metavar="FILE", help="frames of a video, in order (Qwen-VL)")
+    parser.add_argument("--question", required=True)
+    parser.add_argument("--methods", default=methods, help=f"separated by commas ({methods})")
+    parser.add_argument("--keep", default="0.111", help="visual tokens: 64, or a ratio (0.111)")
+    parser.add_argument("--layer", type=int, default=2, help="first layer on the short sequence (2)")
+    parser.add_argument("--out", default="overlay.png", metavar="FILE", help="where to write the page (overlay.png)")
+    parser.add_argument("--width", type=int, default=336, help="of each panel, in pixels (336)")
+    parser.add_argument("--device", help=_DEVICE)
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
+    return parser
+
+
+@cli.reports_errors("chat")
+def chat(argv: Sequence[str]) -> int:
+    options = _chat_parser().parse_intermixed_args(argv)
+    from ..chat import ChatSession, TimedStreamer
+
+    images = _open_images(options)
+    loaded = _load(options)
+    session = ChatSession(loaded)
+    for text in [options.question] if options.question else _lines():
+        stream = TimedStreamer(loaded.processor.tokenizer)
+        new_images = [] if session.conversation else images
+        answer = session.ask(text, new_images, max_new_tokens=options.max_new_tokens, streamer=stream)
+        kept = f"{answer.kept_tokens} of {answer.visual_tokens} visual tokens kept"
+        print(f"[{kept}; {stream.summary()}]", file=sys.stderr, flush=True)
+    return cli.OK
+
+
+def _open_images(options: argparse.Namespace) -> list[Image.Image]:
+    """The images. Raises ValueError with all that is wrong with them or with the model, before weights are read."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    from ..checkpoints import resolve
+    from ..models.prompts import prompt_problems
+
+    images, problems = [], []
+    for name in options.image:
+        try:
+            images.append(ImageOps.exif_transpose(Image.open(name)).convert("RGB"))
+        except (OSError, UnidentifiedImageError) as error:
+            problems.append(f"--image {name} cannot be read: {error}")
+    try:
+        problems += prompt_problems(resolve(options.path, _reducer(options), **_location(options)).processor)
+    except ValueError as error:
+        problems.append(str(error))
+    if problems:
+        raise ValueError("\n".join(problems))
+    return images
+
+
+def _load(options: argparse.Namespace) -> Loaded:
+    from ..checkpoints import UntrainedBudget, load
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UntrainedBudget)
+        loaded = load(options.path, _reducer(options), dtype=options.dtype, device=options.device, **_location(options))
+    for each in caught:
+        if issubclass(each.category, UntrainedBudget):
+            print(f"chat: {each.message}", file=sys.stderr)
+    return loaded
+
+
+def _reducer(options: argparse.Namespace) -> Any:
+    return None if options.full else options.method or "trained"
+
+
+def _location(options: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "keep": options.keep,
+        "attn_implementation": options.attn,
+        "checkpoint": options.checkpoint,
+        "base": options.base,
+    }
+
+
+def _lines() -> Iterator[str]:
+    """Lines of stdin, up to its end or an empty line."""
+    while True:
+        if sys.stdin.isatty():
+            print("> ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline().strip()
+        if not line:
+            return
+        yield line
+
+
+def _chat_parser() -> argparse.ArgumentParser:
+    parser = cli.parser_of("chat", "Ask a model about images. Without a question, lines of stdin are the questions.")
+    parser.add_argument("path", help="an exported folder, a run, a checkpoint, the folder of any model, or a hub id")
+    parser.add_argument("question", nargs="?", help="answered once; without it, lines of stdin are a conversation")
+    parser.add_argument("--image", action="append", default=[], help="can be given several times")
+    parser.add_argument("--keep", type=cli.budget, help="visual tokens: 64, or 0.25 of them (default: as trained)")
+    parser.add_argument("--method", help="another reduction, such as fastv (default: as trained)")
+    parser.add_argument("--full", action="store_true", help="full tokens: no reduction")
+    parser.add_argument("--max-new-tokens", type=cli.positive_int, default=256)
+    parser.add_argument("--checkpoint", type=cli.checkpoint, help="of a run: a step, newest or best")
+    parser.add_argument("--base", help="path of an adapter's base model, if it was moved")
+    parser.add_argument("--dtype", choices=cli.DTYPES, help="default: the dtype of the training")
+    parser.add_argument("--attn", default="auto", help=_ATTENTION)
+    parser.add_argument("--device", help=_DEVICE)
+    return parser
