@@ -29,25 +29,6 @@ AMPERE = (8, 0)  # CUDA capability
 SMALL_SHARED_MEMORY = 1.0  # GiB; containers come with 64 MiB, and loader workers pass batches through it
 
 
-# Those that training results depend on: recorded with every run and export.
-RECORDED_PACKAGES = (
-    "dart-train",
-    "torch",
-    "transformers",
-    "peft",
-    "accelerate",
-    "deepspeed",
-    "datasets",
-    "safetensors",
-)
-
-
-def versions() -> dict[str, str]:
-    """Python and the recorded packages; `not installed` for a missing one."""
-    packages = {name: _version(name) or "not installed" for name in RECORDED_PACKAGES}
-    return {"python": platform.python_version(), **packages}
-
-
 @dataclass(frozen=True)
 class Gpu:
     name: str
