@@ -1,4 +1,4 @@
-"""Rows of measurements, as markdown to read and as JSON to compare."""
+"""Rows of measurements, as Markdown to read and as JSON to compare."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ NOT_MEASURED = "not measured"
 
 
 @dataclass(frozen=True)
-class Table:
-    """columns: header -> what is written there for a row (ratios first: machines differ)."""
+class BenchTable:
+    """columns: header -> the text of a row's cell. Ratios come first: they compare across machines."""
 
     title: str
     columns: Mapping[str, Callable[[Row], str]]
@@ -32,10 +32,10 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Report:
+class BenchReport:
     command: str
     facts: DeviceFacts
-    tables: Sequence[Table]
+    tables: Sequence[BenchTable]
 
     def markdown(self) -> str:
         facts = ", ".join(f"{name} {value}" for name, value in self.facts.items())
@@ -61,8 +61,10 @@ def milliseconds(timing: Timing) -> str:
     return f"{median} [{low}, {high}]"
 
 
-def _three_digits(x: float) -> str:
-    return f"{x:.0f}" if x >= 100 else f"{x:.3g}"
+def ratio_text(ratio: Timing) -> str:
+    """A ratio's median [quartiles]."""
+    median, low, high = (f"{x:.3g}" for x in (ratio.median, ratio.low, ratio.high))
+    return f"{median}x" if ratio.repeats == 1 else f"{median}x [{low}, {high}]"
 
 
 def times(ratio: float) -> str:
@@ -71,3 +73,7 @@ def times(ratio: float) -> str:
 
 def percent(share: float) -> str:
     return f"{_three_digits(100 * share)}%"
+
+
+def _three_digits(x: float) -> str:
+    return f"{x:.0f}" if x >= 100 else f"{x:.3g}"

@@ -1,6 +1,6 @@
-"""The models whose shapes are measured: real configuration classes, at full size or scaled down, random weights.
+"""The models that are measured: real configuration classes, at full size or scaled down.
 
-Scaled: as many heads and layers fewer, heads of the same size; numbers of tokens stay what they are."""
+Scaling reduces the number of heads and of layers; the size of a head and the numbers of tokens stay the same."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from typing import Any
 
 import transformers as hf
 
-WORDS = 1024  # the least that a vocabulary holds
-IMAGE = 5  # the id of an image token here
+IMAGE = 5  # id of the image token in all of them
+_LEAST_VOCABULARY = 1024
 Grid = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Shape:
-    """grid, few: patches (rows, columns) of a picture, and of one that makes about `kept` tokens in the encoder itself.
-    tokens: visual tokens of the picture; kept: what the reduction leaves of them."""
+class ModelShape:
+    """grid, small_grid: patches (rows, columns) of an image, and of a smaller one that the vision tower turns into
+    about `kept` tokens. tokens: visual tokens of the image; kept: how many the reduction keeps."""
 
     name: str
     key: str
     config: Callable[[float], Any]
     grid: Grid
-    few: Grid
+    small_grid: Grid
     tokens: int
     kept: int
     batch: int  # rows of a training step at full size
@@ -33,19 +33,19 @@ class Shape:
 
 def _llama(scale: float, **more: Any) -> dict[str, Any]:
     """Vicuna-7B."""
-    heads = _part(32, scale)
+    heads = _scaled_heads(32, scale)
     sizes = {"hidden_size": 128 * heads, "intermediate_size": 344 * heads, "num_hidden_layers": _depth(32, scale)}
-    ends = {"vocab_size": _words(32064, scale), "max_position_embeddings": 4096, "pad_token_id": 0}
+    ends = {"vocab_size": _vocabulary(32064, scale), "max_position_embeddings": 4096, "pad_token_id": 0}
     attention = {"num_attention_heads": heads, "num_key_value_heads": heads}
     return {"model_type": "llama", **sizes, **ends, **attention, **more}
 
 
 def _clip(scale: float) -> dict[str, Any]:
     """CLIP ViT-L/14 at 336 pixels."""
-    heads = _part(16, scale)
+    heads = _scaled_heads(16, scale)
     sizes = {"hidden_size": 64 * heads, "intermediate_size": 256 * heads, "num_hidden_layers": _depth(24, scale)}
-    picture = {"image_size": 336, "patch_size": 14, "projection_dim": 48 * heads}
-    return {"model_type": "clip_vision_model", "num_attention_heads": heads, **sizes, **picture}
+    image = {"image_size": 336, "patch_size": 14, "projection_dim": 48 * heads}
+    return {"model_type": "clip_vision_model", "num_attention_heads": heads, **sizes, **image}
 
 
 def _llava(scale: float) -> Any:
@@ -64,9 +64,9 @@ def _llava_next(scale: float) -> Any:
 
 
 def _qwen2_5_vl(scale: float) -> Any:
-    heads, seen, depth = _part(28, scale), _part(16, scale), _depth(32, scale)
+    heads, vision_heads, depth = _scaled_heads(28, scale), _scaled_heads(16, scale), _depth(32, scale)
     text = {
-        "vocab_size": _words(152064, scale),
+        "vocab_size": _vocabulary(152064, scale),
         "hidden_size": 128 * heads,
         "intermediate_size": 18944 * heads // 28,
         "num_hidden_layers": _depth(28, scale),
@@ -76,9 +76,9 @@ def _qwen2_5_vl(scale: float) -> Any:
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
     }
     vision = {
-        "hidden_size": 80 * seen,
-        "intermediate_size": 3420 * seen // 16,
-        "num_heads": seen,
+        "hidden_size": 80 * vision_heads,
+        "intermediate_size": 3420 * vision_heads // 16,
+        "num_heads": vision_heads,
         "depth": depth,
         "out_hidden_size": 128 * heads,
         "window_size": 112,
@@ -88,9 +88,9 @@ def _qwen2_5_vl(scale: float) -> Any:
 
 
 def _qwen3_vl(scale: float) -> Any:
-    heads, seen, depth = _part(32, scale), _part(16, scale), _depth(27, scale)
+    heads, vision_heads, depth = _scaled_heads(32, scale), _scaled_heads(16, scale), _depth(27, scale)
     text = {
-        "vocab_size": _words(151936, scale),
+        "vocab_size": _vocabulary(151936, scale),
         "hidden_size": 128 * heads,
         "intermediate_size": 384 * heads,
         "num_hidden_layers": _depth(36, scale),
@@ -101,9 +101,9 @@ def _qwen3_vl(scale: float) -> Any:
         "rope_parameters": {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [24, 20, 20]},
     }
     vision = {
-        "hidden_size": 72 * seen,
-        "intermediate_size": 269 * seen,
-        "num_heads": seen,
+        "hidden_size": 72 * vision_heads,
+        "intermediate_size": 269 * vision_heads,
+        "num_heads": vision_heads,
         "depth": depth,
         "out_hidden_size": 128 * heads,
         "patch_size": 16,
@@ -118,16 +118,16 @@ _QWEN_IDS = {"image_token_id": IMAGE, "video_token_id": 6, "vision_start_token_i
 SHAPES = {
     shape.key: shape
     for shape in (
-        Shape("LLaVA-1.5-7B", "llava", _llava, (24, 24), (8, 8), 576, 64, 16),
-        # Four tiles and the whole, and at the end of each of 48 rows one token more, as the class lays them out.
-        Shape("LLaVA-NeXT-7B", "llava_next", _llava_next, (24, 24), (8, 8), 2928, 320, 4),
-        Shape("Qwen2.5-VL-7B", "qwen2_5_vl", _qwen2_5_vl, (72, 72), (24, 24), 1296, 144, 8),
-        Shape("Qwen3-VL-8B", "qwen3_vl", _qwen3_vl, (72, 72), (24, 24), 1296, 144, 8),
+        ModelShape("LLaVA-1.5-7B", "llava", _llava, (24, 24), (8, 8), 576, 64, 16),
+        # Four tiles and the complete image, 576 tokens each, and one newline token for each of 48 rows.
+        ModelShape("LLaVA-NeXT-7B", "llava_next", _llava_next, (24, 24), (8, 8), 2928, 320, 4),
+        ModelShape("Qwen2.5-VL-7B", "qwen2_5_vl", _qwen2_5_vl, (72, 72), (24, 24), 1296, 144, 8),
+        ModelShape("Qwen3-VL-8B", "qwen3_vl", _qwen3_vl, (72, 72), (24, 24), 1296, 144, 8),
     )
 }
 
 
-def _part(heads: int, scale: float) -> int:
+def _scaled_heads(heads: int, scale: float) -> int:
     return max(1, round(heads * scale))
 
 
@@ -136,13 +136,13 @@ def _depth(layers: int, scale: float) -> int:
     return max(4, math.ceil(layers * math.sqrt(scale)))
 
 
-def _words(number: int, scale: float) -> int:
-    return max(WORDS, round(number * scale / 32) * 32)
+def _vocabulary(number: int, scale: float) -> int:
+    return max(_LEAST_VOCABULARY, round(number * scale / 32) * 32)
 
 
 def _shared(key_heads: int, scale: float, heads: int) -> int:
     """Key heads: as many queries share one as the full size has it, as far as that divides."""
-    wanted = _part(key_heads, scale)
+    wanted = _scaled_heads(key_heads, scale)
     return next(n for n in range(wanted, 0, -1) if heads % n == 0)
 
 
