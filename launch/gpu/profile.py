@@ -141,7 +141,7 @@ def prefill_of(model: Any, host: dict[str, Tensor], keep: int | None) -> tuple[C
     @torch.no_grad()
     def run() -> object:
         if attached is not None:
-            attached.expect(host["input_ids"])
+            attached.prefetch_batch(host["input_ids"])
         return model(**batch, use_cache=True, logits_to_keep=1)
 
     return run, attached or nullcontext()
@@ -154,7 +154,7 @@ def training_step_of(model: Any, host: dict[str, Tensor], keep: int) -> tuple[Ca
     batch, attached = on_device(model, host), attach(adapted, MarkedDART(keep=keep, layer=LAYER), output="compact")
 
     def run() -> None:
-        attached.expect(host["input_ids"], labels=host["labels"])
+        attached.prefetch_batch(host["input_ids"], labels=host["labels"])
         adapted(**batch, use_cache=False).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
