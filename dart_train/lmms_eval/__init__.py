@@ -1,8 +1,8 @@
-"""The plug-in of lmms-eval, found by it through the entry-point group `lmms_eval.models`:
+"""The lmms-eval plug-in. lmms-eval finds it through the entry-point group `lmms_eval.models`:
 
     lmms-eval --model dart_train --model_args pretrained=DIR,reducer=dart,keep=64 --tasks mme,textvqa_val
 
-Tasks that generate are asked through the chat template; with --force_simple also those that weigh given answers.
+Tasks that generate use the chat template. With --force_simple, tasks that score given answers work too.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ def manifest() -> Any:
 
     return ModelManifest(
         model_id=NAME,
-        simple_class_path=f"{__name__}.model.Simple",
-        chat_class_path=f"{__name__}.model.Chat",
+        simple_class_path=f"{__name__}.model.SimpleModel",
+        chat_class_path=f"{__name__}.model.ChatModel",
     )
 
 

@@ -62,7 +62,7 @@ def test_a_score_is_as_defined(metric, said, answers, score) -> None:
     [("The Dog!", "dog"), ("1,000", "1000"), ("3.5 m", "3.5 m"), ("three", "3"), ("dont", "don't"), ("x-b", "x b"),
      ("10:30", "10:30"), ("none", "0"), ("won't", "won't")],
 )  # fmt: skip
-def test_answers_are_compared_as_the_vqa_benchmark_does(text: str, plain: str) -> None:
+def test_vqa_normalization(text: str, plain: str) -> None:
     assert normalize_vqa(text) == plain
 
 
@@ -81,7 +81,7 @@ def test_the_f1_of_yes_is_that_of_its_definition() -> None:
 
 
 @given(st.sampled_from(sorted(METRICS)), st.text(max_size=12), st.lists(st.text(max_size=12), min_size=1, max_size=4))
-def test_no_answer_breaks_a_metric(name: str, said: str, answers: list[str]) -> None:
+def test_no_text_breaks_a_metric(name: str, said: str, answers: list[str]) -> None:
     metric = METRICS[name]
     score = metric.score(said, answers)
     assert score is None or 0 <= score <= 3

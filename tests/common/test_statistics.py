@@ -1,4 +1,4 @@
-"""Intervals cover as often as they say, and tests cry wolf no more often than they say."""
+"""Coverage of the intervals, false positive rate of the tests, and published values."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ EXACT, VQA, F1 = METRICS["exact_match"], METRICS["vqa"], METRICS["yes_no_f1"]
     ("right", "asked", "low", "high"),  # from tables of Wilson's interval
     [(0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (5, 10, 0.2366, 0.7634), (81, 263, 0.2553, 0.3662)],
 )
-def test_wilson_is_that_of_the_tables(right: int, asked: int, low: float, high: float) -> None:
+def test_wilson_equals_published_values(right: int, asked: int, low: float, high: float) -> None:
     assert wilson(right, asked) == pytest.approx((low, high), abs=1e-4)
 
 
-def test_wilson_refuses_what_is_no_share() -> None:
+def test_wilson_rejects_impossible_counts() -> None:
     with pytest.raises(ValueError, match="3 correct of 2"):
         wilson(3, 2)
 
 
 @pytest.mark.parametrize("share", [0.05, 0.5, 0.9])
-def test_wilson_covers_the_truth_as_often_as_it_says(share: float) -> None:
+def test_wilson_coverage(share: float) -> None:
     chances = [comb(60, k) * share**k * (1 - share) ** (60 - k) for k in range(61)]
     covered = sum(p for k, p in enumerate(chances) if wilson(k, 60)[0] <= share <= wilson(k, 60)[1])
     assert 0.92 < covered < 0.98
 
 
-def test_the_bootstrap_covers_the_truth_as_often_as_it_says() -> None:
+def test_bootstrap_coverage() -> None:
     chance = np.random.default_rng(0)
     intervals = [bootstrap(chance.choice([0, 0.3, 0.6, 1], 80), mean, seed) for seed in range(200)]
     covered = sum(low <= 0.475 <= high for low, high in intervals)
     assert 180 <= covered <= 198
 
 
-def test_the_bootstrap_says_the_same_each_time() -> None:
+def test_bootstrap_is_deterministic() -> None:
     scores = np.random.default_rng(1).random(50)
     assert bootstrap(scores, mean, 3) == bootstrap(scores, mean, 3) != bootstrap(scores, mean, 4)
 
 
-def test_a_large_bootstrap_goes_in_pieces_and_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bootstrap_in_pieces_gives_the_same_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     scores = np.random.default_rng(1).random(50)
     whole = bootstrap(scores, mean, 3)
     monkeypatch.setattr("dart_train.common.statistics._SCORES_AT_ONCE", 5000)
@@ -55,18 +55,18 @@ def test_a_large_bootstrap_goes_in_pieces_and_says_the_same(monkeypatch: pytest.
 
 
 @given(st.integers(0, 40), st.integers(0, 40))
-def test_mcnemar_is_the_two_sided_coin(gained: int, lost: int) -> None:
+def test_mcnemar_is_the_exact_binomial_test(gained: int, lost: int) -> None:
     total = gained + lost
     tail = sum(comb(total, k) for k in range(min(gained, lost) + 1)) / 2**total
     assert mcnemar(gained, lost) == pytest.approx(min(1.0, 2 * tail)) == mcnemar(lost, gained)
 
 
-def test_mcnemar_bears_large_numbers() -> None:
+def test_mcnemar_with_large_counts() -> None:
     assert mcnemar(5000, 5000) == 1.0 and 0 < mcnemar(4800, 5200) < 1e-4
 
 
 @pytest.mark.parametrize("metric", [EXACT, VQA, F1])
-def test_a_test_cries_wolf_about_as_often_as_it_says(metric) -> None:
+def test_false_positive_rate_of_paired_tests(metric) -> None:
     chance = np.random.default_rng(2)
     values = {"exact_match": [0, 1], "vqa": [0, 0.3, 0.6, 1], "yes_no_f1": [0, 1, 2, 3]}[metric.name]
     cries = 0
@@ -78,7 +78,7 @@ def test_a_test_cries_wolf_about_as_often_as_it_says(metric) -> None:
 
 
 @pytest.mark.parametrize(("metric", "better", "worse"), [(EXACT, 1.0, 0.0), (VQA, 0.6, 0.3), (F1, 0.0, 2.0)])
-def test_what_is_plainly_better_is_called_so(metric, better: float, worse: float) -> None:
+def test_a_clear_difference_is_significant(metric, better: float, worse: float) -> None:
     same = [better] * 60
     found = paired_difference(metric, [worse] * 40 + same, [better] * 40 + same)
     assert found.p < 0.01 and found.low > 0 and (found.gained, found.lost, found.n) == (40, 0, 100)
@@ -98,11 +98,11 @@ def test_a_pair_needs_the_same_questions() -> None:
     assert paired_difference(EXACT, [], []) is None
 
 
-def test_holm_corrects_as_published() -> None:
+def test_holm_equals_published_values() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([]) == [] and holm([0.9, 0.8]) == [1.0, 1.0]
 
 
-def test_a_share_has_wilsons_interval() -> None:
+def test_a_proportion_has_wilsons_interval() -> None:
     found = estimate(EXACT, [1.0] * 30 + [0.0] * 70)
     assert (found.value, found.n) == (0.3, 100) and (found.low, found.high) == wilson(30, 100)

@@ -1,4 +1,4 @@
-"""A comparison says what the models said, and its tables say what the answers are worth."""
+"""A comparison records the answers of the models, and its tables follow from the answers."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ def table(folder: Path, name: str = "table.csv") -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_every_row_answers_every_question_once(done: Path) -> None:
+def test_every_cell_answers_every_question_once(done: Path) -> None:
     asked = [(line["checkpoint"], line["method"], line["budget"], line["id"]) for line in lines(done / "out")]
     rows = ["full full", "dart 8", "dart 0.25", "random 8", "random 0.25"]
     assert asked == [("base", *row.split(), str(i)) for row in rows for i in range(NUMBER)]
 
 
-def test_full_tokens_say_what_plain_transformers_says(done: Path) -> None:
+def test_full_tokens_answer_like_plain_transformers(done: Path) -> None:
     full = [line["prediction"] or "(nothing)" for line in lines(done / "out") if line["method"] == "full"]
     assert full == scene.answers_of(load_recipe(done / "compare.yaml"))
     assert len(set(full)) > 3  # the model does not say the same to everything
 
 
-def test_reduced_answers_are_those_of_each_question_asked_alone(done: Path) -> None:
+def test_batched_answers_equal_single_ones(done: Path) -> None:
     recipe = load_recipe(done / "compare.yaml")
     subject = LoadedCheckpoint(recipe, recipe.model.path, torch.device("cpu"))
     said = []
@@ -46,7 +46,7 @@ def test_reduced_answers_are_those_of_each_question_asked_alone(done: Path) -> N
     assert [line["prediction"] for line in here] == said
 
 
-def test_what_was_kept_is_written_down(done: Path) -> None:
+def test_kept_tokens_are_recorded(done: Path) -> None:
     for line in lines(done / "out"):
         shown = 0 if line["id"] == "3" else 64
         expected = {"full": shown, "8": min(8, shown), "0.25": shown // 4}[line["budget"]]
@@ -56,7 +56,7 @@ def test_what_was_kept_is_written_down(done: Path) -> None:
             assert len(set(kept)) == expected and all(0 <= token < 64 for token in kept)
 
 
-def test_the_table_can_be_computed_anew_from_the_answers(done: Path) -> None:
+def test_table_csv_follows_from_results_jsonl(done: Path) -> None:
     rows = table(done / "out")
     assert {row["kind"] for row in rows} == {"all", *scene.KINDS}
     for row in rows:
@@ -76,7 +76,7 @@ def test_the_table_can_be_computed_anew_from_the_answers(done: Path) -> None:
         assert row["kind"] != "all" or float(row["kept_share"]) == pytest.approx(kept, abs=1e-5)
 
 
-def test_a_row_is_held_against_full_tokens_on_the_same_questions(done: Path) -> None:
+def test_from_full_is_the_difference_to_full_tokens(done: Path) -> None:
     rows = {(row["method"], row["budget"], row["kind"]): row for row in table(done / "out")}
     full = float(rows["full", "full", "all"]["value"])
     assert full == pytest.approx(12 / 14, abs=1e-5) and rows["full", "full", "all"]["p"] == ""
@@ -87,7 +87,7 @@ def test_a_row_is_held_against_full_tokens_on_the_same_questions(done: Path) -> 
             assert 0 < float(row["p"]) <= 1 and row["test"] == "McNemar, exact"
 
 
-def test_methods_are_held_against_each_other_at_the_same_budget(done: Path) -> None:
+def test_pairs_csv_compares_methods_at_the_same_budget(done: Path) -> None:
     found = table(done / "out", "pairs.csv")
     places = [(row["first_method"], row["second_method"], row["first_budget"]) for row in found]
     assert places == [("dart", "random", "8"), ("dart", "random", "0.25")]
@@ -103,7 +103,7 @@ def test_methods_are_held_against_each_other_at_the_same_budget(done: Path) -> N
         assert int(row["gained"]) == sum(b and not a for a, b in zip(one, other, strict=True))
 
 
-def test_the_tables_for_people_hold_the_same(done: Path) -> None:
+def test_table_md_has_the_scores_of_table_csv(done: Path) -> None:
     told = (done / "out" / "table.md").read_text()
     assert "| base | full | full | 100.0% | 14 | 85.7 (60.1-96.0) |" in told
     assert "exact_match by kind of question" in told and "colour (7)" in told
@@ -112,7 +112,7 @@ def test_the_tables_for_people_hold_the_same(done: Path) -> None:
         assert f"{value:.1f} ({low:.1f}-{high:.1f})" in told, "of kinds, too"
 
 
-def test_full_tokens_are_one_row_a_checkpoint_and_keep_all_another(done: Path) -> None:
+def test_grid_has_full_tokens_and_keep_all_once_a_checkpoint(done: Path) -> None:
     recipe = load_recipe(
         done / "compare.yaml",
         ["compare.checkpoints={a: x, b: y}", "compare.methods=[keep_all, dart, {method: dart, layer: 1}]"],
@@ -123,7 +123,7 @@ def test_full_tokens_are_one_row_a_checkpoint_and_keep_all_another(done: Path) -
     assert len(grid_cells(recipe)) == 12
 
 
-def test_a_method_named_alone_goes_by_the_recipes_reduction(done: Path) -> None:
+def test_a_method_given_by_name_takes_the_options_of_the_recipe(done: Path) -> None:
     recipe = load_recipe(done / "compare.yaml", ["reduction={method: dart, keep: 9, layer: 3, image_pivots: 2}"])
     reducers = {cell.method: cell.reducer for cell in grid_cells(recipe)}
     assert (reducers["dart"].layer, reducers["dart"].image_pivots, reducers["random"].layer) == (3, 2, 3)
@@ -131,5 +131,5 @@ def test_a_method_named_alone_goes_by_the_recipes_reduction(done: Path) -> None:
 
 
 @pytest.mark.parametrize("given", [[], [0], [0, 1, 2, 7], [3, 5], list(range(40))])
-def test_kept_tokens_are_written_as_ranges_and_read_back(given: list[int]) -> None:
+def test_kept_tokens_round_trip_as_ranges(given: list[int]) -> None:
     assert from_ranges(to_ranges(given)) == given

@@ -1,4 +1,4 @@
-"""What answering costs is measured, and what is computed beside it is right."""
+"""Latency, memory and FLOPs of every cell."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dart_train import DART, attach
 from dart_train.config import load_recipe
-from dart_train.evaluation import comparison as verb
+from dart_train.evaluation import comparison
 from dart_train.evaluation.comparison import compare
 from dart_train.evaluation.comparison_grid import prepare
 from dart_train.evaluation.cost import PrefillFlops, PrefillShape, representative_questions
@@ -31,7 +31,7 @@ def costs(done: Path) -> dict[tuple[str, str], dict[str, str]]:
         return {(row["method"], row["budget"]): row for row in csv.DictReader(file)}
 
 
-def test_kv_bytes_are_those_of_the_kept_tokens(costs) -> None:
+def test_kv_bytes_follow_from_the_kept_tokens(costs) -> None:
     for (_, budget), row in costs.items():
         dropped = {"full": 0, "8": 56, "0.25": 48}[budget]
         length, layer = int(row["prompt_tokens"]), 2
@@ -40,7 +40,7 @@ def test_kv_bytes_are_those_of_the_kept_tokens(costs) -> None:
         assert int(row["kept"]) == 64 - dropped and int(row["visual_tokens"]) == 64
 
 
-def test_every_phase_has_a_time_and_a_spread(costs) -> None:
+def test_every_phase_has_a_median_and_quartiles(costs) -> None:
     for row in costs.values():
         for phase in ("prefill", "first_token", "total"):
             assert 0 < float(row[f"{phase}_q1"]) <= float(row[phase]) <= float(row[f"{phase}_q3"])
@@ -49,7 +49,7 @@ def test_every_phase_has_a_time_and_a_spread(costs) -> None:
         assert int(row["peak_bytes"]) > int(row["kv_bytes"])
 
 
-def test_full_tokens_are_what_all_is_held_against(costs) -> None:
+def test_speed_ups_and_bound_are_relative_to_full_tokens(costs) -> None:
     full = costs["full", "full"]
     assert [float(full[name]) for name in ("faster_prefill", "faster_total", "bound")] == [1, 1, 1]
     for row in costs.values():
@@ -58,7 +58,7 @@ def test_full_tokens_are_what_all_is_held_against(costs) -> None:
 
 
 @pytest.mark.parametrize("reduced", [False, True])
-def test_flops_are_those_that_the_forward_does(reduced: bool, done: Path) -> None:
+def test_flops_match_a_counted_forward(reduced: bool, done: Path) -> None:
     """Counted in the real forward with eager attention, which shows every product; what counting leaves out by design
     (attention within the tower, the choice) is little."""
     model, batch = FAMILIES["llava"].model("eager"), make_batch("llava", images=(1, 1), question_words=(4, 4))
@@ -83,7 +83,7 @@ def test_kv_bytes_count_storages_and_each_once() -> None:
     assert kv_cache_bytes(SimpleNamespace(layers=[layer])) == 80  # what is held, not what is looked at
 
 
-def test_ticks_are_counted_behind_every_token(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_token_timestamps_are_recorded_and_change_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
     read = iter([10.0, 11.0, 13.0, 16.0])
     monkeypatch.setattr(clock, "read", lambda: next(read))
     model, batch = FAMILIES["llava"].model("eager"), make_batch("llava", images=(1, 1), question_words=(4, 4))
@@ -93,7 +93,7 @@ def test_ticks_are_counted_behind_every_token(monkeypatch: pytest.MonkeyPatch) -
     assert torch.equal(with_ticks, model.generate(**batch, max_new_tokens=4, min_new_tokens=4, do_sample=False))
 
 
-def test_questions_of_middle_length_are_timed(done: Path) -> None:
+def test_representative_questions_have_images_and_median_length(done: Path) -> None:
     questions = prepare(load_recipe(done / "compare.yaml"), progress=False).questions
     lengths = sorted(len(question.text) for question in questions if question.refs)
     (one,) = representative_questions(questions, 1)
@@ -103,7 +103,7 @@ def test_questions_of_middle_length_are_timed(done: Path) -> None:
     )
 
 
-def test_costs_are_read_back(done: Path, tmp_path: Path) -> None:
+def test_costs_round_trip_through_cost_json(done: Path, tmp_path: Path) -> None:
     found = read_costs(done / "out" / COSTS)
     assert list(found) == ["base"] and len(found["base"][1]) == 5
     write_costs(tmp_path / COSTS, found)
@@ -112,12 +112,12 @@ def test_costs_are_read_back(done: Path, tmp_path: Path) -> None:
     assert read_costs(tmp_path / COSTS) == {}
 
 
-def test_what_was_timed_is_not_timed_again(done: Path, again: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_costs_of_the_same_settings_are_reused(done: Path, again: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args, **kwargs):
         raise AssertionError("loaded")
 
     monkeypatch.setattr(LoadedCheckpoint, "__init__", refuse)
-    monkeypatch.setattr(verb, "write", lambda results: None)
+    monkeypatch.setattr(comparison, "write", lambda results: None)
     same = [f"compare.output_dir={again}", "compare.timing=true", "compare.timing_repeats=2"]
     results = compare(load_recipe(done / "compare.yaml", same))
     assert results is not None and len(results.costs) == 5

@@ -1,4 +1,4 @@
-"""The verb behind its launchers: several ranks share the questions, and a killed one is picked up."""
+"""The compare command under launchers: ranks share the questions, and a killed comparison resumes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SCRIPT = ROOT / "launch" / "compare.py"
 
 @pytest.mark.deepspeed
 @pytest.mark.slow
-def test_two_ranks_go_on_where_two_were_killed_and_say_what_one_says(done: Path, tmp_path: Path) -> None:
+def test_two_ranks_resume_after_a_kill_and_answer_like_one(done: Path, tmp_path: Path) -> None:
     out, asked = tmp_path / "out", (done / "out" / "results.jsonl").read_text().splitlines(keepends=True)
     out.mkdir()
     (out / "results.jsonl").write_text("".join(asked[:20]) + asked[20][:57])  # in the middle of a line
@@ -33,7 +33,7 @@ def test_two_ranks_go_on_where_two_were_killed_and_say_what_one_says(done: Path,
 
 
 @pytest.mark.drill
-def test_a_killed_comparison_goes_on(done: Path, tmp_path: Path) -> None:
+def test_resume_after_sigkill(done: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = [sys.executable, str(SCRIPT), str(done / "compare.yaml"), f"compare.output_dir={out}"]
     killed = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -50,8 +50,8 @@ def test_a_killed_comparison_goes_on(done: Path, tmp_path: Path) -> None:
     assert lines(out) == lines(done / "out")
 
 
-def test_the_recipe_that_is_shipped_runs_on_a_stand_in(done: Path, tmp_path: Path) -> None:
-    """Its model, its checkpoints and its questions are put in from outside; all else is as it is written."""
+def test_shipped_compare_recipe_runs_on_a_tiny_model(done: Path, tmp_path: Path) -> None:
+    """Only its model, checkpoints, questions and sizes are replaced."""
     from dart_train.config import load_recipe
     from dart_train.evaluation.comparison import compare
 

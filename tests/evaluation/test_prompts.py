@@ -1,4 +1,4 @@
-"""Every family is asked as its own processor and template would ask it, padding on the left."""
+"""Batches of questions equal those of the family's own processor and chat template, padded on the left."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def questions(folder: Path) -> tuple[list[Question], list[list[dict]]]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_batch_is_the_one_that_the_processor_makes(family: str, tmp_path: Path) -> None:
+def test_a_batch_equals_that_of_the_processor(family: str, tmp_path: Path) -> None:
     asked, rows = questions(tmp_path)
     batch = QuestionEncoder(FAMILIES[family].processor()).batch(asked)
     expected = encode(family, rows)
@@ -46,9 +46,7 @@ def test_visual_tokens_are_counted_by_row(tmp_path: Path) -> None:
     assert prompts.visual_tokens(ids) == [64, 128]
 
 
-def test_what_is_asked_again_is_made_once_as_far_as_there_is_room(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_features_are_cached_up_to_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked, _ = questions(tmp_path)
     prompts = QuestionEncoder(FAMILIES["llava"].processor())
     prompts._free_bytes = sum(
@@ -62,14 +60,14 @@ def test_what_is_asked_again_is_made_once_as_far_as_there_is_room(
     assert first.keys() == again.keys() and all(torch.equal(first[name], again[name]) for name in first)
 
 
-def test_a_question_with_a_control_token_is_refused(tmp_path: Path) -> None:
+def test_control_token_in_a_question_is_an_error(tmp_path: Path) -> None:
     turn = Turn("user", ("What does <image> mean?",))
     bad = Question("set", "7", "", (turn,), ("yes",), "key", ImageStore(tmp_path))
     with pytest.raises(ValueError, match="set, question 7: its text contains the control token '<image>'"):
         QuestionEncoder(FAMILIES["llava"].processor()).features(bad)
 
 
-def test_a_processor_without_a_template_is_refused(tmp_path: Path) -> None:
+def test_processor_without_chat_template_is_an_error(tmp_path: Path) -> None:
     import copy
 
     bare = copy.copy(FAMILIES["llava"].processor())

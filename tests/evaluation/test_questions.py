@@ -1,4 +1,4 @@
-"""What of a row is asked, and what counts as right."""
+"""Questions and correct answers of a row."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_each_answer_of_a_conversation_is_a_question_with_the_turns_before_it(as
         ({"answer": 7}, ("7",)),
     ],
 )
-def test_all_answers_of_a_row_count_as_right(asked, row, answers) -> None:
+def test_all_answers_of_a_row_count_as_correct(asked, row, answers) -> None:
     (found,) = asked({"image": "a.png", "question": "Which?", **row})
     assert found.answers == answers
 
@@ -59,14 +59,14 @@ def test_kind_and_answers_may_have_other_names(asked) -> None:
     assert (found.kind, found.answers) == ("colour", ("red", "rot"))
 
 
-def test_a_row_that_cannot_be_asked_is_named(asked) -> None:
+def test_a_bad_row_is_named(asked) -> None:
     good = {"image": "a.png", "question": "Which?", "answer": "red"}
     found = asked(good, {"image": "a.png"}, {**good, "answers": [None]})
     assert [type(each) for each in found] == [Question, BadRowError, BadRowError]
     assert "rows.json:1" in str(found[1]) and "answers" in str(found[2])
 
 
-def test_the_key_changes_with_whatever_is_asked(asked, tmp_path: Path) -> None:
+def test_key_changes_with_question_answer_and_image(asked, tmp_path: Path) -> None:
     row = {"image": "a.png", "question": "Which?", "answer": "red"}
     keys = [asked({**row, **more})[0].key for more in ({}, {}, {"answer": "blue"}, {"question": "What?"})]
     assert keys[0] == keys[1] and len(set(keys)) == 3
@@ -74,6 +74,6 @@ def test_the_key_changes_with_whatever_is_asked(asked, tmp_path: Path) -> None:
     assert asked(row)[0].key not in keys
 
 
-def test_rows_that_share_an_id_stay_apart(asked) -> None:
+def test_rows_with_the_same_id_get_distinct_ids(asked) -> None:
     row = {"id": "7", "image": "a.png", "question": "Which?", "answer": "red"}
     assert [each.id for each in asked(row, row, {**row, "answer": "blue"})] == ["7", "7 (row 1)", "7 (row 2)"]

@@ -1,4 +1,4 @@
-"""All that is wrong with a comparison is told in one message, before any weight is read."""
+"""Everything that is wrong with a comparison is reported in one message, before any weight is read."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def recipe_problems(done: Path, *overrides: str) -> dict[str, str]:
     return {problem.path: str(problem) for problem in caught.value.issues}
 
 
-def test_unknown_metrics_are_told_with_all_other_errors(done: Path) -> None:
+def test_unknown_metrics_are_reported_with_all_other_errors(done: Path) -> None:
     found = recipe_problems(
         done,
         "compare.metrics=[exact_match, bleu]",
@@ -55,7 +55,7 @@ def test_unknown_metrics_are_told_with_all_other_errors(done: Path) -> None:
     [("loss", True), ("eval_loss", True), ("accuracy_at_0.111", True), ("accuracy_at_full", True), ("bleu", False),
      ("accuracy_at_0.2", False)],
 )  # fmt: skip
-def test_the_best_metric_is_one_that_validation_tells(done: Path, metric: str, good: bool) -> None:
+def test_best_metric_must_be_a_metric_of_validation(done: Path, metric: str, good: bool) -> None:
     more = (f"train.best_metric={metric}", "data.validation=[{path: rows.json}]")
     if good:
         assert load_recipe(done / "compare.yaml", more).train.best_metric == metric
@@ -114,14 +114,14 @@ def test_errors_of_the_recipe_and_of_what_it_names_are_one_message(
     assert "compare.metrics.0" in recipe_problems(done, *overrides) and len(recipe_problems(done, *overrides)) == 2
 
 
-def test_methods_that_make_no_rows_do_not_hide_the_rest(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_methods_do_not_hide_other_errors(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
     more = ["compare.methods=[drat]", "compare.sets.0.path=nowhere.json", "model.path=./gone"]
     assert main([str(done / "compare.yaml"), *more]) == 2
     told = capsys.readouterr().err
     assert all(words in told for words in ("3 problems", "did you mean dart?", "nowhere.json", "model.path: ./gone"))
 
 
-def test_a_set_that_is_not_there_is_told(done: Path) -> None:
+def test_missing_question_set_is_an_error(done: Path) -> None:
     assert "nowhere.json" in refusal(done, "compare.sets.0.path=nowhere.json")
 
 
@@ -133,7 +133,7 @@ def test_a_set_that_no_metric_can_score_is_an_error(done: Path, tmp_path: Path) 
         prepare(load_recipe(done / "compare.yaml", ["compare.metrics=[yes_no_f1]", good, here]), progress=False)
 
 
-def test_a_method_that_does_not_go_with_the_family_is_told(done: Path, tmp_path: Path) -> None:
+def test_a_method_that_the_family_does_not_support_is_an_error(done: Path, tmp_path: Path) -> None:
     from tests.zoo import save_folder
 
     save_folder("gemma3", tmp_path / "gemma3")
@@ -141,7 +141,7 @@ def test_a_method_that_does_not_go_with_the_family_is_told(done: Path, tmp_path:
     assert "fewer_pixels" in told and "use another method" in told and "1 problem" in told
 
 
-def test_the_verb_says_it_once_and_fails(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_reports_errors_once_and_exits_with_2(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(done / "compare.yaml"), "compare.sets.0.path=nowhere.json"]) == 2
     assert capsys.readouterr().err.count("nowhere.json") == 1
     assert main([str(done / "compare.yaml"), "compare.sets=[]"]) == 2

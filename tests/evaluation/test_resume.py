@@ -1,4 +1,4 @@
-"""A comparison that was killed goes on where it was, and never mixes settings."""
+"""A comparison that was killed resumes where it stopped, and never mixes answers of different settings."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def resume(done: Path, again: Path, monkeypatch: pytest.MonkeyPatch) -> Resume:
     return run
 
 
-def test_what_is_answered_is_not_asked_again(again: Path, resume: Resume) -> None:
+def test_resume_asks_nothing_again(again: Path, resume: Resume) -> None:
     before = (again / "results.jsonl").read_text()
     assert resume() == []
     assert (again / "results.jsonl").read_text() == before
 
 
-def test_after_a_torn_line_only_what_is_missing_is_asked(again: Path, resume: Resume) -> None:
+def test_resume_after_a_torn_line(again: Path, resume: Resume) -> None:
     file = again / "results.jsonl"
     before = file.read_text().splitlines(keepends=True)
     file.write_text("".join(before[:20]) + before[20][:57])  # killed in the middle of a line
@@ -50,7 +50,7 @@ def test_after_a_torn_line_only_what_is_missing_is_asked(again: Path, resume: Re
     assert file.read_text().splitlines(keepends=True) == before
 
 
-def test_the_parts_of_ranks_that_were_killed_are_found(again: Path, resume: Resume) -> None:
+def test_resume_finds_the_files_of_killed_ranks(again: Path, resume: Resume) -> None:
     file = again / "results.jsonl"
     before = file.read_text().splitlines(keepends=True)
     file.write_text("".join(before[::2]))
@@ -59,7 +59,7 @@ def test_the_parts_of_ranks_that_were_killed_are_found(again: Path, resume: Resu
     assert not (again / "results.rank1.jsonl").exists()
 
 
-def test_other_settings_are_asked_anew_and_the_old_answers_come_back(again: Path, resume: Resume) -> None:
+def test_answers_of_other_settings_are_kept_and_reused(again: Path, resume: Resume) -> None:
     before = (again / "results.jsonl").read_text()
     assert len(resume("compare.max_new_tokens=2")) == 5 * NUMBER
     assert not set(before.splitlines()) & set((again / "results.jsonl").read_text().splitlines())
@@ -67,18 +67,18 @@ def test_other_settings_are_asked_anew_and_the_old_answers_come_back(again: Path
     assert (again / "results.jsonl").read_text() == before
 
 
-def test_another_reduction_is_asked_and_full_tokens_are_not_again(resume: Resume) -> None:
+def test_another_reduction_reuses_full_tokens(resume: Resume) -> None:
     asked = resume("reduction={method: dart, keep: 9, layer: 1}", "compare.methods=[dart]")
     assert len(asked) == 2 * NUMBER and not any(each.startswith("full") for each in asked)
 
 
-def test_more_questions_ask_only_the_new_ones(again: Path, resume: Resume) -> None:
+def test_resume_with_another_limit(again: Path, resume: Resume) -> None:
     assert resume("compare.sets.0.limit=10") == []
     assert len(lines(again)) == 5 * 10
     assert resume() == [] and len(lines(again)) == 5 * NUMBER
 
 
-def test_batches_of_one_say_the_same(again: Path, resume: Resume) -> None:
+def test_batch_size_changes_no_answer(again: Path, resume: Resume) -> None:
     before = lines(again)
     (again / "results.jsonl").unlink()
     assert len(resume("compare.batch_size=1")) == 5 * NUMBER

@@ -1,4 +1,4 @@
-"""What the plug-in answers, without lmms-eval: the same as asked directly."""
+"""The plug-in without lmms-eval: its answers equal those of the model."""
 
 from __future__ import annotations
 
@@ -12,9 +12,17 @@ import torch
 import dart_train
 from dart_train import DART
 from dart_train.chat import chat_inputs, generate_answers
-from dart_train.lmms_eval.answering import Tokens, answer, cut, generation, likelihood, until
-from dart_train.lmms_eval.conversations import plain, visual_question
-from dart_train.lmms_eval.options import open_model
+from dart_train.lmms_eval.answering import (
+    VisualTokenCount,
+    answer,
+    from_messages,
+    from_question,
+    generate_options,
+    likelihood,
+    stop_texts,
+    truncate_at,
+)
+from dart_train.lmms_eval.loading import open_model
 from dart_train.models.prompts import assistant_message, user_message
 from tests.fixtures.run_scene import ROOT
 from tests.zoo import picture, save_folder, sentence
@@ -35,20 +43,20 @@ def test_the_entry_point_names_what_is_there() -> None:
     assert "lmms_eval" not in sys.modules or "site-packages" in str(sys.modules["lmms_eval"].__file__)
 
 
-def test_a_batch_is_answered_as_its_questions_alone(folder: Path) -> None:
+def test_batched_answers_equal_single_ones(folder: Path) -> None:
     loaded = open_model({"pretrained": str(folder), "reducer": "dart", "keep": 8}, "cpu")
     asked = [[user_message(sentence(3, 1), [picture(1)])], [user_message(sentence(6, 2), [picture(2), picture(3)])]]
-    seen = Tokens()
-    wishes = {"max_new_tokens": 5, "temperature": 0, "until": ["\n\n"]}
-    together = answer(loaded, asked, wishes, seen)
+    count = VisualTokenCount()
+    options = {"max_new_tokens": 5, "temperature": 0, "until": ["\n\n"]}
+    together = answer(loaded, asked, options, count)
     assert [each.text for each in together] == [generate_answers(loaded, [one], max_new_tokens=5)[0] for one in asked]
-    assert (seen.before, seen.kept) == (3 * 64, 2 * 8)
+    assert (count.before, count.kept) == (3 * 64, 2 * 8)
     assert [each.tokens_in for each in together] == [chat_inputs(loaded, [one])["input_ids"].shape[1] for one in asked]
     assert all(1 <= each.tokens_out <= 5 for each in together)
 
 
 @pytest.mark.parametrize("reducer", ["none", "dart"])
-def test_a_likelihood_is_that_of_the_model(folder: Path, reducer: str) -> None:
+def test_likelihood_equals_that_of_generation(folder: Path, reducer: str) -> None:
     """Token by token: each probability from a prefill of all that comes before it, chosen by the prompt alone."""
     keep = {} if reducer == "none" else {"keep": 8}
     loaded = open_model({"pretrained": str(folder), "reducer": reducer, **keep}, "cpu")
@@ -78,7 +86,7 @@ class Forced:
         return forced
 
 
-def test_what_the_model_would_say_itself_is_greedy(folder: Path) -> None:
+def test_the_models_own_answer_is_greedy(folder: Path) -> None:
     loaded = open_model({"pretrained": str(folder), "reducer": "dart", "keep": 8}, "cpu")
     conversation = [user_message(sentence(4, 3), [picture(4)])]
     inputs = chat_inputs(loaded, [conversation])
@@ -90,27 +98,27 @@ def test_what_the_model_would_say_itself_is_greedy(folder: Path) -> None:
 
 
 def test_generation_is_greedy_unless_a_task_samples() -> None:
-    assert generation({"temperature": 0, "top_p": 1.0, "num_beams": 1, "until": ["x"]}) == {
+    assert generate_options({"temperature": 0, "top_p": 1.0, "num_beams": 1, "until": ["x"]}) == {
         "do_sample": False, "max_new_tokens": 1024, "num_beams": 1,
     }  # fmt: skip
-    assert generation({"temperature": 0.7, "max_new_tokens": 9})["do_sample"] is True
-    assert generation({"do_sample": False, "temperature": 0.7}) == {"do_sample": False, "max_new_tokens": 1024}
+    assert generate_options({"temperature": 0.7, "max_new_tokens": 9})["do_sample"] is True
+    assert generate_options({"do_sample": False, "temperature": 0.7}) == {"do_sample": False, "max_new_tokens": 1024}
 
 
-def test_an_answer_ends_where_the_task_says() -> None:
-    assert cut("red\n\nbecause", ["\n\n"]) == "red" and cut("red", ["\n\n"]) == "red"
-    assert cut("\n\nred\n\nx", ["\n\n"]).strip() == "red" and cut("a. b; c", [";", "."]) == "a"
-    assert until({"until": "x"}) == ["x"] and until({"until": ["x", ""]}) == ["x"] and until({}) == []
+def test_answers_end_at_stop_texts() -> None:
+    assert truncate_at("red\n\nbecause", ["\n\n"]) == "red" and truncate_at("red", ["\n\n"]) == "red"
+    assert truncate_at("\n\nred\n\nx", ["\n\n"]).strip() == "red" and truncate_at("a. b; c", [";", "."]) == "a"
+    assert stop_texts({"until": "x"}) == ["x"] and stop_texts({"until": ["x", ""]}) == ["x"] and stop_texts({}) == []
 
 
-def test_a_mark_written_into_the_text_is_no_second_picture(folder: Path) -> None:
+def test_image_token_in_the_text_is_removed(folder: Path) -> None:
     processor = dart_train.load(folder, device="cpu").processor
-    (turn,) = visual_question(processor, f"{processor.image_token}\nwhat is it", [picture(1).convert("L")])
+    (turn,) = from_question(processor, f"{processor.image_token}\nwhat is it", [picture(1).convert("L")])
     assert [part["type"] for part in turn["content"]] == ["image", "text"]
     assert turn["content"][1]["text"] == "what is it" and turn["content"][0]["image"].mode == "RGB"
-    assert plain(processor, [turn, assistant_message("yes")]) == [turn, assistant_message("yes")]
-    with pytest.raises(NotImplementedError, match="a task brings video"):
-        plain(processor, [{"role": "user", "content": [{"type": "video", "video": "x.mp4"}]}])
+    assert from_messages(processor, [turn, assistant_message("yes")]) == [turn, assistant_message("yes")]
+    with pytest.raises(NotImplementedError, match="the task has a part of type video"):
+        from_messages(processor, [{"role": "user", "content": [{"type": "video", "video": "x.mp4"}]}])
 
 
 def test_options_become_a_reducer(folder: Path) -> None:
@@ -123,9 +131,9 @@ def test_options_become_a_reducer(folder: Path) -> None:
     ({"pretraind": "x"}, "pretraind: unknown, did you mean pretrained?; pretrained: missing"),
     ({"pretrained": "./gone", "keep": 0}, "keep=0: expected a number of tokens"),
     ({"pretrained": "./gone"}, "there is no such folder"),
-    ({"layer": 3, "pretrained": "x"}, "layer: of which reduction? give reducer="),
+    ({"layer": 3, "pretrained": "x"}, "layer: options of which reducer? give reducer="),
 ])  # fmt: skip
-def test_wrong_model_args_are_told(given: dict[str, object], told: str) -> None:
+def test_wrong_model_args_are_reported_together(given: dict[str, object], told: str) -> None:
     with pytest.raises(ValueError) as error:
         open_model(given, None)
     assert told in str(error.value)

@@ -92,7 +92,7 @@ def said(row: dict[str, Any]) -> str:
     return str(answer if isinstance(answer, str) else answer[0])
 
 
-def test_the_registry_finds_the_plug_in() -> None:
+def test_lmms_eval_registry_finds_the_plug_in() -> None:
     from lmms_eval.api.model import lmms
     from lmms_eval.models import get_model, list_available_models
 
@@ -102,7 +102,7 @@ def test_the_registry_finds_the_plug_in() -> None:
 
 
 @pytest.mark.parametrize("more", [[], ["--force_simple"], ["--batch_size", "2"]], ids=["chat", "simple", "batched"])
-def test_a_task_is_answered_with_the_reduction_on(scene: Path, tmp_path: Path, more: list[str]) -> None:
+def test_a_task_runs_with_the_reduction(scene: Path, tmp_path: Path, more: list[str]) -> None:
     told = evaluate(scene, tmp_path, "tiny_says", *more)
     loaded = dart_train.load(scene / "llava", {"method": "dart", "keep": 8}, device="cpu")
     asked = [[user_message(sentence(3 + i % 2, i), [picture(i)])] for i in range(ASKED)]
@@ -112,7 +112,7 @@ def test_a_task_is_answered_with_the_reduction_on(scene: Path, tmp_path: Path, m
     assert direct != [generate_answers(full, [one], max_new_tokens=4)[0] for one in asked]
 
 
-def test_given_answers_are_weighed(scene: Path, tmp_path: Path) -> None:
+def test_multiple_choice_by_likelihood(scene: Path, tmp_path: Path) -> None:
     from dart_train.lmms_eval.answering import likelihood
 
     told = evaluate(scene, tmp_path, "tiny_weighs", "--force_simple")

@@ -1,4 +1,4 @@
-"""The worst regressions are right with full tokens and wrong reduced; those that most rows lose come first."""
+"""Regressions: correct with full tokens, wrong reduced; questions lost by most rows come first."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ def found(*questions: list[dict[str, Any]], most: int = 9, metric: str = "exact_
     return [each.full["id"] for each in regressions([line for q in questions for line in q], "base", metric, most)]
 
 
-def test_only_what_full_tokens_had_right_can_be_lost() -> None:
+def test_only_questions_that_full_tokens_answer_are_regressions() -> None:
     assert found(lines("a", WRONG, WRONG, WRONG), lines("b", RIGHT, RIGHT, RIGHT), lines("c", RIGHT, RIGHT, WRONG),
                  lines("d", RIGHT, WRONG, WRONG, checkpoint="tuned")) == ["c"]  # fmt: skip
 
 
-def test_what_most_rows_lose_comes_first_and_the_gentlest_of_them() -> None:
+def test_most_lost_questions_come_first() -> None:
     asked = [lines("a", RIGHT, RIGHT, RIGHT, WRONG), lines("b", RIGHT, WRONG, WRONG, WRONG), lines("c", RIGHT, WRONG)]
     assert found(*asked) == ["b", "a", "c"] and found(*asked, most=1) == ["b"]
     (worst,) = regressions(asked[1], "base", "exact_match", 1)
     assert [line["kept"] for line in worst.wrong] == [40, 30, 20] and worst.correct == 0
 
 
-def test_no_kind_of_question_fills_the_page() -> None:
+def test_kinds_of_questions_take_turns() -> None:
     asked = [lines(str(i), RIGHT, WRONG, WRONG, kind="colour") for i in range(5)]
     assert found(*asked, lines("x", RIGHT, WRONG, kind="reading"), most=3) == ["0", "x", "1"]
 
 
-def test_half_of_full_marks_counts_as_right() -> None:
+def test_a_score_of_one_half_counts_as_correct() -> None:
     assert found(lines("a", "rid", "rat", "xyz"), metric="anls") == ["a"]
     assert found(lines("a", "xyz", "rat"), metric="anls") == []

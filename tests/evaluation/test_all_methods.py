@@ -1,4 +1,4 @@
-"""Every method there is, on several sets at once, each in its own metrics; and a run beside the model it came from."""
+"""Every registered method on two question sets with their own metrics; and a LoRA run next to its base model."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_every_method_has_its_cost(asked: Path) -> None:
         assert float(row["total"]) > 0 and (int(row["kv_bytes"]) < whole) == (name not in ("full", "keep_all"))
 
 
-def test_each_set_and_kind_has_the_metrics_it_asked_for(asked: Path) -> None:
+def test_each_set_and_kind_has_its_own_metrics(asked: Path) -> None:
     with (asked / "table.csv").open(newline="") as file:
         found = {(row["set"], row["kind"], row["metric"]) for row in csv.DictReader(file)}
     assert found == {
@@ -65,14 +65,14 @@ def test_each_set_and_kind_has_the_metrics_it_asked_for(asked: Path) -> None:
     }  # fmt: skip
 
 
-def test_what_was_lost_is_shown_of_every_set(asked: Path) -> None:
+def test_report_shows_regressions_of_every_set(asked: Path) -> None:
     page = (asked / "report.html").read_text()
     shown = page[page.index('id="regressions"') :]
     for name in ("one", "other"):
         assert re.search(rf'<h3>base, {name}</h3><div class="cards">\s*<article', shown)
 
 
-def test_fewer_pixels_are_made_by_the_processor(done: Path, asked: Path) -> None:
+def test_fewer_pixels_answers_equal_those_of_its_processor(done: Path, asked: Path) -> None:
     recipe = load_recipe(done / "compare.yaml", [f"compare.sets.0.limit={ASKED}"])
     subject = LoadedCheckpoint(recipe, recipe.model.path, torch.device("cpu"))
     small = fewer_pixels(subject.processor, 16)
@@ -82,7 +82,7 @@ def test_fewer_pixels_are_made_by_the_processor(done: Path, asked: Path) -> None
     assert [line["prediction"] for line in here] == said
 
 
-def test_a_run_is_asked_beside_its_base(done: Path, runs: Runs, tmp_path: Path) -> None:
+def test_a_lora_run_next_to_its_base(done: Path, runs: Runs, tmp_path: Path) -> None:
     run = runs("lora")
     more = [f"compare.checkpoints={{base: {run.parent / 'llava'}, tuned: {run}}}", f"compare.output_dir={tmp_path}/out",
             "compare.budgets=[0.25]", f"compare.sets.0.limit={ASKED}", "compare.methods=[dart]"]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Several stages are one method: asked, timed and told as one, the budget being what the last stage keeps."""
+"""Several stages are one method; its budget is what the last stage keeps."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ def cells(done: Path, *overrides: str):
     return [cell for cell in grid_cells(load_recipe(done / "compare.yaml", overrides)) if cell.stages]
 
 
-def test_the_budget_is_the_last_stages_and_earlier_ones_keep_their_proportion(done: Path) -> None:
+def test_budget_is_that_of_the_last_stage_and_earlier_stages_scale(done: Path) -> None:
     found = cells(done, PYRAMID, "compare.budgets=[0.25, 0.4, 0.75, 8]")
     kept = {cell.budget: [stage.keep for stage in cell.stages] for cell in found}
     assert kept == {"0.25": [0.5, 0.25], "0.4": [0.8, 0.4], "0.75": [1.0, 0.75], "8": [16, 8]}
     assert {cell.method for cell in found} == {"pyramid"} and [stage.layer for stage in found[0].stages] == [1, 3]
 
 
-def test_the_recipes_own_reduction_is_asked_with_all_its_stages(done: Path) -> None:
+def test_the_method_reduction_has_all_stages_of_the_recipe(done: Path) -> None:
     (found,) = cells(done, f"reduction={STAGES}", "compare.methods=[reduction]", "compare.budgets=[0.125]")
     assert found.name == "base / reduction / 0.125"
     assert found.stages == (DART(layer=1, keep=0.25), Random(layer=3, keep=0.125))
 
 
-def test_a_pyramid_without_a_name_is_called_by_its_stages(done: Path) -> None:
+def test_stages_without_a_name_are_named_by_their_methods(done: Path) -> None:
     found = cells(done, f"compare.methods=[{{stages: {STAGES}}}, {{name: plain, method: dart}}]")
     assert {cell.method for cell in found} == {"dart at 1 then random at 3", "plain"}
 
@@ -69,19 +69,19 @@ def test_a_method_may_have_budgets_of_its_own(done: Path) -> None:
     ("[dart, {method: random, name: dart}]", "leave one out, or give it a name"),
     ("[dart, dart]", "has the name 'dart', as an earlier method does"),
 ])  # fmt: skip
-def test_stages_that_make_no_method_are_told(done: Path, methods: str, told: str) -> None:
+def test_invalid_stages_are_errors(done: Path, methods: str, told: str) -> None:
     with pytest.raises(RecipeError) as caught:
         load_recipe(done / "compare.yaml", [f"compare.methods={methods}"])
     assert told in str(caught.value) and "compare.methods." in str(caught.value)
 
 
-def test_the_reduction_is_no_method_where_there_is_none(done: Path) -> None:
+def test_the_method_reduction_needs_a_reduction(done: Path) -> None:
     with pytest.raises(RecipeError, match="the recipe's reduction is none"):
         load_recipe(done / "compare.yaml", ["reduction=none", "compare.methods=[reduction]"])
 
 
 @pytest.mark.parametrize(("layers", "told"), [((3, 1), "after the one before"), ((1, 9), "the model has 5 layers")])
-def test_stages_that_do_not_go_with_the_model_are_told(done: Path, layers: tuple[int, int], told: str) -> None:
+def test_stages_that_the_model_does_not_have_are_errors(done: Path, layers: tuple[int, int], told: str) -> None:
     stages = ", ".join(f"{{method: dart, layer: {layer}, keep: 0.5}}" for layer in layers)
     with pytest.raises(ValueError, match=f"pyramid: .*{told}|{told}"):
         prepare(load_recipe(done / "compare.yaml", [f"compare.methods=[{{name: pyramid, stages: [{stages}]}}]"]), False)
@@ -96,7 +96,7 @@ def asked(done: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_its_answers_are_those_of_its_stages(done: Path, asked: Path) -> None:
+def test_answers_of_stages_equal_those_of_attach(done: Path, asked: Path) -> None:
     recipe = load_recipe(done / "compare.yaml", ["compare.sets.0.limit=6"])
     subject = LoadedCheckpoint(recipe, recipe.model.path, torch.device("cpu"))
     here = [line for line in scene.lines(asked) if line["method"] == "pyramid"]
@@ -106,7 +106,7 @@ def test_its_answers_are_those_of_its_stages(done: Path, asked: Path) -> None:
             assert line["kept"] == (8 if line["visual_tokens"] else 0)
 
 
-def test_its_cost_is_that_of_every_stage(asked: Path) -> None:
+def test_kv_bytes_of_stages(asked: Path) -> None:
     with (asked / "cost.csv").open(newline="") as file:
         full, pyramid = csv.DictReader(file)
     length = int(full["prompt_tokens"])
@@ -115,7 +115,7 @@ def test_its_cost_is_that_of_every_stage(asked: Path) -> None:
     assert "layer=1" in (asked / "report.html").read_text()
 
 
-def test_its_flops_are_those_that_the_forward_does() -> None:
+def test_flops_of_stages_match_a_counted_forward() -> None:
     model, batch = FAMILIES["llava"].model("eager"), make_batch("llava", images=(1, 1), question_words=(4, 4))
     rows, length = batch["input_ids"].shape
     counter = FlopCounterMode(display=False)
