@@ -36,7 +36,7 @@ class GenerateCall:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """A prefill or training step where `layout` is set; otherwise a decoding step after a reduced prefill.
+    """A prefill or training step where `layout` is set, else a decoding step after a reduced prefill.
 
     past: tokens in the cache before this forward.
     groups, real [B, L], visual [B, L]: on the device, of the full sequence.
@@ -154,7 +154,7 @@ def _checked_ids(inputs: Mapping[str, Any], past: int, parts: ModelParts) -> Ten
 
 def _packed_sequences(by: str) -> NotImplementedError:
     return NotImplementedError(
-        f"packed sequences ({by}): tokens of one sample would choose for another. Turn packing / padding_free off, "
+        f"packed sequences ({by}): tokens of one sample would influence another. Turn packing / padding_free off, "
         "and pad with an attention_mask."
     )
 

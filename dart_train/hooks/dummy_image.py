@@ -1,7 +1,7 @@
-"""A picture for batches without one, so that every rank runs the vision tower in every step.
+"""An image for batches without one, so that every rank runs the vision tower in every step.
 
-Where one rank's batch is text only, ZeRO (and DDP) wait for gathers and gradients that this rank never asks for. The
-dummy goes through tower and projector where a real picture would, between embedding and decoder, so that the ranks
+Where one rank's batch is text only, ZeRO (and DDP) wait for gathers and gradients that this rank never starts. The
+dummy goes through tower and projector where a real image would, between embedding and decoder, so that the ranks
 gather in the same order; its features are added times zero: loss and gradients stay what they are."""
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..models.structure import unwrap_model
 from .batch_plan import has_images
+from .deepspeed_compat import is_partitioned
 from .transformers_compat import cache_of
 
 
@@ -39,14 +40,14 @@ class DummyImage:
         self.remove()
 
     def _look(self, inner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """In evaluation a picture is only missed where weights are spread over the ranks, and only at prefill."""
+        """In evaluation an image is only needed where weights are partitioned over the ranks, and only at prefill."""
         cache = cache_of(kwargs)
         wanted = inner.training or (_partitioned(inner) and (cache is None or cache.get_seq_length() == 0))
         self.missing = wanted and not has_images(kwargs)
 
     def _add(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Before the decoder and after the embedding is through with all its hooks: were this a hook of the
-        embedding, its weight would be gathered before the tower's in the backward, and with a picture after them."""
+        embedding, its weight would be gathered before the tower's in the backward, and with an image after them."""
         if not self.missing:
             return None
         self.missing, embedded = False, kwargs["inputs_embeds"]
@@ -58,13 +59,13 @@ class DummyImage:
 
 
 def attach_dummy_image(model: Any, dummy_inputs: Mapping[str, Any]) -> DummyImage:
-    """`dummy_inputs`: what the model's processor makes of one small picture (`dart_train.data.dummy_inputs`). Attach
+    """`dummy_inputs`: what the model's processor makes of one small image (`dart_train.data.dummy_inputs`). Attach
     before DeepSpeed wraps the model, so that its own hooks come after."""
     inner = getattr(unwrap_model(model), "model", None)
     if inner is None or not hasattr(inner, "get_image_features"):
         raise NotImplementedError(
             f"{type(unwrap_model(model)).__name__} has no `.model.get_image_features`; text-only batches cannot get "
-            "a dummy image. Give every batch of every rank a picture, or train without ZeRO and DDP."
+            "a dummy image. Give every batch of every rank an image, or train without ZeRO and DDP."
         )
     accepted = inspect.signature(inner.get_image_features).parameters
     inputs = {name: value for name, value in dummy_inputs.items() if name in accepted}
@@ -80,7 +81,7 @@ def _like(value: Any, embedded: Tensor) -> Any:
 
 
 def _used(features: Any) -> Any:
-    """What a forward with a picture takes of the output. The tower's other states (its last layer, where an earlier
+    """What a forward with an image uses of the output. The tower's other states (its last layer, where an earlier
     one is selected) get no gradient there, so they must get none here."""
     if not hasattr(features, "pooler_output"):
         return features
@@ -102,4 +103,4 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 def _partitioned(module: nn.Module) -> bool:
     """Whether ZeRO-3 holds the weights."""
-    return any(hasattr(parameter, "ds_id") for parameter in module.parameters())
+    return any(is_partitioned(parameter) for parameter in module.parameters())

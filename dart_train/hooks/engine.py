@@ -93,7 +93,7 @@ class Engine:
             handles.append(parts.layers[layer].register_forward_pre_hook(hook, with_kwargs=True))
         return handles
 
-    # the model as a whole ------------------------------------------------------------------------------------
+    # start and end of a forward ------------------------------------------------------------------------------------
 
     def on_model_start(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         self.labels = kwargs.get("labels")

@@ -1,7 +1,7 @@
-"""The reduced forward by other means: full length, the dropped tokens hidden by the mask from layers >= K.
+"""The reduced forward computed differently: full length, with dropped tokens hidden by the mask from layers >= K.
 
-Nothing is gathered, no cache is used and no position moves, so that whatever the engine might do wrong there
-shows as a difference. Slow, for checks only.
+Nothing is gathered, no cache is used and no position moves, so that an error of the engine shows as a difference.
+Slow, for checks only.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ..models.structure import ModelParts, find_parts
 
-MASKED_KERNELS = ("sdpa", "eager")  # the others see no 4-D mask
-Stage = tuple[int, Tensor]  # layer K, and what stays from there on: [B, L] bool
+MASKED_KERNELS = ("sdpa", "eager")  # the others take no 4-D mask
+Stage = tuple[int, Tensor]  # layer K, and what is kept from there on: [B, L] bool
 
 
 def masked_logits(model: Any, inputs: Mapping[str, Any], stages: Sequence[Stage]) -> Tensor:
@@ -27,8 +27,8 @@ def masked_logits(model: Any, inputs: Mapping[str, Any], stages: Sequence[Stage]
 
 
 def plain_logits(model: Any, inputs: Mapping[str, Any]) -> Tensor:
-    """[B, L, V]: of the model as it is, its positions counted from the mask: left padding must not move the
-    rotary embeddings, which some families see to themselves."""
+    """[B, L, V]: of the model as it is, with positions counted from the mask: left padding must not move the
+    rotary embeddings, which some families handle themselves."""
     positions = {} if find_parts(model).family.own_positions else _positions(inputs)
     return model(**inputs, **positions, use_cache=False).logits
 
@@ -66,7 +66,7 @@ def _hiding(keep: Tensor) -> Callable[..., Any]:
 
 def hide(mask: Tensor | None, keep: Tensor) -> Tensor:
     """mask [B or 1, 1, L, L], bool or additive (None: causal), keep [B, L] -> the mask with the columns of
-    dropped tokens closed. A dropped token still sees itself, so that no row is empty; nobody reads it."""
+    dropped tokens closed. A dropped token still attends to itself, so that no row is empty; its output is unused."""
     length = keep.shape[1]
     if mask is None:
         mask = torch.ones(length, length, dtype=torch.bool, device=keep.device).tril()[None, None]

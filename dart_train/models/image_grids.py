@@ -1,4 +1,4 @@
-"""Which tiles the visual tokens of each row, and of each pool, lie on."""
+"""Which tiles the visual tokens of each row, and of each group, belong to."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .structure import ModelParts
 
 
 class ImageGrids:
-    """The tiles of each pool's images. Asked only by methods that look at the grid, or budget by image."""
+    """The tiles of each group's images. Needed only by methods that look at the grid, or budget by image."""
 
     def __init__(self, parts: ModelParts, inputs: Mapping[str, Any], rows: int | None) -> None:
         """inputs: what the family reads, on the host; rows: the samples of `generate`'s inputs; beams repeat each."""
@@ -49,15 +49,15 @@ def assign_images_to_rows(
 
 
 def group_tiles(grids: list[list[list[tuple[int, int]]]], batch: BatchLayout, per: Per) -> list[list[tuple[int, int]]]:
-    """Tiles of each pool, in the order of the pool's tokens."""
+    """Tiles of each group, in the order of the group's tokens."""
     shapes = []
     queues = [[tile for image in row for tile in image] for row in grids]
-    for pool in batch.groups(per):
+    for group in batch.groups(per):
         taken, size = [], 0
-        while size < pool.size:
-            taken.append(queues[pool.row].pop(0))
+        while size < group.size:
+            taken.append(queues[group.row].pop(0))
             size += taken[-1][0] * taken[-1][1]
-        if size != pool.size:
-            raise UnknownGridError(f"a pool of {pool.size} visual tokens does not end with a tile of its image")
+        if size != group.size:
+            raise UnknownGridError(f"a group of {group.size} visual tokens does not end with a tile of its image")
         shapes.append(taken)
     return shapes

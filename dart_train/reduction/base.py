@@ -1,4 +1,4 @@
-"""The one interface of all methods: a small dataclass that *is* its own configuration."""
+"""The interface of all methods: a small dataclass that is its own configuration."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ FORMER_NAMES = {"needs": "requires", "required": "required_inputs", "content": "
 
 @dataclass(frozen=True, kw_only=True)
 class Reducer:
-    """Keeps some visual tokens of each pool. A new method overrides `select`, and names what it needs.
+    """Keeps some visual tokens of each group. A new method overrides `select`, and names in `requires` what it reads.
 
     keep: a number of tokens, or a ratio of the original ones (1.0: all).
     layer: K, the first decoder layer that runs on the short sequence; 0 is before the language model.
-    per: the budget is one sample's, or each image's.
+    per: the budget is that of a sample, or of each image.
     merge: what becomes of dropped tokens: nothing, or each is averaged into the nearest kept one.
     """
 
@@ -66,46 +66,46 @@ class Reducer:
         return self.requires
 
     def select(self, context: SelectionContext) -> Tensor:
-        """keep [R, N] bool inside context.valid, exactly `count` of each pool."""
-        raise NotImplementedError(f"{type(self).__name__} must say which tokens it keeps: define select(context)")
+        """keep [R, N] bool inside context.valid, exactly `count` of each group."""
+        raise NotImplementedError(f"{type(self).__name__} must select tokens: define select(context)")
 
     def count(self, size: int, budget: int, prompt: int) -> int:
-        """How many of a pool's tokens are kept, known before the choice: lengths need no synchronisation."""
+        """How many of a group's tokens are kept, known before the selection: lengths need no synchronisation."""
         return min(size, budget)
 
     def merge_targets(self, context: SelectionContext, keep: Tensor) -> Tensor | None:
-        """[R, N] long: the kept token that takes in each token's content; None: dropped tokens are lost."""
-        return nearest_kept_index(context, keep, max(self.counts(context.pools))) if self.merge == "nearest" else None
+        """[R, N] long: the kept token that each token is merged into; None: dropped tokens are lost."""
+        return nearest_kept_index(context, keep, max(self.counts(context.groups))) if self.merge == "nearest" else None
 
     required, content = required_inputs, merge_targets  # the former names
 
-    def budgets(self, pools: HasGroupSizes) -> list[int]:
-        """The budget of each pool. A ratio is one of the original tokens; a number is shared by the pools of a
+    def budgets(self, groups: HasGroupSizes) -> list[int]:
+        """The budget of each group. A ratio is one of the original tokens; a number is shared by the groups of a
         sample (turns) in proportion to what is left of them, so that a later stage meets it exactly too."""
-        sizes = pools.original if isinstance(self.keep, float) else pools.sizes
+        sizes = groups.original if isinstance(self.keep, float) else groups.sizes
         if self.per == "image":
             return [tokens_to_keep(self.keep, size) for size in sizes]
         budgets = [0] * len(sizes)
-        for row in dict.fromkeys(pools.row_of):
-            mine = [r for r, owner in enumerate(pools.row_of) if owner == row]
+        for row in dict.fromkeys(groups.row_of):
+            mine = [r for r, owner in enumerate(groups.row_of) if owner == row]
             for r, part in zip(mine, split_budget(self.keep, [sizes[r] for r in mine]), strict=True):
                 budgets[r] = part
         return budgets
 
-    def counts(self, pools: HasGroupSizes) -> list[int]:
-        """What each pool will keep."""
-        plan = zip(pools.sizes, self.budgets(pools), pools.prompt_sizes, strict=True)
+    def counts(self, groups: HasGroupSizes) -> list[int]:
+        """What each group will keep."""
+        plan = zip(groups.sizes, self.budgets(groups), groups.prompt_sizes, strict=True)
         return [self.count(size, budget, prompt) for size, budget, prompt in plan]
 
     def kept_tokens(
-        self, pictures: Sequence[int], turns: Sequence[int] | None = None, behind: Sequence[int] | None = None
+        self, images: Sequence[int], turns: Sequence[int] | None = None, text_after: Sequence[int] | None = None
     ) -> int:
-        """Tokens kept of a sample whose pictures have so many tokens each: for plans and checks, without a model
+        """Tokens kept of a sample whose images have so many tokens each: for plans and checks, without a model
         (see `count_kept_by_stage`)."""
-        return count_kept_by_stage([self], pictures, turns, behind)[-1]
+        return count_kept_by_stage([self], images, turns, text_after)[-1]
 
     def to_dict(self) -> dict[str, Any]:
-        """What `from_config` makes this very reducer of. A class of another package is named by its place, even
+        """What `from_config` makes this reducer of. A class of another package is named by its module, even
         where it inherits the name of one of ours."""
         cls = type(self)
         ours = cls.__module__.startswith(f"{__package__}.")
@@ -132,8 +132,8 @@ def topk_mask(score: Tensor, valid: Tensor, budget: Tensor) -> Tensor:
 
 
 def topk_indices_stable(score: Tensor, among: Tensor, number: int) -> Tensor:
-    """[R, number] places of the highest scores, the earlier of equal ones first; past the last of `among`
-    come others, never to be used. (`topk` breaks ties by the width of the batch.)"""
+    """[R, number] places of the highest scores, the earlier of equal ones first; after the last of `among`
+    come others, not to be used. (`topk` breaks ties by the width of the batch.)"""
     order = torch.argsort(score.masked_fill(~among, -torch.inf), dim=1, descending=True, stable=True)
     return order[:, :number]
 
@@ -144,9 +144,9 @@ def _places(order: Tensor) -> Tensor:
 
 def nearest_kept_index(context: SelectionContext, keep: Tensor, most: int) -> Tensor:
     """[R, N] long: for each token the kept one of highest cosine similarity (a kept token: itself), where no
-    pool keeps more than `most`."""
+    group keeps more than `most`."""
     kept = torch.argsort(keep.logical_not().to(torch.uint8), dim=1, stable=True)[:, : max(1, most)]
-    similarity = context.cosine(context.pools.slots.gather(1, kept))
+    similarity = context.cosine(context.groups.slots.gather(1, kept))
     nearest = similarity.masked_fill(~keep.gather(1, kept)[..., None], -torch.inf).argmax(1)
     return torch.where(keep, _places(keep), kept.gather(1, nearest))
 

@@ -1,8 +1,8 @@
-"""Where the visual tokens of a batch are, and which text may choose among them: built once, on the host.
+"""Where the visual tokens of a batch are, and which text a selection may use: built once, on the host.
 
-A *pool* is a set of visual tokens that share a budget: those of a sample, or of one image. What a pool may
-see is what a prefill would have seen: its pivots come from its own image and from the text behind it, up to
-the next answer. Training therefore chooses as inference will, and no answer can choose its own evidence.
+A *group* is a set of visual tokens that share a budget: those of a sample, or of one image. A group sees what a
+prefill would have contained: its pivots come from its own image and from the text after it, up to the next answer.
+Training therefore selects as inference will, and answers never influence which tokens are kept.
 The released EPIC code draws text pivots from everything after the image, answers and padding included.
 """
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 Per = Literal["sample", "image"]
 Span = tuple[int, int]  # start, stop
-ImageSpans = tuple[Span, ...]  # several where text stands between an image's tiles, or a video's frames
+ImageSpans = tuple[Span, ...]  # several where there is text between an image's tiles, or a video's frames
 IGNORED = -100  # labels of what is not supervised
 
 
@@ -39,7 +39,7 @@ class TokenGroup:
 
 @dataclass(frozen=True)
 class SampleLayout:
-    """What tells the images of a sample apart: its ids [L], and each run of visual tokens among them."""
+    """What the images of a sample are found by: its ids [L], and each run of visual tokens among them."""
 
     ids: Tensor
     runs: tuple[Span, ...]
@@ -57,7 +57,7 @@ class BatchLayout:
     real: Tensor
     supervised: Tensor
     fingerprint: Tensor  # [B] a number that the prompt alone decides: the seed of random choices
-    images: tuple[tuple[ImageSpans, ...], ...]  # of each row in order; each run is taken for one until `with_images`
+    images: tuple[tuple[ImageSpans, ...], ...]  # of each row in order; until `with_images`, each run counts as one
     prompt_length: int | None
 
     @property
@@ -73,7 +73,7 @@ class BatchLayout:
         labels: Tensor | None = None,
         prompt_length: int | None = None,
     ) -> BatchLayout:
-        """ids, mask, labels [B, L], moved to the host here, together: the one synchronisation of a reduction."""
+        """ids, mask, labels [B, L], moved to the host here together: the only synchronisation of a reduction."""
         mask = torch.ones_like(ids) if mask is None else mask
         labels = torch.full_like(ids, IGNORED) if labels is None else labels
         ids, mask, labels = torch.stack([x.to(ids.device, torch.long) for x in (ids, mask, labels)]).cpu()
@@ -91,8 +91,7 @@ class BatchLayout:
         return [SampleLayout(ids, _runs(visual)) for ids, visual in zip(self.ids, self.visual, strict=True)]
 
     def with_images(self, sizes: Sequence[int]) -> BatchLayout:
-        """Images told apart where nothing stands between them, and whole where text stands within them; sizes in
-        tokens, in batch order."""
+        """Adjacent images separated, and images with text within them joined; sizes in tokens, in batch order."""
         remaining = iter(sizes)
         return replace(self, images=tuple(_images_of_row(row.runs, remaining) for row in self.rows()))
 
@@ -100,36 +99,36 @@ class BatchLayout:
         return not bool(self.real[:, 0].all())
 
     def groups(self, per: Per) -> list[TokenGroup]:
-        return [pool for row, images in enumerate(self.images) for pool in self._row_pools(row, images, per)]
+        return [group for row, images in enumerate(self.images) for group in self._groups_of_row(row, images, per)]
 
-    def _row_pools(self, row: int, images: Sequence[ImageSpans], per: Per) -> list[TokenGroup]:
-        """One pool per image, or one per turn: images after an answer do not choose for those before it."""
+    def _groups_of_row(self, row: int, images: Sequence[ImageSpans], per: Per) -> list[TokenGroup]:
+        """One group per image, or one per turn: images after an answer do not influence those before it."""
         by_end: dict[int, list[ImageSpans]] = {}
         for image in images:
             by_end.setdefault(self._prompt_end(row, image[-1][1]), []).append(image)
         if per == "image":
-            return [TokenGroup(row, image, end) for end, group in by_end.items() for image in group]
-        return [TokenGroup(row, _merge_touching(group), end) for end, group in by_end.items()]
+            return [TokenGroup(row, image, end) for end, turn in by_end.items() for image in turn]
+        return [TokenGroup(row, _merge_touching(turn), end) for end, turn in by_end.items()]
 
     def _prompt_end(self, row: int, after: int) -> int:
-        """Where the first answer behind position `after` begins, or where the given prompt ends."""
+        """Where the first answer after position `after` begins, or where the given prompt ends."""
         length = self.visual.shape[1] if self.prompt_length is None else self.prompt_length
         answers = self.supervised[row, after:].nonzero()
         return min(length, after + int(answers[0])) if len(answers) else max(length, after)
 
-    def prompt_of(self, pool: TokenGroup) -> Tensor:
-        """[L] bool: the text that may serve this pool's choice (after the image, real, before the answer)."""
-        text = self.real[pool.row] & ~self.visual[pool.row] & ~self.supervised[pool.row]
-        text[pool.end :] = False
-        behind_last, behind_first = text.clone(), text.clone()
-        behind_last[: pool.spans[-1][1]] = False
-        behind_first[: pool.spans[0][1]] = False
-        return next((t for t in (behind_last, behind_first) if bool(t.any())), text)
+    def prompt_of(self, group: TokenGroup) -> Tensor:
+        """[L] bool: the text that this group's selection may use: after its last image and before the answer.
+        Where there is none, that after the first image; else all text of the prompt."""
+        text = self.real[group.row] & ~self.visual[group.row] & ~self.supervised[group.row]
+        text[group.end :] = False
+        after_last, after_first = text.clone(), text.clone()
+        after_last[: group.spans[-1][1]] = False
+        after_first[: group.spans[0][1]] = False
+        return next((t for t in (after_last, after_first) if bool(t.any())), text)
 
-    def last_of(self, pool: TokenGroup) -> int:
-        """The last prompt token of a pool: the row of attention that attention-based methods look at."""
-        seen = self.real[pool.row, : pool.end].nonzero()
-        return int(seen[-1])
+    def last_of(self, group: TokenGroup) -> int:
+        """The last prompt token of a group: the row of attention that attention-based methods look at."""
+        return int(self.real[group.row, : group.end].nonzero()[-1])
 
 
 def _runs(row: Tensor) -> tuple[Span, ...]:
@@ -155,7 +154,7 @@ def _images_of_row(runs: Sequence[Span], sizes: Iterator[int]) -> tuple[ImageSpa
                 images.append(tuple(spans))
                 spans = []
     if missing:
-        raise ValueError(f"an image lacks {missing} of its visual tokens in its row; expected whole images in each")
+        raise ValueError(f"an image lacks {missing} of its visual tokens in its row; expected complete images")
     return tuple(images)
 
 

@@ -21,7 +21,7 @@ def check_keep(keep: object) -> str | None:
 
 
 def tokens_to_keep(keep: Keep, available: int) -> int:
-    """The budget of one pool of `available` tokens: never more than there are, never none of some.
+    """The budget of one group of `available` tokens: never more than there are, and never none of some.
 
     Ratios round to the nearest token, so that the paper's 11.1% of 576 is its 64, not 63.
     """
@@ -30,17 +30,17 @@ def tokens_to_keep(keep: Keep, available: int) -> int:
 
 
 def split_budget(keep: Keep, sizes: Sequence[int]) -> list[int]:
-    """One budget over several pools of a sample, in proportion to their sizes; the sum is exact.
+    """One budget over several groups of a sample, in proportion to their sizes; the sum is exact.
 
-    A ratio is simply the ratio of each pool. A number is dealt out by largest remainders.
+    A ratio is simply the ratio of each group. A number is distributed by largest remainders.
     """
     if isinstance(keep, float):
         return [tokens_to_keep(keep, size) for size in sizes]
     total = sum(sizes)
     wanted = min(keep, total)
     exact = [wanted * size / total if total else 0.0 for size in sizes]
-    dealt = [int(part) for part in exact]
-    by_remainder = sorted(range(len(sizes)), key=lambda i: (dealt[i] - exact[i], i))
-    for i in by_remainder[: wanted - sum(dealt)]:
-        dealt[i] += 1
-    return dealt
+    parts = [int(part) for part in exact]
+    by_remainder = sorted(range(len(sizes)), key=lambda i: (parts[i] - exact[i], i))
+    for i in by_remainder[: wanted - sum(parts)]:
+        parts[i] += 1
+    return parts

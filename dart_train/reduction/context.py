@@ -1,4 +1,4 @@
-"""What a method may look at: the visual tokens of each pool, their keys, the prompt, the image's grid."""
+"""What a method may look at: the visual tokens of each group, their keys, the prompt, the image's grid."""
 
 from __future__ import annotations
 
@@ -21,31 +21,39 @@ Score = Literal["key", "value", "attention", "random"]
 
 @dataclass(frozen=True)
 class Observed:
-    """What the attention of layer K-1 was seen to compute; at K = 0 there is none and all is None."""
+    """What was recorded in the attention of layer K-1; at K = 0 there is none and all is None."""
 
     keys: Tensor | None = None  # [B, H, L, d], after the rotary embedding and any key norm
     values: Tensor | None = None  # [B, H, L, d]
-    attention: Tensor | None = None  # [R, L] of each pool's last prompt token, mean over heads
+    attention: Tensor | None = None  # [R, L] of each group's last prompt token, mean over heads
 
 
 @dataclass
 class SelectionContext:
-    """R pools, at most N visual tokens each, in B sequences of length L and width D."""
+    """R groups, at most N visual tokens each, in B sequences of length L and width D."""
 
-    pools: TokenGroups
+    pools: TokenGroups  # `groups` in this package; the constructor keeps the former names
     states: Tensor  # [B, L, D]: the input of layer K
     scale: Tensor | None  # [D]: what the final RMSNorm multiplies by; None: 1
-    seen: Observed
-    budgets: Sequence[int]  # per pool, on the host
-    grid_shapes: Sequence[Sequence[tuple[int, int]]] | None = None  # per pool: (rows, columns) of each tile
+    seen: Observed  # likewise `observed`
+    budgets: Sequence[int]  # per group, on the host
+    grid_shapes: Sequence[Sequence[tuple[int, int]]] | None = None  # per group: (rows, columns) of each tile
     seed: int = 0
     scores: dict[str, Tensor] = field(default_factory=dict)
-    pivots: tuple[Tensor, Tensor] | None = None  # a method that has some tells [R, P] positions, and which are meant
+    pivots: tuple[Tensor, Tensor] | None = None  # set by a method that has some: [R, P] positions, and which count
+
+    @property
+    def groups(self) -> TokenGroups:
+        return self.pools
+
+    @property
+    def observed(self) -> Observed:
+        return self.seen
 
     @property
     def valid(self) -> Tensor:
         """[R, N] bool."""
-        return self.pools.valid
+        return self.groups.valid
 
     @cached_property
     def budget(self) -> Tensor:
@@ -55,11 +63,11 @@ class SelectionContext:
     @cached_property
     def hidden(self) -> Tensor:
         """[R, N, D] float32, scaled as the final RMSNorm scales: what similarity is measured on."""
-        return self.hidden_at(self.pools.slots)
+        return self.hidden_at(self.groups.slots)
 
     def hidden_at(self, positions: Tensor) -> Tensor:
         """positions [R, P] of the sequence -> [R, P, D] float32, scaled."""
-        return self._scaled(self.states.detach()[self.pools.rows[:, None], positions])
+        return self._scaled(self.states.detach()[self.groups.rows[:, None], positions])
 
     def _scaled(self, states: Tensor) -> Tensor:
         """The norm's division by a token's own size does not change a cosine; its weight does."""
@@ -69,46 +77,46 @@ class SelectionContext:
         """positions [R, P] of the sequence -> [R, P, N] float32: their similarity to every visual token (at padding:
         any number)."""
         mine = normalize(self.hidden_at(positions), dim=-1)
-        if self.pools.spans is not None and mine.device.type == "cpu":
-            return self._cosine_in_place(mine, self.pools.spans)
-        length = _slice_length(self.states, self.pools.slots.shape[0] * self.states.shape[2])
-        parts = self.pools.slots.split(length, 1)
+        if self.groups.spans is not None and mine.device.type == "cpu":
+            return self._cosine_in_place(mine, self.groups.spans)
+        length = _slice_length(self.states, self.groups.slots.shape[0] * self.states.shape[2])
+        parts = self.groups.slots.split(length, 1)
         return torch.cat([_cosine(mine, self.hidden_at(slots)) for slots in parts], 2)
 
     @torch.no_grad()
     def _cosine_in_place(self, mine: Tensor, spans: Sequence[ImageSpans]) -> Tensor:
-        """The same without gathering, from each pool's own place: on a CPU the copies would take longer than the
+        """The same without gathering, from each group's own place: on a CPU the copies would take longer than the
         products. The norm's weight goes to the few pivots, squared to the tokens' squares."""
         states, width = self.states.detach(), self.states.shape[2]
         scale = mine.new_ones(width) if self.scale is None else self.scale.detach().float()
         out, square = mine.new_zeros(*mine.shape[:2], self.valid.shape[1]), scale * scale
         lengths, work = out.new_ones(out.shape[0], out.shape[2]), scratch_buffer(2, _slice_length(states, width), width)
-        for pool, (row, places) in enumerate(zip(self.pools.row_of, spans, strict=True)):
-            pivots, first = mine[pool] * scale, 0
+        for group, (row, places) in enumerate(zip(self.groups.row_of, spans, strict=True)):
+            pivots, first = mine[group] * scale, 0
             for part in (part for a, b in places for part in states[row, a:b].split(work.shape[1])):
                 tokens = part if part.dtype == torch.float32 else work[0, : len(part)].copy_(part)
-                behind = first + len(part)
-                torch.mm(pivots, tokens.T, out=out[pool, :, first:behind])
+                stop = first + len(part)
+                torch.mm(pivots, tokens.T, out=out[group, :, first:stop])
                 torch.mul(tokens, tokens, out=work[1, : len(part)])
-                torch.mv(work[1, : len(part)], square, out=lengths[pool, first:behind])
-                first = behind
+                torch.mv(work[1, : len(part)], square, out=lengths[group, first:stop])
+                first = stop
         return out.div_(lengths.sqrt_().clamp_min_(1e-12)[:, None])
 
     def score(self, kind: Score) -> Tensor:
-        """[R, L] float32: every position's score, as each pool sees the sequence."""
+        """[R, L] float32: every position's score, as each group sees the sequence."""
         if kind not in self.scores:
             self.scores[kind] = getattr(self, f"_{kind}")().float()
         return self.scores[kind]
 
     def visual(self, kind: Score) -> Tensor:
         """[R, N]: the same score at the visual tokens."""
-        return self.score(kind).gather(1, self.pools.slots)
+        return self.score(kind).gather(1, self.groups.slots)
 
     def _key(self) -> Tensor:
-        return self._l1(self.seen.keys)
+        return self._l1(self.observed.keys)
 
     def _value(self) -> Tensor:
-        return self._l1(self.seen.values)
+        return self._l1(self.observed.values)
 
     def _l1(self, heads: Tensor | None) -> Tensor:
         """L1 norm over all heads, in float32: in bfloat16, 576 norms take only 36 distinct values.
@@ -117,13 +125,13 @@ class SelectionContext:
         """
         tokens = (self.states[:, :, None] if heads is None else heads.transpose(1, 2)).detach()  # [B, L, H, d]
         if tokens.device.type != "cpu":
-            return tokens.abs().sum((2, 3), dtype=torch.float32)[self.pools.rows]
-        return torch.stack([_l1_of_row(row) for row in tokens])[self.pools.rows]
+            return tokens.abs().sum((2, 3), dtype=torch.float32)[self.groups.rows]
+        return torch.stack([_l1_of_row(row) for row in tokens])[self.groups.rows]
 
     def _attention(self) -> Tensor:
-        if self.seen.attention is None:
+        if self.observed.attention is None:
             raise ValueError("attention scores need a layer to come from: use layer >= 1 for this method")
-        return self.seen.attention
+        return self.observed.attention
 
     def _random(self) -> Tensor:
         return self.uniform(0)
@@ -131,9 +139,9 @@ class SelectionContext:
     def uniform(self, seed: int) -> Tensor:
         """[R, L] in [0, 1): a function of the seeds, the prompt and the token's place, hence the same on every
         rank, in every batch, and when a layer is recomputed under gradient checkpointing."""
-        order = torch.arange(self.pools.length, device=self.valid.device)
-        from_end = order[None] - self.pools.last[:, None]  # left padding moves both alike
-        return _hash(from_end, self.pools.seed[:, None], self.seed + seed)
+        order = torch.arange(self.groups.length, device=self.valid.device)
+        from_end = order[None] - self.groups.last[:, None]  # left padding moves both alike
+        return _hash(from_end, self.groups.seed[:, None], self.seed + seed)
 
 
 View = SelectionContext  # the former name

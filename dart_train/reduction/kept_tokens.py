@@ -39,7 +39,7 @@ class KeptTokens:
         return self.index.shape[1]
 
     def gather(self, x: Tensor, dim: int = 1, batch: int = 0) -> Tensor:
-        """The slots' entries of x along `dim`; x has the batch (or 1) at `batch`, and L at `dim` behind it."""
+        """The slots' entries of x along `dim`; x has the batch (or 1) at `batch`, and L at `dim` after it."""
         if self.keeps_all:
             return x
         dim, rows = dim % x.ndim, self.index.shape[0]

@@ -1,4 +1,4 @@
-"""What a reduction will keep of a sample, before there is a model: for plans, checks, and grouping by length."""
+"""What a reduction will keep of a sample, computed without a model: for plans, checks, and grouping by length."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .batch_layout import Per
 
 
 class HasGroupSizes(Protocol):
-    """All that budgets depend on, one entry a pool; `TokenGroups` has it, and `GroupSizes` has nothing else."""
+    """All that budgets depend on, one entry a group; `TokenGroups` has it, and `GroupSizes` has nothing else."""
 
     @property
     def row_of(self) -> tuple[int, ...]: ...
@@ -26,12 +26,12 @@ class HasGroupSizes(Protocol):
 class HasCounts(Protocol):
     @property
     def per(self) -> Per: ...
-    def counts(self, pools: HasGroupSizes) -> list[int]: ...
+    def counts(self, groups: HasGroupSizes) -> list[int]: ...
 
 
 @dataclass(frozen=True)
 class GroupSizes:
-    """The pools of one sample."""
+    """The groups of one sample."""
 
     row_of: tuple[int, ...]
     sizes: tuple[int, ...]
@@ -39,37 +39,37 @@ class GroupSizes:
     prompt_sizes: tuple[int, ...]
 
 
-ASSUMED_PROMPT_TOKENS = 64  # tokens of text behind a picture, where nobody counted
+ASSUMED_PROMPT_TOKENS = 64  # tokens of text after an image, where they are not known
 
 
 def count_kept_by_stage(
     stages: Sequence[HasCounts],
-    pictures: Sequence[int],
+    images: Sequence[int],
     turns: Sequence[int] | None = None,
-    behind: Sequence[int] | None = None,
+    text_after: Sequence[int] | None = None,
 ) -> list[int]:
-    """Visual tokens of one sample after each stage, by the rules that choose them.
+    """Visual tokens of one sample after each stage, by the counts of each method.
 
-    pictures: tokens of each; turns: the same number for pictures that the same answer follows (default: one turn);
-    behind: tokens of text between each picture and that answer.
+    images: tokens of each; turns: the same number for images that the same answer follows (default: one turn);
+    text_after: tokens of text between each image and that answer.
     """
-    if not stages or not pictures:
+    if not stages or not images:
         return [0] * len(stages)
-    pools = _pools(
-        pictures, turns or [0] * len(pictures), behind or [ASSUMED_PROMPT_TOKENS] * len(pictures), stages[0].per
+    sizes = _groups_of_sample(
+        images, turns or [0] * len(images), text_after or [ASSUMED_PROMPT_TOKENS] * len(images), stages[0].per
     )
     kept = []
     for stage in stages:
-        pools = replace(pools, sizes=tuple(stage.counts(pools)))
-        kept.append(sum(pools.sizes))
+        sizes = replace(sizes, sizes=tuple(stage.counts(sizes)))
+        kept.append(sum(sizes.sizes))
     return kept
 
 
-def _pools(pictures: Sequence[int], turns: Sequence[int], behind: Sequence[int], per: Per) -> GroupSizes:
-    """A pool's prompt is behind its last picture, or else behind its first, or else anywhere (see `layout`)."""
-    groups = [[i] for i in range(len(pictures))]
+def _groups_of_sample(images: Sequence[int], turns: Sequence[int], text_after: Sequence[int], per: Per) -> GroupSizes:
+    """A group's prompt is the text after its last image, else after its first, else anywhere (see `batch_layout`)."""
+    groups = [[i] for i in range(len(images))]
     if per == "sample":
-        groups = [list(group) for _, group in groupby(range(len(pictures)), key=lambda i: turns[i])]
-    sizes = tuple(sum(pictures[i] for i in group) for group in groups)
-    prompts = tuple(behind[group[-1]] or behind[group[0]] or ASSUMED_PROMPT_TOKENS for group in groups)
+        groups = [list(group) for _, group in groupby(range(len(images)), key=lambda i: turns[i])]
+    sizes = tuple(sum(images[i] for i in group) for group in groups)
+    prompts = tuple(text_after[group[-1]] or text_after[group[0]] or ASSUMED_PROMPT_TOKENS for group in groups)
     return GroupSizes((0,) * len(groups), sizes, sizes, prompts)

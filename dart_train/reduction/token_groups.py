@@ -1,4 +1,4 @@
-"""The pools of a batch as dense tensors: one row per pool, so that every method is plain batched algebra."""
+"""The groups of a batch as dense tensors: one row per group, so that every method is plain batched algebra."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from .kept_tokens import KeptTokens
 
 @dataclass(frozen=True)
 class TokenGroups:
-    """R pools of at most N visual tokens in a sequence of length L; sizes are known on the host."""
+    """R groups of at most N visual tokens in a sequence of length L; sizes are known on the host."""
 
-    rows: Tensor  # [R] long: the sample of each pool
+    rows: Tensor  # [R] long: the sample of each group
     slots: Tensor  # [R, N] long: positions of its visual tokens, in order
     valid: Tensor  # [R, N] bool
     prompt: Tensor  # [R, L] bool: text that may serve as a pivot
@@ -29,38 +29,38 @@ class TokenGroups:
     prompt_sizes: tuple[int, ...]
     kept_text: tuple[int, ...]  # [B] tokens of each sample that no method may drop
     length: int  # L
-    spans: tuple[ImageSpans, ...] | None = None  # where each pool lies; None behind an earlier stage
+    spans: tuple[ImageSpans, ...] | None = None  # positions of each group; None after an earlier stage
 
     @classmethod
     def of(cls, batch: BatchLayout, per: Per) -> TokenGroups | None:
         """On the host; None when there is no visual token at all."""
-        pools = batch.groups(per)
-        if not pools:
+        groups = batch.groups(per)
+        if not groups:
             return None
-        widest = max(pool.size for pool in pools)
-        slots = torch.zeros(len(pools), widest, dtype=torch.long)
-        valid = torch.zeros(len(pools), widest, dtype=torch.bool)
-        for r, pool in enumerate(pools):
-            slots[r, : pool.size] = pool.positions()
-            valid[r, : pool.size] = True
-        rows = torch.tensor([pool.row for pool in pools])
-        prompt = torch.stack([batch.prompt_of(pool) for pool in pools])
-        ordinal = torch.tensor(_ordinals([pool.row for pool in pools]))
-        sizes = tuple(pool.size for pool in pools)
+        widest = max(group.size for group in groups)
+        slots = torch.zeros(len(groups), widest, dtype=torch.long)
+        valid = torch.zeros(len(groups), widest, dtype=torch.bool)
+        for r, group in enumerate(groups):
+            slots[r, : group.size] = group.positions()
+            valid[r, : group.size] = True
+        rows = torch.tensor([group.row for group in groups])
+        prompt = torch.stack([batch.prompt_of(group) for group in groups])
+        ordinal = torch.tensor(_ordinals([group.row for group in groups]))
+        sizes = tuple(group.size for group in groups)
         return cls(
             rows=rows,
             slots=slots,
             valid=valid,
             prompt=prompt,
-            last=torch.tensor([batch.last_of(pool) for pool in pools]),
+            last=torch.tensor([batch.last_of(group) for group in groups]),
             seed=batch.fingerprint[rows] + ordinal * 7919,
-            row_of=tuple(pool.row for pool in pools),
+            row_of=tuple(group.row for group in groups),
             sizes=sizes,
             original=sizes,
             prompt_sizes=tuple(prompt.sum(1).tolist()),
             kept_text=tuple((batch.real & ~batch.visual).sum(1).tolist()),
             length=batch.shape[1],
-            spans=tuple(pool.spans for pool in pools),
+            spans=tuple(group.spans for group in groups),
         )
 
     def to(self, device: torch.device) -> TokenGroups:
@@ -71,30 +71,30 @@ class TokenGroups:
         return replace(self, **there)
 
     def gather(self, x: Tensor) -> Tensor:
-        """x [B, L, ...] at the visual tokens of each pool: [R, N, ...]."""
+        """x [B, L, ...] at the visual tokens of each group: [R, N, ...]."""
         return x[self.rows[:, None], self.slots]
 
     def scatter(self, x: Tensor, values: Tensor) -> Tensor:
-        """x [B, L, ...] with `values` [R, N, ...] written where a visual token is; differentiable."""
+        """x [B, L, ...] with `values` [R, N, ...] written where there is a visual token; differentiable."""
         flat = self.rows[:, None] * x.shape[1] + self.slots
-        spare = x.shape[0] * x.shape[1]  # slots that are padding write to one row too many, cut off again
+        spare = x.shape[0] * x.shape[1]  # slots that are padding write to one extra row, which is cut off again
         flat = flat.masked_fill(~self.valid, spare).flatten()
         long = torch.cat([x.flatten(0, 1), x.new_zeros(1, *x.shape[2:])])
         return long.index_copy(0, flat, values.flatten(0, 1).to(x.dtype))[:spare].view_as(x)
 
     def keep_mask(self, text: Tensor, keep: Tensor) -> Tensor:
-        """[B, L]: what goes on, from text [B, L] (kept as it is) and keep [R, N]."""
+        """[B, L]: what is kept, from text [B, L] (kept as it is) and keep [R, N]."""
         return self.scatter(text.to(torch.uint8), (keep & self.valid).to(torch.uint8)).bool()
 
     def row_counts(self, kept: Sequence[int]) -> list[int]:
-        """How many tokens each sample keeps, when its pools keep `kept`."""
+        """How many tokens each sample keeps when its groups keep `kept`."""
         counts = list(self.kept_text)
         for row, number in zip(self.row_of, kept, strict=True):
             counts[row] += number
         return counts
 
     def after_reduction(self, reduction: KeptTokens, keep: Tensor, kept: Sequence[int]) -> TokenGroups:
-        """The same pools in the short sequence: for the next stage."""
+        """The same groups in the short sequence: for the next stage."""
         order = torch.argsort(keep.logical_not().to(torch.uint8), dim=1, stable=True)[:, : max(kept)]
         padding = (~reduction.valid).sum(1, keepdim=True)
         place = (reduction.mask().long().cumsum(1) - 1 + padding).clamp_min(0)  # [B, L] -> short position
@@ -112,7 +112,7 @@ class TokenGroups:
 
 
 def _ordinals(rows: Sequence[int]) -> list[int]:
-    """The how-manieth pool of its sample each is."""
+    """The number of each group within its sample, from 0."""
     return [rows[:i].count(row) for i, row in enumerate(rows)]
 
 

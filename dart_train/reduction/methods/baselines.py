@@ -1,4 +1,4 @@
-"""Importance against duplication: the two criteria of the papers in one scale."""
+"""What every method is compared with: all tokens, a smaller image, random tokens, and a mix of two criteria."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ from torch import Tensor
 from ..base import Reducer, ScoreReducer, check_int_at_least, check_unit_interval
 from ..context import SelectionContext
 
-# Keep-all: the reduction's machinery with nothing dropped; every law is measured against it.
-
 
 @dataclass(frozen=True, kw_only=True)
 class KeepAll(Reducer):
-    """Ignores its budget."""
+    """The hooks in place and nothing dropped, whatever the budget: every law is measured against it."""
 
     name: ClassVar[str] = "keep_all"
 
@@ -30,24 +28,19 @@ class KeepAll(Reducer):
         return None
 
 
-# Fewer pixels: the image made small enough that the encoder itself gives about the budget's tokens.
-
-
 @dataclass(frozen=True, kw_only=True)
 class FewerPixels(KeepAll):
-    """The baseline that many methods lose to (VTC-Bench). It works at the processor (`dart_train.models.resize`);
-    inside the language model everything that comes in is kept."""
+    """The image is made so small that the encoder itself gives about the budget's tokens: the baseline that many
+    methods lose to (VTC-Bench). It works at the processor (`dart_train.models.resize`); inside the language model all
+    tokens are kept."""
 
     name: ClassVar[str] = "fewer_pixels"
 
 
-# Random: uniform, seeded. Often stronger than it looks.
-
-
 @dataclass(frozen=True, kw_only=True)
 class Random(ScoreReducer):
-    """The choice depends on the seed, the prompt and the token's place only, so that it is the same on every
-    rank, in every batch, and when a layer is recomputed."""
+    """Uniform and seeded; often stronger than expected. The selection depends on the seed, the prompt and the token's
+    place only, so that it is the same on every rank, in every batch, and when a layer is recomputed."""
 
     name: ClassVar[str] = "random"
 
@@ -58,12 +51,13 @@ class Random(ScoreReducer):
 
     @torch.no_grad()
     def score(self, context: SelectionContext) -> Tensor:
-        return context.uniform(self.seed).gather(1, context.pools.slots)
+        return context.uniform(self.seed).gather(1, context.groups.slots)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Balance(ScoreReducer):
-    """alpha * importance + (1 - alpha) * (1 - similarity), each min-max normalised over the pool.
+    """Importance against duplication: alpha * importance + (1 - alpha) * (1 - similarity), each min-max normalised over
+    the group.
 
     importance: FastV's score. similarity: cosine to the last prompt token.
     alpha 1 is FastV; alpha 0 looks at similarity alone.
@@ -79,7 +73,7 @@ class Balance(ScoreReducer):
 
     @torch.no_grad()
     def score(self, context: SelectionContext) -> Tensor:
-        similarity = context.cosine(context.pools.last[:, None])[:, 0]
+        similarity = context.cosine(context.groups.last[:, None])[:, 0]
         importance = min_max(context.visual("attention"), context.valid)
         return self.alpha * importance + (1 - self.alpha) * (1 - min_max(similarity, context.valid))
 

@@ -1,4 +1,4 @@
-"""WindowFastV: FastV inside windows of the image, the same ratio in each."""
+"""Attention as the criterion: FastV, the same upside down, and FastV inside windows of the image."""
 
 from __future__ import annotations
 
@@ -14,14 +14,12 @@ from ..context import SelectionContext, per_group_tensor
 from ..token_groups import upload
 from .grid import cells_of
 
-# FastV: the visual tokens that the last prompt token attends to most.
-
 
 @dataclass(frozen=True, kw_only=True)
 class FastV(ScoreReducer):
     """Attention of the last prompt token in layer K-1, mean over heads; the highest are kept.
 
-    Only that one row of attention is computed, beside the fast kernel.
+    Only that one row of attention is computed, in addition to the fast kernel.
     """
 
     name: ClassVar[str] = "fastv"
@@ -32,12 +30,9 @@ class FastV(ScoreReducer):
         return context.visual("attention")
 
 
-# ReverseFastV: the visual tokens that the last prompt token attends to least.
-
-
 @dataclass(frozen=True, kw_only=True)
 class ReverseFastV(FastV):
-    """FastV's scores upside down: a test of whether the attention criterion means anything.
+    """Keeps the visual tokens with the lowest attention: a test of whether the attention criterion means anything.
 
     Built from the method's name and its place in the comparison tables; the body of the paper that
     introduces it was not available.
@@ -52,8 +47,11 @@ class ReverseFastV(FastV):
 
 @dataclass(frozen=True, kw_only=True)
 class WindowFastV(Reducer):
-    """windows: into how many windows a pool's grid is cut. Attention favours late positions; windows do not
-    let it keep only those."""
+    """FastV with the same ratio in each window of the image. Attention favours late positions; windows do not let it
+    keep only those.
+
+    windows: into how many windows a group's grid is cut.
+    """
 
     name: ClassVar[str] = "window_fastv"
     requires: ClassVar[frozenset[str]] = frozenset({"attention", "grid"})
@@ -66,7 +64,7 @@ class WindowFastV(Reducer):
     @torch.no_grad()
     def select(self, context: SelectionContext) -> Tensor:
         window = windows_of(context, self.windows)
-        quota = [_quotas(row, kept) for row, kept in zip(window, self.counts(context.pools), strict=True)]
+        quota = [_quotas(row, kept) for row, kept in zip(window, self.counts(context.groups), strict=True)]
         widest = max(map(len, quota))
         allowed = per_group_tensor([q + [0] * (widest - len(q)) for q in quota], context.valid)
         window = upload(window, context.valid.device).clamp_min(0)
@@ -75,9 +73,9 @@ class WindowFastV(Reducer):
 
 
 def windows_of(context: SelectionContext, number: int) -> Tensor:
-    """[R, N] long, -1 for padding. Tiles too small for a window of their own make one more together."""
-    window = cells_of(context, [min(number, size) for size in context.pools.sizes])
-    for row, size in zip(window, context.pools.sizes, strict=True):
+    """[R, N] long, -1 for padding. Tiles too small for a window of their own share one more."""
+    window = cells_of(context, [min(number, size) for size in context.groups.sizes])
+    for row, size in zip(window, context.groups.sizes, strict=True):
         row[:size][row[:size] < 0] = row.max() + 1
     return window
 

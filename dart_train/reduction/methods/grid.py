@@ -1,4 +1,7 @@
-"""Pooling: average pooling of the image's grid to the budget (the paper: 2 x 2, 576 -> 144)."""
+"""Methods that look at the image's grid only: one token of each cell, or the mean of each cell.
+
+The grid is cut into exactly as many cells of nearly equal size as tokens are kept; WindowFastV uses the same cells.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,6 @@ from ..base import Reducer
 from ..budget import split_budget
 from ..context import SelectionContext
 from ..token_groups import upload
-
-# A grid cut into exactly k cells of nearly equal size: what uniform, pooling and window methods share.
 
 
 def grid_cells(rows: int, columns: int, cells: int) -> Tensor:
@@ -39,26 +40,26 @@ def _distribute(cells: int, heights: Sequence[int], columns: int) -> list[int]:
     return by_height if max(by_height) <= columns else split_budget(cells, [columns] * len(heights))
 
 
-def tile_shapes(context: SelectionContext, pool: int) -> Sequence[tuple[int, int]]:
-    """(rows, columns) of each tile of a pool. After an earlier stage the grid has holes: what is left, in
-    reading order, then serves as a grid of one row."""
-    if context.grid_shapes is None or context.pools.sizes[pool] != context.pools.original[pool]:
-        return [(1, context.pools.sizes[pool])]
-    return context.grid_shapes[pool]
+def tile_shapes(context: SelectionContext, group: int) -> Sequence[tuple[int, int]]:
+    """(rows, columns) of each tile of a group. After an earlier stage the grid has holes: the remaining tokens, in
+    reading order, then serve as a grid of one row."""
+    if context.grid_shapes is None or context.groups.sizes[group] != context.groups.original[group]:
+        return [(1, context.groups.sizes[group])]
+    return context.grid_shapes[group]
 
 
 def cells_of(context: SelectionContext, wanted: Sequence[int]) -> Tensor:
-    """[R, N] long: the cell of each token of each pool, `wanted` cells a pool, -1 for none (and padding)."""
+    """[R, N] long: the cell of each token of each group, `wanted` cells a group, -1 for none (and padding)."""
     out = torch.full(context.valid.shape, -1)
-    for pool, number in enumerate(wanted):
-        shapes = tile_shapes(context, pool)
+    for group, number in enumerate(wanted):
+        shapes = tile_shapes(context, group)
         parts, first = [], 0
         for (rows, columns), cells in zip(shapes, split_budget(number, [r * c for r, c in shapes]), strict=True):
             none = torch.full((rows * columns,), -1)
             parts.append(grid_cells(rows, columns, cells) + first if cells else none)
             first += cells
         cell = torch.cat(parts)
-        out[pool, : len(cell)] = cell
+        out[group, : len(cell)] = cell
     return out
 
 
@@ -68,35 +69,34 @@ def cell_centers(cells: Tensor) -> Tensor:
     ranked = cells.gather(1, order)
     places = torch.arange(cells.shape[1])
     out = places.expand_as(cells).clone()
-    for pool in range(cells.shape[0]):
-        _, group, counts = torch.unique_consecutive(ranked[pool], return_inverse=True, return_counts=True)
-        middle = order[pool][(torch.cumsum(counts, 0) - counts + counts // 2)[group]]
-        out[pool, order[pool]] = torch.where(ranked[pool] >= 0, middle, order[pool])
+    for row in range(cells.shape[0]):
+        _, cell, counts = torch.unique_consecutive(ranked[row], return_inverse=True, return_counts=True)
+        middle = order[row][(torch.cumsum(counts, 0) - counts + counts // 2)[cell]]
+        out[row, order[row]] = torch.where(ranked[row] >= 0, middle, order[row])
     return out
-
-
-# Uniform grid: the middle token of each of `keep` equal cells.
 
 
 @dataclass(frozen=True, kw_only=True)
 class UniformGrid(Reducer):
-    """Looks at no content at all: the spatial control for every method that does."""
+    """Keeps the middle token of each of `keep` equal cells, whatever the image shows: the spatial control for every
+    method that looks at content."""
 
     name: ClassVar[str] = "uniform"
     requires: ClassVar[frozenset[str]] = frozenset({"grid"})
 
     @torch.no_grad()
     def select(self, context: SelectionContext) -> Tensor:
-        cells = cells_of(context, self.counts(context.pools))
+        cells = cells_of(context, self.counts(context.groups))
         chosen = (cell_centers(cells) == torch.arange(cells.shape[1])) & (cells >= 0)
         return upload(chosen, context.valid.device) & context.valid
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pooling(UniformGrid):
-    """The uniform grid whose kept tokens take in their cell: its mean stands at its middle."""
+    """Average pooling to the budget (the paper: 2 x 2, 576 -> 144): the mean of each cell, at its middle
+    token."""
 
     name: ClassVar[str] = "pooling"
 
     def merge_targets(self, context: SelectionContext, keep: Tensor) -> Tensor:
-        return upload(cell_centers(cells_of(context, self.counts(context.pools))), keep.device)
+        return upload(cell_centers(cells_of(context, self.counts(context.groups))), keep.device)
