@@ -108,7 +108,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 
 @pytest.mark.parametrize("merge", ["none", "nearest"])
 @pytest.mark.parametrize("method", REDUCERS)
-def test_no_selection_waits_for_the_gpu(method: str, merge: Any, watched: list[int]) -> None:
+def test_no_selection_synchronises_with_the_gpu(method: str, merge: Any, watched: list[int]) -> None:
     reducer: Reducer = reducer_of(method, merge=merge)
     for name in ("llava", "qwen2_5_vl"):
         model, batch = on_device(name, "sdpa", torch.bfloat16), batch_on_device(name, torch.bfloat16)

@@ -104,7 +104,7 @@ def test_a_hook_that_is_left_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "hooks are left" in str(report)
 
 
-def test_what_breaks_does_not_hold_and_the_rest_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_law_that_raises_does_not_hold_and_the_others_still_run(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*args: Any) -> None:
         raise KeyError("deep inside")
 
@@ -250,7 +250,7 @@ def test_errors_keep_their_traceback_when_debugging(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize(("argv", "code"), [([], 2), (["chek"], 2), (["--help"], 0)])
-def test_verbs_are_listed(argv: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_are_listed(argv: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(argv) == code
     out, err = capsys.readouterr()
     shown = err if code else out

@@ -81,7 +81,7 @@ def test_each_step_is_the_masked_forward(name: str, output: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen2_vl", "internvl"])
-def test_prompt_lookup_drafts_choose_nothing(name: str) -> None:
+def test_prompt_lookup_drafts_do_not_influence_the_selection(name: str) -> None:
     model, batch = model_of(name), batch_of(name, (1,))
     with attach(model, DART(keep=8)):
         plain = new_tokens(model, batch, 8)
@@ -109,7 +109,7 @@ def turn_by_turn(model: Any, name: str, keep: int) -> tuple[Any, Any, Any]:
 
 
 @pytest.mark.parametrize("name", ["llava", "llava_next"])
-def test_a_picture_in_a_later_turn_is_reduced_too_and_earlier_positions_stay(name: str) -> None:
+def test_an_image_in_a_later_turn_is_reduced_too_and_earlier_positions_stay(name: str) -> None:
     model = model_of(name)
     both, logits, (before, after) = turn_by_turn(model, name, 8)
     assert before.visual_after == (8,) and after.visual_after == (8,)
@@ -120,7 +120,7 @@ def test_a_picture_in_a_later_turn_is_reduced_too_and_earlier_positions_stay(nam
     assert difference < ROUNDING
 
 
-def test_a_second_call_of_generate_goes_on_from_the_first_ones_cache() -> None:
+def test_a_second_generate_continues_from_the_first_ones_cache() -> None:
     model, batch = model_of("llava"), batch_of("llava", (1,))
     with attach(model, DART(keep=8)):
         first = model.generate(
@@ -134,11 +134,11 @@ def test_a_second_call_of_generate_goes_on_from_the_first_ones_cache() -> None:
             max_new_tokens=4,
             min_new_tokens=4,
         )
-        whole = model.generate(**batch, do_sample=False, max_new_tokens=8, min_new_tokens=8)
-    assert torch.equal(rest, whole)
+        everything = model.generate(**batch, do_sample=False, max_new_tokens=8, min_new_tokens=8)
+    assert torch.equal(rest, everything)
 
 
-def test_layers_hold_in_their_caches_what_they_saw() -> None:
+def test_cache_length_of_each_layer() -> None:
     model, batch = model_of("llava"), batch_of("llava", (1,))
     with torch.no_grad(), attach(model, DART(keep=8)):
         cache = cache_in_output(model(**batch, use_cache=True))
@@ -147,7 +147,7 @@ def test_layers_hold_in_their_caches_what_they_saw() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_text_alone_generates_as_ever(name: str) -> None:
+def test_text_only_generation_is_unchanged(name: str) -> None:
     model, batch = model_of(name), batch_of(name, (0, 0))
     plain = new_tokens(model, batch)
     for reducer in (DART(keep=4), KeepAll(layer=0)):

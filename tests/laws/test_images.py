@@ -1,4 +1,4 @@
-"""A budget per image is one of each whole picture and each whole video, whatever text stands within it."""
+"""A budget per image is that of each image and each video, whatever text is within it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EVERYTHING = ("keep_all", "fewer_pixels")
 @cache
 def owners(name: str, n_images: tuple[int, ...]) -> tuple[dict[str, Tensor], Tensor]:
     """A batch, and [B, L] the number of the picture that each visual token belongs to, -1 elsewhere. Found another
-    way than by the package: by a processor that is asked where it wrote each picture."""
+    way than by the package: by a processor that reports where it wrote each image."""
     processor = FAMILIES[name].processor()
     rows = [conversation(n, "which is red", seed=n)[0] for n in n_images]
     batch = encode(name, rows)
@@ -55,7 +55,7 @@ def kept_of_each(kept: Tensor, owner: Tensor) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize("method", REDUCERS)
 @pytest.mark.parametrize("name", NAMES)
-def test_each_picture_keeps_its_own_budget(name: str, method: str) -> None:
+def test_each_image_keeps_its_own_budget(name: str, method: str) -> None:
     batch, owner = owners(name, (1, 2, 0))
     model = model_of(name)
     for keep in (7, 0.3):
@@ -70,7 +70,7 @@ def test_each_picture_keeps_its_own_budget(name: str, method: str) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", SPLIT)
-def test_whole_pictures_in_pieces_equal_the_masked_forward(name: str, method: str) -> None:
+def test_images_in_pieces_equal_the_masked_forward(name: str, method: str) -> None:
     model, batch = model_of(name), batch_of(name, (1, 2, 0))
     with torch.no_grad(), attach(model, reducer_of(method, 7, per="image")) as attached:
         logits = model(**batch).logits

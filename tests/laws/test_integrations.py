@@ -18,7 +18,7 @@ LORA = LoraConfig(r=4, target_modules=["q_proj", "k_proj", "v_proj"], lora_dropo
 
 @pytest.mark.parametrize("first", ["attach", "peft"])
 @pytest.mark.parametrize("name", NAMES)
-def test_lora_keys_choose_whoever_came_first(name: str, first: str) -> None:
+def test_lora_keys_are_observed_in_either_order_of_attachment(name: str, first: str) -> None:
     """A tap on `k_proj` set before PEFT would miss the LoRA part."""
     model, batch = FAMILIES[name].model(), batch_of(name, labels=True)
     torch.manual_seed(0)
@@ -57,7 +57,7 @@ def test_videos_are_reduced(name: str, reducer: Any) -> None:
 
 
 @pytest.mark.parametrize("stages", [1, 2])
-def test_a_method_from_outside_obeys_the_same_laws(stages: int) -> None:
+def test_a_method_of_another_package_obeys_the_same_laws(stages: int) -> None:
     model, batch = model_of("llava"), batch_of("llava")
     options = [{"method": "tests.fixtures.external_reducer:EveryOther", "keep": 16}]
     options += [{"method": "tests.fixtures.external_reducer:EveryOther", "keep": 4, "layer": 3}] * (stages - 1)
@@ -72,7 +72,7 @@ def test_a_method_from_outside_obeys_the_same_laws(stages: int) -> None:
     assert from_config(reducers[0].to_dict()) == reducers[0]
 
 
-def test_a_method_that_keeps_another_number_than_it_said_is_refused() -> None:
+def test_a_method_that_keeps_another_number_than_its_count_is_refused() -> None:
     model = model_of("llava")
     with (
         pytest.raises(ValueError, match=r"kept \[1\] tokens a group; its count\(\) promised \[8\]"),

@@ -1,4 +1,4 @@
-"""The kept set in a real model is that of the paper's algorithm in plain loops, told only what the plain model shows:
+"""The kept set in a real model is that of the paper's algorithm in plain loops, given only what the plain model shows:
 the input of layer K, the keys in the cache of layer K-1, the final norm's weight."""
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tests.fixtures.reference_selection import dart, l1_norms
 from tests.laws.cases import KERNELS, NAMES, model_of
 from tests.zoo import FAMILIES, conversation, encode
 
-QUESTIONS = ((1, "what is it"), (2, "how many red ones are left of the circle"))  # pictures, and what is asked
+QUESTIONS = ((1, "what is it"), (2, "how many red ones are left of the circle"))  # images and the question
 
 
 def rows_of(name: str) -> list[Any]:
@@ -63,7 +63,7 @@ def test_dart_keeps_what_the_paper_keeps(name: str, attn: str, rule: Any) -> Non
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_generated_follows_the_same_choice(name: str) -> None:
+def test_generation_uses_the_same_selection(name: str) -> None:
     model, rows = FAMILIES[name].model(), rows_of(name)
     reducer = DART(keep=13)
     wanted = [kept_by_the_reference(name, model, encode(name, [row]), reducer) for row in rows]

@@ -23,7 +23,7 @@ def refused(error: type[Exception], words: str, batch: dict[str, Any] | None = N
 
 
 @pytest.mark.parametrize("keep", [0, -3, True, 2.5, 0.0, "64", None, float("nan")])
-def test_nonsense_budgets(keep: Any) -> None:
+def test_invalid_budgets(keep: Any) -> None:
     with pytest.raises(ValueError, match=r"expected a number of tokens .* or a ratio"):
         DART(keep=keep)
 
@@ -48,7 +48,7 @@ def test_stages_out_of_order_and_all_problems_at_once() -> None:
         assert word in str(error.value)
 
 
-def test_nothing_that_is_no_reducer() -> None:
+def test_something_that_is_not_a_reducer() -> None:
     for wrong in ([], "dart", [DART(keep=8), "fastv"]):
         with pytest.raises(ValueError, match="expected a reducer or a list"):
             attach(model_of(LLAVA), wrong)  # type: ignore[arg-type]
@@ -89,7 +89,7 @@ def test_masks_of_unknown_form() -> None:
     refused(ValueError, "attention_mask is a dict", {"attention_mask": {"full_attention": None}})
 
 
-def test_pictures_without_ids() -> None:
+def test_images_without_input_ids() -> None:
     model, batch = model_of(LLAVA), dict(batch_of(LLAVA, (1,)))
     embeds = model.get_input_embeddings()(batch.pop("input_ids"))
     with pytest.raises(ValueError, match="needed to find the visual tokens"), attach(model, DART(keep=8)):
@@ -130,7 +130,7 @@ def test_training_may_be_longer_than_the_window() -> None:
     assert first_difference(logits, truth, attached.last.mask) < ROUNDING
 
 
-def test_a_method_that_needs_a_grid_nobody_knows() -> None:
+def test_a_method_that_needs_an_unknown_grid() -> None:
     model = FAMILIES[LLAVA].model()
     model.config.model_type = "somebody_elses"
     for method in (Pooling, UniformGrid):
@@ -141,7 +141,7 @@ def test_a_method_that_needs_a_grid_nobody_knows() -> None:
     assert attached.last is not None and attached.last.visual_after == (8,)
 
 
-def test_a_model_without_pictures_is_told_what_it_lacks() -> None:
+def test_a_model_without_images_reports_what_it_lacks() -> None:
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     with pytest.raises(NotImplementedError, match=r"lacks `config\.image_token_id`"):
         attach(LlamaForCausalLM(LlamaConfig(vocab_size=16, **sizes)), DART(keep=8))

@@ -1,4 +1,4 @@
-"""A teacher beside its student in one forward says and teaches what two forwards would, at less than their cost."""
+"""A teacher in the forward of its student gives the logits and gradients of two forwards, at less than their cost."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def adapted(name: str) -> Any:
     return model.train()
 
 
-def learnt(model: Any, told: SupervisedLogits, teacher: Tensor) -> dict[str, Tensor]:
+def gradients_of(model: Any, supervised: SupervisedLogits, teacher: Tensor) -> dict[str, Tensor]:
     model.zero_grad()
-    (told.loss() + told.divergence(teacher, 2.0)).backward()
+    (supervised.loss() + supervised.divergence(teacher, 2.0)).backward()
     found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     return found
@@ -52,14 +52,14 @@ def learnt(model: Any, told: SupervisedLogits, teacher: Tensor) -> dict[str, Ten
 def assert_equal(model: Any, attached: Attached, batch: dict[str, Tensor], keep: float) -> None:
     results = []
     for way in (forward_teacher_separately, forward_with_teacher):
-        told, teacher = way(model, attached, batch, batch, [keep] * len(attached.reducers))
+        supervised, teacher = way(model, attached, batch, batch, [keep] * len(attached.reducers))
         assert attached.last is not None
-        results.append((told, teacher, attached.last.mask, learnt(model, told, teacher)))
-    (told, teacher, mask, gradients), (shared, beside, same, same_gradients) = results
-    torch.testing.assert_close(shared.logits, told.logits, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(beside, teacher, rtol=1e-4, atol=1e-4)
-    assert torch.equal(mask, same) and torch.equal(told.targets, shared.targets)
-    assert not beside.requires_grad and not torch.allclose(beside, shared.logits, atol=1e-3)
+        results.append((supervised, teacher, attached.last.mask, gradients_of(model, supervised, teacher)))
+    (supervised, teacher, mask, gradients), (shared, appended, same, same_gradients) = results
+    torch.testing.assert_close(shared.logits, supervised.logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(appended, teacher, rtol=1e-4, atol=1e-4)
+    assert torch.equal(mask, same) and torch.equal(supervised.targets, shared.targets)
+    assert not appended.requires_grad and not torch.allclose(appended, shared.logits, atol=1e-3)
     assert gradients.keys() == same_gradients.keys() and gradients
     for name, gradient in gradients.items():
         torch.testing.assert_close(same_gradients[name], gradient, rtol=1e-3, atol=1e-4)
@@ -68,7 +68,7 @@ def assert_equal(model: Any, attached: Attached, batch: dict[str, Tensor], keep:
 @pytest.mark.parametrize("keep", [FULL, GAP])
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("name", NAMES)
-def test_one_forward_teaches_as_two_do(name: str, side: str, keep: float) -> None:
+def test_teacher_in_one_forward_equals_two_forwards(name: str, side: str, keep: float) -> None:
     model, batch = adapted(name), batch_of(name, side=side, labels=True)
     with attach(model, STUDENT, output="compact") as attached:
         assert_equal(model, attached, batch, keep)
@@ -76,7 +76,7 @@ def test_one_forward_teaches_as_two_do(name: str, side: str, keep: float) -> Non
 
 @pytest.mark.parametrize("reentrant", [True, False])
 @pytest.mark.parametrize("name", NAMES)
-def test_one_forward_teaches_as_two_do_under_checkpointing(name: str, reentrant: bool) -> None:
+def test_teacher_in_one_forward_equals_two_forwards_under_checkpointing(name: str, reentrant: bool) -> None:
     model, batch = adapted(name), batch_of(name, labels=True)
     model.enable_input_require_grads()
     model.activation_checkpointing_enable({"use_reentrant": reentrant})
@@ -99,28 +99,28 @@ def test_one_forward_teaches_as_two_do_under_checkpointing(name: str, reentrant:
     ],
 )
 @pytest.mark.parametrize("name", ["llava", "qwen3_vl"])
-def test_every_method_and_stage_can_be_taught_so(name: str, stages: list[Any]) -> None:
+def test_teacher_with_every_method_and_stages(name: str, stages: list[Any]) -> None:
     model, batch = adapted(name), batch_of(name, labels=True)
     with attach(model, stages, output="compact") as attached:
         assert_equal(model, attached, batch, FULL)
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen3_vl"])
-def test_full_fine_tuning_is_taught_so_too(name: str) -> None:
+def test_teacher_with_full_fine_tuning(name: str) -> None:
     model, batch = FAMILIES[name].model().train(), batch_of(name, labels=True)
     with attach(model, STUDENT, output="compact") as attached:
         assert_equal(model, attached, batch, GAP)
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
-def test_a_batch_without_pictures_is_taught_by_itself(name: str) -> None:
+def test_teacher_of_a_batch_without_images_is_the_model_itself(name: str) -> None:
     model, batch = adapted(name), batch_of(name, (0, 0), labels=True)
     with attach(model, STUDENT, output="compact") as attached:
-        told, teacher = forward_with_teacher(model, attached, batch, batch, [FULL])
+        supervised, teacher = forward_with_teacher(model, attached, batch, batch, [FULL])
         alone = forward_supervised(model, attached, batch, batch)
-    torch.testing.assert_close(told.logits, alone.logits)
+    torch.testing.assert_close(supervised.logits, alone.logits)
     torch.testing.assert_close(teacher, alone.logits)
-    assert not teacher.requires_grad and told.logits.requires_grad
+    assert not teacher.requires_grad and supervised.logits.requires_grad
 
 
 def test_tower_and_first_layers_run_once_and_the_others_twice() -> None:
@@ -142,7 +142,7 @@ def test_tower_and_first_layers_run_once_and_the_others_twice() -> None:
     assert runs == {"tower": 1, 0: 1, 1: 1, 2: 2, 3: 2, 4: 2}
 
 
-def test_dropout_is_the_students_before_the_reduction_and_nobodys_teacher_after_it() -> None:
+def test_teacher_dropout() -> None:
     model, batch = copy.deepcopy(adapted("llava")), batch_of("llava", labels=True)
     layers = model.get_base_model().model.language_model.layers
     with attach(model, STUDENT, output="compact") as attached:
@@ -162,11 +162,11 @@ def _drop(layers: Any) -> None:
                 module.lora_dropout["default"] = torch.nn.Dropout(0.5).train()
 
 
-def test_an_output_of_full_length_comes_twice_and_its_loss_is_the_students() -> None:
+def test_teacher_logits_are_appended_and_the_loss_is_the_students() -> None:
     model, batch = model_of("llava"), batch_of("llava", labels=True)
     with torch.no_grad(), attach(model, STUDENT, output="expand") as attached:
         alone = model(**batch, use_cache=False)
-        with attached.beside(GAP):
+        with attached.with_teacher(GAP):
             both = model(**batch, use_cache=False)
         attached.set_keep(GAP)
         gentler = model(**batch, use_cache=False)
@@ -174,37 +174,37 @@ def test_an_output_of_full_length_comes_twice_and_its_loss_is_the_students() -> 
     torch.testing.assert_close(both.logits, torch.cat([alone.logits, gentler.logits]), rtol=1e-4, atol=1e-4)
 
 
-def test_what_cannot_be_done_in_one_forward_is_refused() -> None:
+def test_teacher_refusals() -> None:
     model, batch = model_of("llava"), batch_of("llava", labels=True)
     attached = attach(model, STUDENT)
-    with attached, torch.no_grad(), attached.beside(GAP), pytest.raises(ValueError, match="use_cache=False"):
+    with attached, torch.no_grad(), attached.with_teacher(GAP), pytest.raises(ValueError, match="use_cache=False"):
         model(**batch, use_cache=True)
-    with pytest.raises(ValueError, match="2 budgets were given for 1 stages"), attached.beside(GAP, GAP):
+    with pytest.raises(ValueError, match="2 budgets were given for 1 stages"), attached.with_teacher(GAP, GAP):
         pass
     everything = {**batch, "labels": batch["input_ids"]}
     attached = attach(model, STUDENT, output="compact")
-    with attached, attached.beside(GAP), pytest.raises(ValueError, match="Supervise no visual tokens"):
+    with attached, attached.with_teacher(GAP), pytest.raises(ValueError, match="Supervise no visual tokens"):
         model(**everything, use_cache=False)
 
 
-def test_after_a_failure_the_model_is_as_before() -> None:
+def test_teacher_failure_leaves_the_model_as_before() -> None:
     model, batch = model_of("llava"), batch_of("llava", labels=True)
     with torch.no_grad():
         plain = model(**batch).logits
         with attach(model, STUDENT) as attached:
-            with pytest.raises(ValueError), attached.beside(GAP):
+            with pytest.raises(ValueError), attached.with_teacher(GAP):
                 model(**batch, use_cache=True)
             with attached.paused():
                 torch.testing.assert_close(model(**batch).logits, plain)
     assert not any(module.training for module in model.modules())
 
 
-def test_weights_that_autocast_casts_for_the_teacher_still_learn() -> None:
+def test_autocast_cache_of_the_teacher_leaves_gradients() -> None:
     """Where autocast keeps what it cast without gradient for the teacher, the student's weights would get none."""
     model, batch = adapted("llava"), batch_of("llava", labels=True)
     with attach(model, STUDENT, output="compact") as attached:
-        exact = learnt(model, *forward_with_teacher(model, attached, batch, batch, [GAP]))
+        exact = gradients_of(model, *forward_with_teacher(model, attached, batch, batch, [GAP]))
         with torch.autocast("cpu", torch.bfloat16):
-            rounded = learnt(model, *forward_with_teacher(model, attached, batch, batch, [GAP]))
+            rounded = gradients_of(model, *forward_with_teacher(model, attached, batch, batch, [GAP]))
     assert rounded.keys() == exact.keys()
     assert all(bool(gradient.any()) for gradient in rounded.values())

@@ -89,7 +89,7 @@ def test_gradients_survive_checkpointing(name: str, reentrant: bool) -> None:
 
 @pytest.mark.parametrize("reducer", [REDUCER, FastV(keep=8), Random(keep=8), DART(keep=8, pivot="random")])
 @pytest.mark.parametrize("name", NAMES)
-def test_other_answers_choose_the_same_tokens(name: str, reducer: Any) -> None:
+def test_other_answers_keep_the_same_tokens(name: str, reducer: Any) -> None:
     model, batch = model_of(name), batch_of(name, labels=True)
     changed = copy.deepcopy(batch)
     supervised = batch["labels"] != -100
@@ -101,7 +101,7 @@ def test_other_answers_choose_the_same_tokens(name: str, reducer: Any) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_training_chooses_what_a_prefill_would(name: str) -> None:
+def test_training_keeps_what_a_prefill_would(name: str) -> None:
     """Labels or not, answer there or not: the same visual tokens stay."""
     model = model_of(name)
     trained = batch_of(name, (1, 2), "right", labels=True)
@@ -114,7 +114,7 @@ def test_training_chooses_what_a_prefill_would(name: str) -> None:
     assert torch.equal(in_training[:, :width], in_prefill[:, :width])
 
 
-def test_supervised_pictures_are_no_targets_once_dropped() -> None:
+def test_dropped_supervised_image_tokens_are_not_targets() -> None:
     """Some collators supervise everything but padding; both outputs then still agree."""
     model, batch = model_of("llava"), dict(batch_of("llava", side="right"))
     batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)

@@ -1,4 +1,4 @@
-"""What the choice needs to know of a batch comes to the host at once; told ahead, nothing comes."""
+"""A selection reads its batch on the host in one transfer, and in none when the batch was prefetched."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WAITS = ("tolist", "item", "numpy", "nonzero", "unique", "__bool__", "__int__", 
 
 
 class Away(Tensor):
-    """Says that it lies on a GPU: its numbers cannot be read but by bringing it over, which is counted."""
+    """Reports that it is on a GPU: its numbers can only be read by copying it to the CPU, which is counted."""
 
     transfers = 0
 
@@ -52,7 +52,7 @@ def away(batch: dict[str, Tensor]) -> dict[str, Any]:
 
 
 @pytest.mark.usefixtures("nothing_goes_back")
-def test_a_tensor_that_is_away_cannot_be_read() -> None:
+def test_reading_a_remote_tensor_raises() -> None:
     x = torch.arange(3).as_subclass(Away)
     for read in (x.tolist, x[0].item, (x > 1).nonzero, lambda: bool((x > 1).any()), lambda: int(x[0])):
         with pytest.raises(AssertionError, match="waits for the device"):

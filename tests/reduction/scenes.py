@@ -16,7 +16,7 @@ from dart_train.reduction.batch_layout import BatchLayout
 from dart_train.reduction.token_groups import TokenGroups
 
 IMAGE, PADDING, WIDTH, HEADS = 1, 0, 24, 3
-LOUD = 1e3  # what stands at padding: whoever looks there shows it
+LOUD = 1e3  # the value at padding: a method that reads it shows
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def visual(row: str) -> list[int]:
 
 
 def prompt(row: str) -> list[int]:
-    """The text that may choose for the row's only picture: behind it, before the answer."""
+    """The prompt of the row's only image: after it, before the answer."""
     end = row.index("a") if "a" in row else len(row)
     text = [place for place in range(end) if row[place] == "t"]
     seen = visual(row)

@@ -38,7 +38,7 @@ def test_a_number_is_shared_out_exactly_and_in_proportion(keep: int, sizes: list
         assert abs(part - min(keep, total) * size / max(1, total)) < 1
 
 
-def test_equal_sizes_get_equal_parts_and_the_first_what_is_left() -> None:
+def test_equal_sizes_get_equal_parts_and_the_first_the_remainder() -> None:
     assert split_budget(7, [10, 10, 10]) == [3, 2, 2]
 
 
@@ -74,7 +74,7 @@ def test_a_later_stage_meets_its_number_although_shares_were_rounded() -> None:
     assert DART(keep=0.25).counts(later) == [2, 2, 1]  # a ratio is one of the original tokens
 
 
-def test_what_a_plan_says_is_what_is_kept() -> None:
+def test_kept_tokens_predicts_what_is_kept() -> None:
     for reducer in (DART(keep=9), DART(keep=9, rule="paper"), Random(keep=0.3), DART(keep=4, per="image")):
         chosen = Scene(("t" + "v" * 12 + "t" + "v" * 4 + "tttt",)).choice(reducer)[0]
         assert len(chosen) == reducer.kept_tokens([12, 4])
@@ -82,12 +82,12 @@ def test_what_a_plan_says_is_what_is_kept() -> None:
 
 
 @pytest.mark.parametrize("keep", [0, -1, True, False, 2.5, 64.0, 0.0, -0.5, "64", None, float("inf"), float("nan")])
-def test_nonsense_budgets_are_refused_by_name(keep: object) -> None:
+def test_invalid_budgets_are_refused_by_name(keep: object) -> None:
     with pytest.raises(ValueError, match=r"keep=.*expected a number of tokens .* or a ratio"):
         DART(keep=keep)  # type: ignore[arg-type]
 
 
-def test_a_number_written_as_a_ratio_is_put_right() -> None:
+def test_a_number_written_as_a_ratio_gets_a_hint() -> None:
     with pytest.raises(ValueError, match=r"keep=64\.0: .*write keep=64$"):
         DART(keep=64.0)
 
@@ -104,7 +104,7 @@ def test_a_number_written_as_a_ratio_is_put_right() -> None:
         (Pooling, {"per": None}, ["per"]),
     ],
 )
-def test_all_that_is_wrong_is_said_at_once(
+def test_all_problems_are_reported_together(
     reducer: type[Reducer], options: dict[str, object], named: list[str]
 ) -> None:
     with pytest.raises(ValueError) as error:

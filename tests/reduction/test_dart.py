@@ -33,7 +33,7 @@ def check(scene: Scene, reducer: DART) -> None:
 
 @pytest.mark.parametrize("rule", ["exact", "paper"])
 @pytest.mark.parametrize("keep", [1, 3, 4, 5, 8, 11, 16, 30, 64, 0.111, 0.5, 1.0])
-def test_ragged_batch_keeps_what_the_loop_keeps(keep: int | float, rule: str) -> None:
+def test_ragged_batch_keeps_what_the_plain_loop_keeps(keep: int | float, rule: str) -> None:
     check(Scene(RAGGED), DART(keep=keep, rule=rule))
     check(Scene(RAGGED, side="right"), DART(keep=keep, rule=rule))
 
@@ -72,14 +72,14 @@ def test_paper_rule_with_little_text_or_a_small_image(size: int) -> None:
     assert len(scene.choice(DART(keep=16, rule="paper"))[0]) == min(size, 4 + (16 // 8) * (4 + 2))
 
 
-def test_pools_of_one_sample_choose_apart() -> None:
+def test_groups_of_one_sample_select_separately() -> None:
     """Two pictures under a budget each: the second sees the same text, and none of the first's tokens."""
     reducer = DART(keep=7, per="image")
     row = "t" + "v" * 12 + "t" + "v" * 15 + "tttttt"
     scores = l1_norms(Scene((row,)).heads(3)[0])
     text = [place for place in prompt(row) if place > 28]
     halves = [list(range(1, 13)), list(range(14, 29))]
-    texts = [[13, *text], text]  # what stands behind each picture
+    texts = [[13, *text], text]  # after each image
     wanted = [
         dart(Scene((row,)).states[0], scores, image, text, 7, weight=Scene((row,)).scale)
         for image, text in zip(halves, texts, strict=True)
@@ -102,13 +102,13 @@ def test_the_final_norms_weight_decides() -> None:
 def test_working_in_slices_changes_nothing(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     view = Scene(RAGGED, dtype=dtype).view(DART(keep=2))
     positions = torch.arange(8).reshape(4, 2)
-    whole = cosine_similarity(view.hidden_at(positions)[:, :, None], view.hidden[:, None], dim=-1)
-    real = view.valid[:, None].expand_as(whole)
+    everything = cosine_similarity(view.hidden_at(positions)[:, :, None], view.hidden[:, None], dim=-1)
+    real = view.valid[:, None].expand_as(everything)
     gathered = replace(view, pools=replace(view.pools, spans=None))
     norms = view.score("key")
     for length in (1, 4, 100):
         monkeypatch.setattr("dart_train.reduction.context._slice_length", lambda *_, length=length: length)
         view.scores.clear()
         for way in (view, gathered):
-            assert torch.allclose(way.cosine(positions)[real], whole[real], atol=1e-6)
+            assert torch.allclose(way.cosine(positions)[real], everything[real], atol=1e-6)
         assert torch.allclose(view.score("key"), norms)

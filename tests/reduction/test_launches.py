@@ -41,7 +41,7 @@ def launches(method: str, tokens: int, batch: int) -> int:
 
 
 @pytest.mark.parametrize("method", REDUCERS)
-def test_launches_do_not_grow_with_the_picture(method: str) -> None:
+def test_launches_do_not_grow_with_the_image(method: str) -> None:
     few = launches(method, 600, 1)  # 600 and 2,700 tokens are one grid each; a tile more is a launch more
     assert launches(method, 2700, 1) <= few <= MOST
 

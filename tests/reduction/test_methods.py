@@ -54,7 +54,7 @@ def test_budget_is_met_exactly_by_visual_tokens(method: str, keep: int | float, 
 
 @every_method
 @both_budgets
-def test_counts_are_known_before_the_choice(method: str, per: str) -> None:
+def test_counts_are_known_before_the_selection(method: str, per: str) -> None:
     reducer = REDUCERS[method](keep=5, per=per)
     view = Scene(ROWS).view(reducer)
     keep = reducer.select(view)
@@ -74,7 +74,7 @@ def test_text_is_never_dropped(method: str) -> None:
 
 @every_method
 @both_budgets
-def test_a_row_chooses_alike_alone_in_a_batch_and_under_padding(method: str, per: str) -> None:
+def test_a_row_keeps_the_same_alone_in_a_batch_and_under_padding(method: str, per: str) -> None:
     reducer, scene = REDUCERS[method](keep=5, per=per), Scene(ROWS)
     chosen = scene.choice(reducer)
     assert scene.choice(reducer) == chosen
@@ -85,7 +85,7 @@ def test_a_row_chooses_alike_alone_in_a_batch_and_under_padding(method: str, per
 
 
 @every_method
-def test_bfloat16_states_are_welcome(method: str) -> None:
+def test_bfloat16_states_are_accepted(method: str) -> None:
     reducer = REDUCERS[method](keep=5, merge="nearest")
     scene = Scene(ROWS, dtype=torch.bfloat16)
     view = scene.view(reducer)
@@ -96,8 +96,8 @@ def test_bfloat16_states_are_welcome(method: str) -> None:
 
 
 @every_method
-def test_nothing_is_used_that_was_not_asked_for(method: str) -> None:
-    """The engine shows more than is asked when several stages ask: the choice stays."""
+def test_only_required_inputs_are_used(method: str) -> None:
+    """The engine records more than a method requires where several stages differ: the selection is the same."""
     reducer, scene = REDUCERS[method](keep=5), Scene(ROWS)
     view, needs = scene.view(reducer), reducer.required_inputs()
     assert needs <= {"keys", "values", "attention", "grid"}

@@ -26,7 +26,7 @@ def scores_of(pivot: str, scene: Scene, view: View, row: int) -> list[float]:
 
 @pytest.mark.parametrize("rule", ["exact", "paper"])
 @pytest.mark.parametrize("pivot", PIVOTS)
-def test_every_pivot_kind_keeps_what_the_loop_keeps(pivot: str, rule: str) -> None:
+def test_every_pivot_kind_keeps_what_the_plain_loop_keeps(pivot: str, rule: str) -> None:
     scene, reducer = Scene(ROWS), DART(keep=12, pivot=pivot, rule=rule)
     view = scene.view(reducer)
     wanted = [
@@ -44,7 +44,7 @@ def test_every_pivot_kind_keeps_what_the_loop_keeps(pivot: str, rule: str) -> No
     assert scene.choice(reducer) == wanted
 
 
-def test_pivot_kinds_choose_differently() -> None:
+def test_pivot_kinds_select_differently() -> None:
     choices = [Scene(ROWS).choice(DART(keep=8, pivot=pivot)) for pivot in PIVOTS]
     assert all(a != b for place, a in enumerate(choices) for b in choices[:place])
 
@@ -91,10 +91,10 @@ def test_norms_are_summed_in_float32() -> None:
     assert len(found.unique()) > 400 > 50 > len(exact.bfloat16().unique())
 
 
-@pytest.mark.parametrize("behind", ["ta", "tatttt", "t"])
-def test_answers_are_no_pivots(behind: str) -> None:
+@pytest.mark.parametrize("text_after", ["ta", "tatttt", "t"])
+def test_answers_are_not_pivots(text_after: str) -> None:
     """The only text that may choose is the one token before the answer, however loud the rest."""
-    scene = Scene(("v" * 20 + behind,))
+    scene = Scene(("v" * 20 + text_after,))
     reducer = DART(keep=10, image_pivots=0)
     view = scene.view(reducer)
     heads = scene.heads(3).clone()
@@ -105,11 +105,11 @@ def test_answers_are_no_pivots(behind: str) -> None:
 
 
 def test_a_tie_goes_to_the_earlier_token_in_any_batch() -> None:
-    """A plain background: many tokens are the same. What is kept does not hang on the rows beside it."""
+    """A plain background: many tokens are the same. What is kept does not depend on the other rows."""
     scene = Scene(("v" * 40 + "ttttt",))
     reducer = DART(keep=16)
-    for beside in ("v" * 300 + "ttttt", "v" + "t"):
-        both = Scene((scene.rows[0], beside))
+    for other in ("v" * 300 + "ttttt", "v" + "t"):
+        both = Scene((scene.rows[0], other))
         view = both.view(reducer)
         flat = torch.ones(2, both.length, WIDTH)
         keys = torch.ones(2, 1, both.length, 4)

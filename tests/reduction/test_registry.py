@@ -38,27 +38,27 @@ class Calmer(DART):
 OUTSIDE = f"{__name__}:Last"
 
 
-def test_a_class_of_another_package_is_found_by_its_place() -> None:
+def test_a_class_of_another_package_is_found_by_its_module() -> None:
     reducer = from_config({"method": OUTSIDE, "keep": 3, "step": 2})
     assert reducer == Last(keep=3, step=2)
     assert Scene(("tvvvvvvvt", "vvt")).choice(reducer) == [{3, 5, 7}, {0, 1}]
 
 
 @pytest.mark.parametrize("reducer", [Last(keep=4), Calmer(keep=4), DART(keep=0.5, pivot="value_min")])
-def test_a_reducer_comes_back_from_its_configuration(reducer: Reducer) -> None:
+def test_a_reducer_round_trips_through_its_configuration(reducer: Reducer) -> None:
     again = from_config(json.loads(json.dumps(reducer.to_dict())))
     assert again == reducer and type(again) is type(reducer)
 
 
 @pytest.mark.parametrize("method", REDUCERS)
-def test_every_method_comes_back_from_its_configuration(method: str) -> None:
+def test_every_method_round_trips_through_its_configuration(method: str) -> None:
     reducer = REDUCERS[method](keep=7, layer=3, per="image", merge="nearest")
     assert reducer.to_dict()["method"] == method
     assert from_config(json.loads(json.dumps(reducer.to_dict()))) == reducer
 
 
 @pytest.mark.parametrize("method", REDUCERS)
-def test_methods_are_told_apart_by_name_and_say_what_they_do(method: str) -> None:
+def test_methods_have_unique_names_and_docstrings(method: str) -> None:
     cls = REDUCERS[method]
     assert cls.name == method
     assert cls.__doc__ and not cls.__doc__.startswith(cls.__name__ + "(")
@@ -66,7 +66,7 @@ def test_methods_are_told_apart_by_name_and_say_what_they_do(method: str) -> Non
     assert {"keep", "layer", "per", "merge"} <= {field.name for field in fields(cls)}
 
 
-def test_everything_wrong_is_said_at_once_with_the_nearest() -> None:
+def test_all_problems_are_reported_together_with_suggestions() -> None:
     options = {"keep": 0, "layers": 2, "image_pivot": 4, "zzz": 1}
     with pytest.raises(ValueError) as error:
         from_config({"method": "dart", **options})
@@ -91,7 +91,7 @@ def test_everything_wrong_is_said_at_once_with_the_nearest() -> None:
         ("json:JSONDecoder", "expected a subclass of dart_train.Reducer, found"),
     ],
 )
-def test_what_is_no_method_is_refused_by_name(method: object, said: str) -> None:
+def test_something_that_is_not_a_method_is_refused_by_name(method: object, said: str) -> None:
     with pytest.raises(ValueError, match=said.replace("?", re.escape("?"))):
         from_config({"method": method, "keep": 4})
 
@@ -103,7 +103,7 @@ def test_configuration_is_left_as_it_was() -> None:
     assert reducer_class("random") is Random
 
 
-def test_a_method_without_a_choice_says_what_is_missing() -> None:
+def test_a_method_without_select_reports_what_is_missing() -> None:
     for cls, missing in ((Reducer, r"define select\(context\)"), (ScoreReducer, r"define score\(context\)")):
         with pytest.raises(NotImplementedError, match=missing):
             cls(keep=1).select(Scene(("vt",)).view(Random(keep=1)))

@@ -10,7 +10,7 @@ from dart_train.reduction.schedule import budget_at_step, dropped_range, teacher
 STEPS = 1000
 
 
-def test_fixed_is_what_is_served() -> None:
+def test_fixed_is_the_stages_budget() -> None:
     assert {budget_at_step(Fixed(), 64, step, STEPS, seed=0) for step in range(50)} == {64}
 
 

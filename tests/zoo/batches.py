@@ -73,7 +73,7 @@ def make_batch(
 ) -> dict[str, torch.Tensor]:
     """A batch for `model(**batch)`: row i has `images[i]` pictures and a question of its own length.
 
-    With `labels` the rows end with an answer, supervised token by token; otherwise with the prompt to answer.
+    With `labels` the rows end with an answer, supervised token by token; without, with the prompt to answer.
     """
     rows = []
     for row, count in enumerate(images):
@@ -88,7 +88,7 @@ def encode(
 ) -> dict[str, torch.Tensor]:
     """Conversations through the family's chat template and processor, padded to one batch.
 
-    Tensors are made last: asked for at once together with the mask of what the assistant says, InternVL and
+    Tensors are made last: requested together with the mask of what the assistant says, InternVL and
     Idefics3 fail when the first row has no picture.
     """
     encoded = processor_of(name).apply_chat_template(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Turns:
-    """What stands round a turn. `assistant` is also the prompt to answer; `says` opens what is supervised."""
+    """The text around a turn. `assistant` is also the prompt to answer; `says` opens what is supervised."""
 
     user: tuple[str, str]
     assistant: tuple[str, str]

@@ -58,7 +58,7 @@ def test_gather_along_any_axis_with_the_batch_anywhere() -> None:
         assert torch.equal(three[2, row, valid], numbers[row, places])
 
 
-def test_one_row_for_the_whole_batch_is_gathered_for_each() -> None:
+def test_one_row_for_all_samples_is_gathered_for_each() -> None:
     shared = torch.arange(6.0).view(1, 6, 1)
     gathered = of(KEEP).gather(shared)
     assert gathered.shape == (3, 4, 1)

@@ -20,7 +20,7 @@ def pools_of(per: str = "sample") -> TokenGroups:
     return pools
 
 
-def test_one_row_of_tensors_a_pool() -> None:
+def test_one_row_of_tensors_a_group() -> None:
     pools = pools_of("image")
     assert pools.row_of == (0, 1, 1, 1, 3) and pools.rows.tolist() == [0, 1, 1, 1, 3]
     assert pools.sizes == pools.original == (3, 2, 1, 2, 5)
@@ -38,7 +38,7 @@ def test_one_row_of_tensors_a_pool() -> None:
     assert len(set(pools.seed.tolist())) == 5
 
 
-def test_at_reads_what_put_writes() -> None:
+def test_gather_reads_what_scatter_writes() -> None:
     pools, states = pools_of(), torch.randn(4, 12, 3)
     assert torch.equal(pools.scatter(states, pools.gather(states)), states)
     written = pools.scatter(states, torch.full((len(pools.sizes), pools.slots.shape[1], 3), 7.0))
@@ -47,7 +47,7 @@ def test_at_reads_what_put_writes() -> None:
     assert torch.equal(written[~visual], states[~visual])
 
 
-def test_put_lets_gradients_through_both_ways() -> None:
+def test_scatter_passes_gradients_both_ways() -> None:
     pools, states = pools_of(), torch.randn(4, 12, requires_grad=True)
     values = torch.randn(pools.valid.shape, requires_grad=True)
     pools.scatter(states, values).sum().backward()
@@ -55,7 +55,7 @@ def test_put_lets_gradients_through_both_ways() -> None:
     assert torch.equal(values.grad, pools.valid.float())
 
 
-def test_keep_mask_takes_text_as_it_is_and_of_pools_what_is_kept() -> None:
+def test_keep_mask_has_all_text_and_the_kept_visual_tokens() -> None:
     pools, batch = pools_of(), SCENE.batch()
     keep = torch.zeros_like(pools.valid)
     keep[:, 1:] = True  # all but the first token of each pool; padding too, which must not count

@@ -46,7 +46,7 @@ def test_removing_leaves_no_trace(name: str) -> None:
         assert torch.equal(model(**batch).logits, logits)
 
 
-def test_a_loss_function_of_the_users_comes_back() -> None:
+def test_a_users_loss_function_is_restored() -> None:
     model = FAMILIES["llava"].model()
     mine = lambda logits, labels, *args, **kwargs: logits.sum()  # noqa: E731
     model.loss_function = mine
@@ -81,7 +81,7 @@ def test_an_exception_inside_leaves_no_trace(layer: int) -> None:
             assert again.last is not None
 
 
-def test_an_exception_in_one_forward_does_not_reach_into_the_next() -> None:
+def test_an_exception_in_one_forward_does_not_affect_the_next() -> None:
     model, batch, text = FAMILIES["llava"].model(), batch_of("llava"), batch_of("llava", (0, 0))
     with torch.no_grad():
         plain = model(**text).logits
@@ -103,7 +103,7 @@ def test_paused_is_the_plain_model() -> None:
             assert not torch.equal(model(**batch).logits, plain)
 
 
-def test_rows_without_a_picture_are_untouched() -> None:
+def test_rows_without_an_image_are_untouched() -> None:
     model, batch = model_of("llava"), batch_of("llava", (1, 0, 2), "right")
     with torch.no_grad():
         plain = model(**batch).logits[1]

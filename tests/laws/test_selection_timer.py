@@ -1,4 +1,4 @@
-"""What the choice costs is noted only when somebody wants to know, and where it happens."""
+"""The time of a selection is measured on request only."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from dart_train.hooks.observers import SelectionTimer
 from tests.laws.cases import batch_of, model_of
 
 
-def test_choices_are_timed_when_asked_for_and_never_longer_than_the_forward() -> None:
+def test_selection_seconds_are_measured_on_request_and_less_than_the_forward() -> None:
     model, batch = model_of("llava"), batch_of("llava")
     with torch.no_grad(), attach(model, DART(keep=8)) as attached:
         model(**batch)
-        assert attached.choosing_seconds() == 0
-        attached.time_choices()
+        assert attached.selection_seconds() == 0
+        attached.time_selection()
         begun = time.perf_counter()
         model(**batch)
-        whole = time.perf_counter() - begun
-        assert 0 < attached.choosing_seconds() < whole
-        assert attached.choosing_seconds() == 0
-        attached.time_choices(False)
+        forward_seconds = time.perf_counter() - begun
+        assert 0 < attached.selection_seconds() < forward_seconds
+        assert attached.selection_seconds() == 0
+        attached.time_selection(False)
         model(**batch)
-        assert attached.choosing_seconds() == 0
+        assert attached.selection_seconds() == 0
 
 
 @pytest.mark.gpu

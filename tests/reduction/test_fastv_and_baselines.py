@@ -85,11 +85,11 @@ def test_random_is_uniform(what: str) -> None:
     assert 10 < places < 100  # 39 degrees of freedom
     together = (kept[:, 1:] * kept[:, :-1]).sum(1).mean()
     assert abs(together - 39 * (10 / 40) * (9 / 39)) < 0.25
-    following = (kept[1:] * kept[:-1]).sum(1).mean()  # one draw tells nothing of the next
+    following = (kept[1:] * kept[:-1]).sum(1).mean()  # one draw is independent of the next
     assert abs(following - 10 * 10 / 40) < 0.25
 
 
-def test_random_goes_with_seed_prompt_stage_and_pool() -> None:
+def test_random_depends_on_seed_prompt_stage_and_group() -> None:
     scene = Scene(("t" + "v" * 40 + "tttt",))
     view = scene.view(Random(keep=10))
     first = Random(keep=10).select(view)
@@ -100,7 +100,7 @@ def test_random_goes_with_seed_prompt_stage_and_pool() -> None:
     assert not torch.equal(*Random(keep=10).select(twins))
 
 
-def test_random_does_not_hang_on_the_answer() -> None:
+def test_random_does_not_depend_on_the_answer() -> None:
     rows = ("t" + "v" * 30 + "ttt" + "a" * 5, "t" + "v" * 30 + "ttt" + "a", "t" + "v" * 30 + "ttt")
     first, second, prompt_alone = Scene(rows, (0, 0, 0)).choice(Random(keep=10))
     assert first == second == prompt_alone

@@ -36,23 +36,23 @@ def candidates(batch: BatchLayout, per: str = "sample") -> list[str]:
         ("tvvvttaatta", [".vvvPL....."]),  # nor what comes after it
         ("tvv__tt_", [".vv..PL."]),  # nor padding, wherever it is
         ("tvvtvvtt", [".vv.vvPL"]),  # text between two pictures did not see the second
-        ("tvvtvv", [".vvPvV"]),  # unless there is none behind it
-        ("ttvv", ["PPvV"]),  # nor behind the first: then all that was read
+        ("tvvtvv", [".vvPvV"]),  # unless there is none after it
+        ("ttvv", ["PPvV"]),  # nor after the first: then all text
         ("vvv", ["vvV"]),
         ("vvvaa", ["vvV.."]),
         ("tvvttaattvvvtta", [".vvPL..........", ".........vvvPL."]),  # a later turn: a pool of its own
         ("tvvttavvaatvvt", [".vvPL.........", "P..PP.vV......", "...........vvL"]),
     ],
 )
-def test_text_behind_the_picture_and_before_the_answer_may_choose(row: str, pools: list[str]) -> None:
+def test_text_after_the_image_and_before_the_answer_is_the_prompt(row: str, pools: list[str]) -> None:
     assert candidates(Scene((row,)).batch()) == pools
 
 
-def test_each_image_has_the_text_behind_it() -> None:
+def test_each_image_has_the_text_after_it() -> None:
     assert candidates(Scene(("tvvtvvtt",)).batch(), "image") == [".vvP..PL", "....vvPL"]
 
 
-def test_rows_without_pictures_have_no_pool() -> None:
+def test_rows_without_images_have_no_group() -> None:
     batch = Scene(("ttt", "vt", "tat")).batch()
     assert [pool.row for pool in batch.groups("sample")] == [1]
     assert TokenGroups.of(Scene(("ttt", "t")).batch(), "sample") is None
@@ -62,11 +62,11 @@ prompts = st.lists(st.sampled_from("vvtt"), min_size=1, max_size=8).map("".join)
 
 
 @settings(max_examples=60, deadline=None)
-@given(before=prompts, behind=prompts, answer=st.integers(1, 6), seed=st.integers(0, 9))
-def test_another_answer_sees_the_same_pools(before: str, behind: str, answer: int, seed: int) -> None:
+@given(before=prompts, after=prompts, answer=st.integers(1, 6), seed=st.integers(0, 9))
+def test_another_answer_gives_the_same_groups(before: str, after: str, answer: int, seed: int) -> None:
     """Longer, other words, or a further turn: what the first pictures see stays."""
-    plain = Scene((before + "v" + behind,), (seed,)).batch()
-    longer = Scene((before + "v" + behind + "a" * answer + "tvt",), (seed,), side="right").batch()
+    plain = Scene((before + "v" + after,), (seed,)).batch()
+    longer = Scene((before + "v" + after + "a" * answer + "tvt",), (seed,), side="right").batch()
     mine, (other, *_) = plain.groups("sample"), longer.groups("sample")
     assert mine == [other]
     size = plain.shape[1]
@@ -102,7 +102,7 @@ def test_in_generation_only_the_prompt_counts() -> None:
     assert batch.visual.sum() == 2
 
 
-def test_videos_count_as_pictures() -> None:
+def test_videos_count_as_images() -> None:
     assert BatchLayout.of(torch.tensor([[7, 1, 2, 8, 2]]), [1, 2]).images == ((((1, 3),), ((4, 5),)),)
 
 
@@ -125,7 +125,7 @@ def test_adjacent_images_are_cut_by_their_sizes(sizes: list[int], found: list[li
     assert [pool.spans for pool in batch.groups("sample")] == [((1, 6),), ((2, 6),)]
 
 
-def test_an_image_is_one_wherever_text_stands_within_it() -> None:
+def test_an_image_with_text_within_it_is_one_image() -> None:
     batch = images("vvtvvtvvvtt").with_images([4, 2, 1])
     first, second, third = ((0, 2), (3, 5)), ((6, 8),), ((8, 9),)
     assert batch.images == ((first, second, third),)
@@ -134,7 +134,7 @@ def test_an_image_is_one_wherever_text_stands_within_it() -> None:
     assert candidates(batch, "image")[0] == "vv.vvP...PL"
 
 
-def test_an_image_does_not_go_on_in_the_next_row() -> None:
+def test_an_image_does_not_continue_in_the_next_row() -> None:
     with pytest.raises(ValueError, match="lacks 2 of its visual tokens"):
         images("vvt", "vvt").with_images([4])
 

@@ -18,7 +18,7 @@ from tests.reduction.scenes import Scene
 
 
 def tiled(reducer: Reducer, *tiles: tuple[int, int], dtype: torch.dtype = torch.float32) -> View:
-    """One picture of these tiles, and a smaller one beside it in the batch."""
+    """One image of these tiles, and a smaller one in the same batch."""
     size = sum(rows * columns for rows, columns in tiles)
     view = Scene(("t" + "v" * size + "ttt", "v" * 4 + "t"), dtype=dtype).view(reducer)
     return replace(view, grid_shapes=[list(tiles), [(2, 2)]])
@@ -26,7 +26,7 @@ def tiled(reducer: Reducer, *tiles: tuple[int, int], dtype: torch.dtype = torch.
 
 @settings(max_examples=150, deadline=None)
 @given(rows=st.integers(1, 14), columns=st.integers(1, 14), part=st.floats(0.001, 1))
-def test_a_grid_is_cut_into_exactly_so_many_connected_cells(rows: int, columns: int, part: float) -> None:
+def test_a_grid_is_cut_into_the_exact_number_of_connected_cells(rows: int, columns: int, part: float) -> None:
     wanted = max(1, round(rows * columns * part))
     cells = grid_cells(rows, columns, wanted).view(rows, columns)
     assert cells.unique().tolist() == list(range(wanted))
@@ -51,14 +51,14 @@ def test_uniform_grid_takes_the_middle_of_each_cell() -> None:
     assert kept.nonzero().tolist() == [[1, 1], [1, 4], [4, 1], [4, 4]]
 
 
-def test_uniform_grid_deals_its_budget_over_tiles_by_size() -> None:
+def test_uniform_grid_splits_its_budget_over_tiles_by_size() -> None:
     reducer = UniformGrid(keep=11)
     kept = reducer.select(tiled(reducer, (4, 4), (4, 7)))[0]
     assert kept[:16].sum() == 4 and kept[16:].sum() == 7
 
 
 def pooled(view: View, reducer: Reducer) -> Tensor:
-    """What stands at the kept places of the first pool after merging."""
+    """The values at the kept places of the first group after merging."""
     keep = reducer.select(view)
     content = reducer.merge_targets(view, keep)
     assert content is not None
@@ -111,7 +111,7 @@ def test_one_window_is_fastv_and_as_many_as_tokens_is_uniform() -> None:
 
 
 @pytest.mark.parametrize("method", [UniformGrid, Pooling, WindowFastV])
-def test_after_an_earlier_stage_what_is_left_is_one_row(method: type[Reducer]) -> None:
+def test_after_an_earlier_stage_the_grid_is_one_row(method: type[Reducer]) -> None:
     """The grid has holes then."""
     reducer = method(keep=3)
     view = tiled(reducer, (4, 3))
