@@ -164,7 +164,7 @@ def _of_recipe(options: argparse.Namespace) -> _Rows:
     from ..data.sources import open_sources
 
     config, reducers = recipe.data, recipe.reduction.reducers()
-    store = ImageStore(None, config.allow_urls, config.max_pixels, config.min_pixels)
+    store = ImageStore.from_config(config)
     sources = open_sources([*config.train, *config.validation], store)
     try:
         processor = _processor(options.model or recipe.model.path)

@@ -150,6 +150,10 @@ class Data(Section):
     on_bad_row: Literal["skip", "error"] = Field(default="skip", description="skipped rows are logged and counted")
     max_bad_fraction: Fraction = Field(default=0.01, description="a larger share of bad rows ends the run")
     allow_urls: bool = Field(default=False, description="fetch images from the network")
+    follow_links: bool | Several[Text] = Field(
+        default=False,
+        description="whether links may lead out of the image folder: false, true, or the folders they may lead to",
+    )
     max_pixels: Count | None = Field(
         default=None, description="larger images are scaled down; null: as the processor does"
     )

@@ -17,6 +17,7 @@ from typing import BinaryIO
 
 from PIL import Image, ImageOps
 
+from ..config import Data
 from .issues import BadRowError, RowIssue
 from .sample import ImageRef
 
@@ -44,6 +45,11 @@ class ImageStore:
     min_pixels: int | None = None
     limit: int = MAX_PIXELS
     follow_links: bool | tuple[str, ...] = False
+
+    @classmethod
+    def from_config(cls, data: Data) -> ImageStore:
+        """With the settings of a recipe's `data` section; the folder comes with each source."""
+        return cls(None, data.allow_urls, data.max_pixels, data.min_pixels, follow_links=data.follow_links)
 
     def open(self, ref: ImageRef) -> Image.Image:
         """The first frame, upright, RGB, within the pixel limits. Raises `BadRowError`."""

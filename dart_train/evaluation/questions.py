@@ -55,7 +55,7 @@ class Question:
 def open_sets(recipe: Recipe, number: int | None = None) -> list[DataSource]:
     """All sets of the recipe, under distinct names, or only the set of that number."""
     data, sets = recipe.data, recipe.compare.sets
-    images = ImageStore(None, data.allow_urls, data.max_pixels, data.min_pixels)
+    images = ImageStore.from_config(data)
     return open_sources(sets if number is None else sets[number : number + 1], images)
 
 

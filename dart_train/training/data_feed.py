@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ..common.distributed import RankInfo
-from ..config import Data, Recipe
+from ..config import Recipe
 from ..data.check import row_lengths
 from ..data.collator import Collator
 from ..data.dataset import RowDataset, RowReader, RowStream
@@ -34,7 +34,7 @@ class TrainFeed:
     @classmethod
     def open(cls, recipe: Recipe, ranks: RankInfo, processor: Any) -> TrainFeed:
         data = recipe.data
-        sources = open_sources(data.train, image_store(data))
+        sources = open_sources(data.train, ImageStore.from_config(data))
         encoder = Encoder(processor, data.max_length, data.on_too_long)
         reader = RowReader(sources, encoder, data.on_bad_row, data.max_bad_fraction)
         collator = Collator(processor, data.pad_to_multiple_of)
@@ -90,10 +90,6 @@ class TrainFeed:
             world=self.ranks.world,
             seed=self.recipe.data.seed,
         )
-
-
-def image_store(data: Data) -> ImageStore:
-    return ImageStore(None, data.allow_urls, data.max_pixels, data.min_pixels)
 
 
 def _row_id(source: DataSource, index: int) -> str:

@@ -21,7 +21,7 @@ from .run_record import BASE_FILE, RECIPE_FILE, VERSIONS_FILE, base_of
 
 # None of these changes which rows are trained on, or how.
 KEYS_THAT_MAY_CHANGE = (
-    "compare", "log", "data.validation", "data.workers", "data.allow_urls", "data.on_bad_row",
+    "compare", "log", "data.validation", "data.workers", "data.allow_urls", "data.follow_links", "data.on_bad_row",
     "data.max_bad_fraction", "model.path", "model.revision", "train.output_dir", "train.epochs", "train.max_steps",
     "train.per_device_eval_batch_size", "train.gradient_checkpointing", "train.save_steps", "train.save_total_limit",
     "train.eval_steps", "train.eval_budgets", "train.resume", "train.logging_steps", "train.overlay_steps",

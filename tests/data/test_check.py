@@ -232,6 +232,21 @@ def test_a_recipe_brings_sources_model_limits_and_reduction(tmp_path, image_fold
     assert "too_long" in json.loads((tmp_path / "out" / "check.json").read_text())["findings"]
 
 
+def test_follow_links_of_a_recipe_allows_images_behind_links(tmp_path, image_folder, llava_file, capsys):
+    for file in image_folder.iterdir():
+        file.rename(tmp_path / file.name)
+        file.symlink_to(f"../{file.name}")
+    TINY.save_pretrained(tmp_path / "model")
+    paths = {"model": tmp_path / "model", "rows": llava_file, "images": image_folder}
+    (tmp_path / "recipe.yaml").write_text(RECIPE.format(**paths))
+    call = ["check", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path), "--workers", "1", "--quiet"]
+    assert main(call) == 1
+    assert "to allow links, set data.follow_links to true" in capsys.readouterr().out
+    assert main([*call[:2], f"data.follow_links=[{tmp_path / 'model'}]", *call[2:]]) == 1
+    for value in ("true", f"[{tmp_path}]"):
+        assert main([*call[:2], f"data.follow_links={value}", *call[2:]]) == 0
+
+
 def test_a_model_that_is_out_of_reach_leaves_the_rows_to_be_checked(
     tmp_path, image_folder, llava_file, capsys, monkeypatch
 ):
