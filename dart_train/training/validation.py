@@ -16,9 +16,9 @@ from ..config import Recipe
 from ..data.collator import Collator
 from ..data.dataset import RowDataset, RowReader
 from ..data.encoder import Encoder
+from ..data.images import ImageStore
 from ..data.sources import open_sources
 from ..reduction.budget import Keep
-from .data_feed import image_store
 from .objective import StepBudgets, SupervisedLogits
 
 # A forward of a collated batch on the model in eval mode, without gradient.
