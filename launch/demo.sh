@@ -6,10 +6,10 @@
 #   bash launch/demo.sh --help       the other options
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-. launch/lib/setup.sh
+. launch/setup.sh
 
 ready
 # One thread a rank: two ranks on two cores are faster than one with two threads.
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 MPLBACKEND=Agg WANDB_SILENT=true
 export WANDB_MODE="${WANDB_MODE:-offline}"
-exec python -m launch.lib.demo "$@"
+exec python -m launch.demo "$@"

@@ -18,7 +18,7 @@ elif [ -x .venv/bin/python ]; then
 elif has_packages python3; then
     python=python3
 else
-    . launch/lib/setup.sh
+    . launch/setup.sh
     ready
     python=.venv/bin/python
 fi

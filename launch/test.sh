@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Everything that has to hold: ruff, mypy, pytest. Makes .venv when there is none.
+# Everything that has to hold: ruff (rules and format), mypy, pytest. Makes .venv when there is none.
 #   bash launch/test.sh              the quick set
-#   bash launch/test.sh --all        slow tests and drills too
+#   bash launch/test.sh --all        slow tests and fault injection too
 #   bash launch/test.sh --transformers 5.25.0   the laws and a short run on another release of a library; also
 #                                    --accelerate, --datasets, --deepspeed, --peft and --trl, one or several
 #   bash launch/test.sh --bounds     the same on the oldest and the newest releases that pyproject.toml allows
 #   bash launch/test.sh -k recipe    whatever follows goes to pytest (so: -m gpu on a machine with a GPU)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-. launch/lib/setup.sh
+. launch/setup.sh
 
 markers="not slow and not drill and not gpu"
 if [ "${1:-}" = "--all" ]; then
@@ -21,22 +21,23 @@ export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 WANDB_MOD
 
 case "${1:-}" in
     --bounds | --transformers* | --accelerate* | --datasets* | --deepspeed* | --peft* | --trl*)
-        exec python -m launch.lib.versions "$@"
+        exec python -m launch.versions "$@"
         ;;
 esac
 
 ruff check .
+ruff format --check .
 mypy
-mypy launch/lib/demo launch/lib/versions.py launch/*.py
+mypy launch/*.py
 
-# One selection of tests. That it is empty is no failure (what follows on the command line may ask for the other).
+# One selection of tests. An empty one is not a failure: arguments such as -k may select only tests of the other.
 tests() {
     local code=0
     python -m pytest "$@" || code=$?
     [ "$code" -eq 0 ] || [ "$code" -eq 5 ] || exit "$code"
 }
 
-# Launches of DeepSpeed bring two ranks each: one after the other, on a machine of two cores. All else on two
-# workers with one thread each: more threads than cores make everything slower.
+# Every launch of DeepSpeed starts two ranks, so on two cores these tests run one after the other; all others run on two
+# workers with one thread each.
 tests -m "$markers and deepspeed" "$@"
 tests -n 2 -m "$markers and not deepspeed" "$@"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from packaging.specifiers import SpecifierSet
 
-from launch.lib import versions
+from launch import versions
 
 LISTED = """\
 WARNING: pip index is currently an experimental command.

@@ -28,18 +28,15 @@ def laws_figures(folder: Path) -> list[str]:
 
 
 def bench_rows(folder: Path) -> list[tuple[str, Row]]:
-    """(table, row) of all but the goals."""
+    """(table, row) of all tables."""
     tables = json.loads((folder / "bench.json").read_text(encoding="utf-8"))["tables"]
-    return [(title, row) for title, table in tables.items() if title != "Goals" for row in table["rows"]]
+    return [(title, row) for title, table in tables.items() for row in table["rows"]]
 
 
 def bench_figures(folder: Path) -> list[str]:
-    """One line a row; the goals that it was measured against in the end."""
+    """One line a row, those of DART and of teachers first."""
     lines = [_row_line(row) for _, row in bench_rows(folder)]
-    order = sorted(lines, key=lambda line: "DART" not in line and "teacher" not in line)  # stable
-    goals = json.loads((folder / "bench.json").read_text(encoding="utf-8"))["tables"].get("Goals", {"rows": []})["rows"]
-    named = [f"goal: {g['goal']} {g['set']}: {g['measured']} ({g['of']})" for g in goals if g.get("reached")]
-    return order + named
+    return sorted(lines, key=lambda line: "DART" not in line and "teacher" not in line)  # stable
 
 
 def _row_line(row: Row) -> str:

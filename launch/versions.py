@@ -23,7 +23,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 LAWS = ("tests/laws", "tests/hooks/test_transformers_compat.py")
 ONE_RUN = ("tests/test_imports.py", "tests/training/test_train.py")
 # The folders and files of tests that a release has to pass.

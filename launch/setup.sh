@@ -7,7 +7,7 @@ EXTRAS="dev,tensorboard,wandb"
 
 ready() {
     local root python stamp pins
-    root="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
+    root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
     python="$root/.venv/bin/python"
     stamp="$root/.venv/dart-train.stamp"
     cd "$root" || return 1
@@ -33,7 +33,7 @@ new_environment() {
 
 # What the environment was made from; when any of it changes, pip looks again.
 fingerprint() {
-    { "$1" -V; cat launch/constraints.txt pyproject.toml launch/lib/setup.sh; } | cksum
+    { "$1" -V; cat launch/constraints.txt pyproject.toml launch/setup.sh; } | cksum
 }
 
 # torch and setuptools first: deepspeed is a source package that looks for both when it is built.

@@ -1,8 +1,8 @@
-"""The claim, and whether it came true: read from the answers themselves, one comparison a seed.
+"""The pre-registered claim, evaluated on the answers of one comparison a seed.
 
-Written before any test question was asked: at 11.1% of the visual tokens the adapted model beats the control, reduced
-the same way without training, by at least 5 points with intervals that do not overlap; with full tokens it loses at
-most 2 points against the control.
+It was written before any test question was answered: at 11.1% of the visual tokens the adapted model beats the control,
+reduced the same way without training, by at least 5 points with intervals that do not overlap; with full tokens it
+loses at most 2 points against the control.
 """
 
 from __future__ import annotations
@@ -51,16 +51,16 @@ class Verdict:
         return {**asdict(self), "gained": self.gained, "kept_full": self.kept_full, "holds": self.holds}
 
 
-def judge(folder: Path, seed: int) -> Verdict:
+def evaluate_claim(folder: Path, seed: int) -> Verdict:
     """folder: of a comparison, with its results.jsonl."""
     answers = list(_lines(folder / "results.jsonl"))
     reduced = [_scores(answers, name, METHOD, BUDGET) for name in ("control", "adapted")]
     full = [_scores(answers, name, FULL, FULL) for name in ("control", "adapted")]
     (control, adapted), (control_full, adapted_full) = (map(_figure, both) for both in (reduced, full))
-    return Verdict(seed, control, adapted, _apart(reduced), control_full, adapted_full, _apart(full))
+    return Verdict(seed, control, adapted, _paired(reduced), control_full, adapted_full, _paired(full))
 
 
-def told(verdicts: Sequence[Verdict]) -> str:
+def summarize(verdicts: Sequence[Verdict]) -> str:
     """A table in Markdown, misses included, and a closing sentence."""
     true = sum(verdict.holds for verdict in verdicts)
     lines = [
@@ -69,18 +69,18 @@ def told(verdicts: Sequence[Verdict]) -> str:
         "|---|---|---|---|---|---|---|---|",
         *map(_row, verdicts),
         "",
-        f"Claimed before: a gain of at least {100 * GAIN:.0f} points with intervals apart, and at most "
+        f"Pre-registered: a gain of at least {100 * GAIN:.0f} points with separate intervals, and at most "
         f"{100 * LOSS:.0f} points lost at full tokens. It holds for {true} of {len(verdicts)} seeds.",
     ]
     return "\n".join(lines)
 
 
-def write(verdicts: Sequence[Verdict], folder: Path, how: Mapping[str, Any]) -> None:
+def write_claim(verdicts: Sequence[Verdict], folder: Path, how: Mapping[str, Any]) -> None:
     """claim.json and claim.md; `how`: command, device, versions."""
     found = {"claim": {"gain": GAIN, "loss": LOSS}, "seeds": [verdict.to_dict() for verdict in verdicts], **how}
     (folder / "claim.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     facts = "".join(f"- {name}: {value}\n" for name, value in how.items())
-    text = f"# The claim\n\n{told(verdicts)}\n\nExact match in percent, 95% intervals.\n\n{facts}"
+    text = f"# The claim\n\n{summarize(verdicts)}\n\nExact match in percent, 95% intervals.\n\n{facts}"
     (folder / "claim.md").write_text(text, encoding="utf-8")
 
 
@@ -93,7 +93,7 @@ def _scores(answers: Iterable[Mapping[str, Any]], checkpoint: str, method: str, 
     cell = (checkpoint, method, budget)
     mine = [line for line in answers if (line["checkpoint"], line["method"], line["budget"]) == cell]
     if not mine:
-        raise ValueError(f"no answers of {' / '.join(cell)}: the comparison was not asked for them")
+        raise ValueError(f"no answers of {' / '.join(cell)}: the comparison did not include them")
     scored = {(line["set"], line["id"]): METRIC.score(line["prediction"], line["answers"]) for line in mine}
     return {question: score for question, score in scored.items() if score is not None}
 
@@ -104,11 +104,11 @@ def _figure(scores: Scores) -> Estimate:
     return found
 
 
-def _apart(both: Sequence[Scores]) -> PairedDifference:
+def _paired(both: Sequence[Scores]) -> PairedDifference:
     """The second less the first, question by question."""
     first, second = both
     if first.keys() != second.keys():
-        raise ValueError("the two models were asked different questions")
+        raise ValueError("the two models answered different questions")
     found = paired_difference(METRIC, list(first.values()), [second[question] for question in first])
     assert found is not None
     return found
