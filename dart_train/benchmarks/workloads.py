@@ -17,8 +17,8 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from ..config import Lora, Part, Parts
 from ..hooks import attach
-from ..models.processors import assemble
 from ..models.structure import find_parts
+from ..models.transformers_compat import build_processor
 from ..reduction import DART
 from ..training.trainable import choose_parameters
 from .model_shapes import IMAGE, SHAPES, Grid, ModelShape
@@ -219,7 +219,7 @@ def llava_processor() -> hf.LlavaProcessor:
         "num_additional_image_tokens": 1,
         "chat_template": _TEMPLATE,
     }
-    return assemble(hf.LlavaProcessor, [images, tokenizer], settings)
+    return build_processor(hf.LlavaProcessor, [images, tokenizer], settings)
 
 
 def _write_row(images: Path, number: int) -> dict[str, object]:

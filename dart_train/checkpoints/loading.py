@@ -15,7 +15,7 @@ import torch
 from ..common.io import EXPECTED_ERRORS, ProblemCollector
 from ..hooks import Attached, attach
 from ..hooks.engine import Output
-from ..models.loading import Source, attention_kernel, build_meta_model, missing_weights, read_config, read_model
+from ..models.loading import WeightsSource, attention_kernel, build_meta_model, missing_weights, read_model
 from ..models.processors import load_processor
 from ..reduction import DART, FewerPixels, Reducer, from_config
 from ..reduction.budget import Keep
@@ -42,7 +42,7 @@ class ResolvedModel:
     """A model that can be loaded. `trained`: the reduction it was trained with; None: there is no reducer.json."""
 
     location: ModelLocation
-    source: Source
+    source: WeightsSource
     provenance: Provenance
     processor: Any
     trained: Sequence[Reducer] | None
@@ -156,12 +156,12 @@ def _load_processor(location: ModelLocation, provenance: Provenance, trust_remot
 
 def _weights_source(
     location: ModelLocation, provenance: Provenance, base: str | Path | None, trust_remote_code: bool
-) -> Source:
+) -> WeightsSource:
     if not location.is_adapter:
         if base is not None:
             raise ValueError(f"base={str(base)!r} was given, but {location.folder} holds full weights: leave it out")
         _check_weight_files(location)
-        return Source(location.source, location.revision, trust_remote_code)
+        return WeightsSource(location.source, location.revision, trust_remote_code)
     wanted = provenance.base_model if base is None else str(base)
     if wanted is None:
         raise ValueError("the adapter does not name its base model; give the base model's folder or hub id as base")
@@ -172,7 +172,7 @@ def _weights_source(
     _check_weight_files(base_location)
     if base_location.is_adapter:
         raise ValueError(f"the adapter's base model {wanted} is an adapter itself; export that one first")
-    return Source(base_location.source, base_location.revision, trust_remote_code, location.source)
+    return WeightsSource(base_location.source, base_location.revision, trust_remote_code, location.source)
 
 
 def _check_weight_files(location: ModelLocation) -> None:
@@ -183,9 +183,9 @@ def _check_weight_files(location: ModelLocation) -> None:
         raise ValueError(f"{location.folder}: {missing}")
 
 
-def _check_reduction_fits(source: Source, reducers: Sequence[Reducer]) -> None:
+def _check_reduction_fits(source: WeightsSource, reducers: Sequence[Reducer]) -> None:
     """On a model without weights."""
-    model = build_meta_model(read_config(source.path, source.revision, source.trust_remote_code))
+    model = build_meta_model(source)
     if reducers:
         attach(model, reducers).remove()
 

@@ -16,7 +16,7 @@ from ..config import ConfigIssue, QuestionSet, Recipe, RecipeError, check_recipe
 from ..config.methods import Given, Method, expand_reduction_alias, labels, read_method
 from ..data.issues import BadRowError
 from ..hooks import attach
-from ..models.loading import build_meta_model, read_config
+from ..models.loading import build_meta_model
 from ..models.resize import resizer_for
 from ..reduction import FewerPixels, KeepAll, Reducer
 from ..reduction.budget import Keep
@@ -220,7 +220,7 @@ def _incompatible_methods(found: ResolvedModel, cells: Sequence[ComparisonCell])
     """Methods that do not work with this model, and a processor that cannot build prompts."""
     problems = ProblemCollector()
     problems.collect(lambda: QuestionEncoder(found.processor))
-    model = build_meta_model(read_config(found.source.path, found.source.revision, found.source.trust_remote_code))
+    model = build_meta_model(found.source)
     for cell in cells:
         if isinstance(cell.reducer, FewerPixels):
             problems.collect(lambda: resizer_for(found.processor), cell.method)

@@ -18,7 +18,8 @@ from ..checkpoints.atomic import replace_folder, restore_replaced
 from ..checkpoints.locate import ADAPTER
 from ..checkpoints.provenance import PROVENANCE_FILE, write_provenance
 from ..common.io import ProblemCollector, fsync_path
-from ..models.loading import merged, read_model
+from ..models.loading import read_model
+from ..models.peft_compat import merge_adapter
 from .model_card import collect_provenance, write_card
 from .verify import ReferenceRun, run_reference, verify_export
 
@@ -147,7 +148,7 @@ def _write_weights(job: ExportJob, model: Any, reference: ReferenceRun) -> None:
         for name in _ADAPTER_FILES:
             shutil.copy(location.folder / name, job.folder / name)
     else:
-        full = merged(model) if location.is_adapter else model
+        full = merge_adapter(model) if location.is_adapter else model
         reference.record_weights(full)
         full.save_pretrained(job.folder)
 

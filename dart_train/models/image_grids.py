@@ -1,4 +1,4 @@
-"""Which tiles the visual tokens of each row, and of each group, belong to."""
+"""The tiles that the visual tokens of each row, and of each token group, are on."""
 
 from __future__ import annotations
 
@@ -6,58 +6,63 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..reduction.batch_layout import BatchLayout, Per
-from .families import GENERIC, UnknownGridError
+from .families import GENERIC, Tile, UnknownGridError
 from .structure import ModelParts
+
+ImageTiles = list[Tile]  # of one image
 
 
 class ImageGrids:
-    """The tiles of each group's images. Needed only by methods that look at the grid, or budget by image."""
+    """The tiles of each image of a batch; needed only by methods that use the grid, or have a budget per image."""
 
-    def __init__(self, parts: ModelParts, inputs: Mapping[str, Any], rows: int | None) -> None:
-        """inputs: what the family reads, on the host; rows: the samples of `generate`'s inputs; beams repeat each."""
-        self.parts, self.inputs, self.rows = parts, inputs, rows
+    def __init__(self, parts: ModelParts, inputs: Mapping[str, Any], samples: int | None) -> None:
+        """inputs: what the family reads, on the host; samples: in the inputs of `generate`, where beam search repeats
+        each of them."""
+        self.parts, self.inputs, self.samples = parts, inputs, samples
 
-    def of(self, batch: BatchLayout) -> list[list[list[tuple[int, int]]]]:
+    def of(self, batch: BatchLayout) -> list[list[ImageTiles]]:
         """Per row of the batch, per image, its tiles."""
-        repeat = 1 if self.rows is None else batch.shape[0] // self.rows
+        repeat = 1 if self.samples is None else batch.shape[0] // self.samples
         samples = batch.rows()[::repeat]
         tiles = self.parts.family.tiles(self.parts.top.config, self.inputs, samples)
         rows = assign_images_to_rows(tiles, [sample.tokens() for sample in samples])
         return [row for row in rows for _ in range(repeat)]
 
     def image_sizes(self, batch: BatchLayout) -> list[int] | None:
-        """Tokens of each image in batch order; None in a model of no known family, where a run serves as an image."""
+        """Tokens of each image in batch order; None for a model of no known family, where each run of visual tokens
+        counts as an image."""
         if self.parts.family is GENERIC:
             return None
-        return [sum(r * c for r, c in image) for row in self.of(batch) for image in row]
+        return [_count_tokens(image) for row in self.of(batch) for image in row]
 
 
-def assign_images_to_rows(
-    tiles: Sequence[list[tuple[int, int]]], totals: Sequence[int]
-) -> list[list[list[tuple[int, int]]]]:
-    """The images of a batch to its rows, by the visual tokens that each row has."""
-    waiting, rows = list(tiles), []
+def _count_tokens(tiles: ImageTiles) -> int:
+    return sum(height * width for height, width in tiles)
+
+
+def assign_images_to_rows(images: Sequence[ImageTiles], totals: Sequence[int]) -> list[list[ImageTiles]]:
+    """totals: visual tokens of each row."""
+    waiting, rows = list(images), []
     for total in totals:
-        row: list[list[tuple[int, int]]] = []
-        while sum(r * c for image in row for r, c in image) < total and waiting:
+        row: list[ImageTiles] = []
+        while sum(map(_count_tokens, row)) < total and waiting:
             row.append(waiting.pop(0))
-        found = sum(r * c for image in row for r, c in image)
+        found = sum(map(_count_tokens, row))
         if found != total:
             raise UnknownGridError(f"a sample has {total} visual tokens, but the grids of its images make {found}")
         rows.append(row)
     return rows
 
 
-def group_tiles(grids: list[list[list[tuple[int, int]]]], batch: BatchLayout, per: Per) -> list[list[tuple[int, int]]]:
-    """Tiles of each group, in the order of the group's tokens."""
-    shapes = []
-    queues = [[tile for image in row for tile in image] for row in grids]
+def group_tiles(grids: list[list[ImageTiles]], batch: BatchLayout, per: Per) -> list[ImageTiles]:
+    """Tiles of each token group, in the order of the group's tokens."""
+    waiting = [[tile for image in row for tile in image] for row in grids]
+    groups = []
     for group in batch.groups(per):
-        taken, size = [], 0
-        while size < group.size:
-            taken.append(queues[group.row].pop(0))
-            size += taken[-1][0] * taken[-1][1]
-        if size != group.size:
+        tiles: ImageTiles = []
+        while _count_tokens(tiles) < group.size:
+            tiles.append(waiting[group.row].pop(0))
+        if _count_tokens(tiles) != group.size:
             raise UnknownGridError(f"a group of {group.size} visual tokens does not end with a tile of its image")
-        shapes.append(taken)
-    return shapes
+        groups.append(tiles)
+    return groups

@@ -1,17 +1,16 @@
-"""The real processor of a model, on machines with torchvision and without it.
+"""The processor of a model, with torchvision and without it.
 
-Hugging Face's video processors need torchvision, and the processors of Qwen-VL, LLaVA-OneVision, InternVL and
-SmolVLM need a video processor even when only images come. Where torchvision is missing, `AutoProcessor` then
-fails, or hands back a mere tokenizer. Here the same processor class is put together from its parts, with
-`NoVideo` where the video processor would be: images work, a video is refused, and what is saved names the
-original classes, so that a machine with torchvision loads the complete processor again.
+Hugging Face's video processors need torchvision, and the processors of Qwen-VL, LLaVA-OneVision, InternVL and SmolVLM
+need a video processor even for images alone. Without torchvision, `AutoProcessor` fails or returns only a tokenizer.
+Here the same processor class is built from its parts, with `NoVideo` in place of the video processor: images work,
+a video raises an error, and the saved files name the original classes, so that a machine with torchvision loads the
+complete processor again.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,16 +26,18 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.models.auto.video_processing_auto import get_video_processor_config
 from transformers.utils import is_torchvision_available
 
+from .transformers_compat import build_processor, processor_parts, processor_settings
+
 log = logging.getLogger(__name__)
-_REMEDY = "save the model's own beside it: processor.save_pretrained(folder)"
+_REMEDY = "save the model's own processor there: processor.save_pretrained(folder)"
 
 
 class NoVideo(ImageProcessingMixin):
-    """Stands where a video processor would be: keeps its settings, refuses videos."""
+    """In place of a video processor: keeps its settings and refuses videos."""
 
     model_input_names: ClassVar[list[str]] = []
     fps = None
-    num_frames = None  # SmolVLM's chat template call reads both, whatever the conversation holds
+    num_frames = None  # SmolVLM's `apply_chat_template` reads both for every conversation
 
     def __init__(self, settings: dict[str, Any]) -> None:
         super().__init__(**settings)
@@ -44,7 +45,7 @@ class NoVideo(ImageProcessingMixin):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise ValueError(
-            "a video was given, but this processor was loaded without torchvision and takes images only; "
+            "a video was given, but this processor was loaded without torchvision and takes only images; "
             "install torchvision and load it again"
         )
 
@@ -61,14 +62,14 @@ def load_processor(
 ) -> ProcessorMixin:
     """The processor that belongs to the model at `path`, a folder or a hub id.
 
-    `max_pixels` and `min_pixels` bound the area that a picture is resized to, for processors that resize to a
-    number of pixels (the Qwen family); any other refuses them with a `ValueError`.
+    `max_pixels` and `min_pixels` bound the area that an image is resized to, for processors that resize to a number of
+    pixels (Qwen-VL); any other raises `ValueError` for them.
     """
     if trust_remote_code:
         warn_remote_code(str(path))
     processor = _load(_resolve_offline(str(path)), trust_remote_code)
     if not isinstance(processor, ProcessorMixin):
-        raise ValueError(f"{str(path)!r} holds no processor, only a {type(processor).__name__}; {_REMEDY}")
+        raise ValueError(f"{str(path)!r} has no processor, only a {type(processor).__name__}; {_REMEDY}")
     if max_pixels is not None or min_pixels is not None:
         _limit_pixels(processor.image_processor, min_pixels, max_pixels)
     return processor
@@ -76,34 +77,20 @@ def load_processor(
 
 @cache
 def warn_remote_code(path: str) -> None:
-    """Once a process, and by the first rank alone."""
+    """Once per process, on the first rank only."""
     if os.environ.get("RANK", "0") == "0":
-        log.warning("trust_remote_code: Python code that comes with %s is run on this machine", path)
-
-
-def assemble(kind: type[ProcessorMixin], parts: Iterable[Any], settings: dict[str, Any]) -> ProcessorMixin:
-    """A `kind` made of `parts` (in the order of `kind.get_attributes()`), `NoVideo` allowed among them.
-
-    A processor checks its parts against names that transformers has only together with torchvision. The check
-    is passed over while the object is built; the object is then an ordinary `kind`.
-    """
-    pass_over = {"check_argument_for_proper_class": lambda self, name, part: type(part)}
-    unchecked: Any = type(kind.__name__, (kind,), pass_over)
-    processor = unchecked.from_args_and_dict(list(parts), dict(settings))
-    processor.__class__ = kind
-    return processor
+        log.warning("trust_remote_code: Python code from %s runs on this machine", path)
 
 
 def _resolve_offline(path: str) -> str:
-    """The path itself, or where the hub does not answer, the folder that an earlier download left. Asked for a model
-    without a network, transformers tries again for minutes."""
+    """The path itself, or without a network the folder of an earlier download: transformers would retry for minutes."""
     if Path(path).is_dir() or _hub_answers():
         return path
     try:
         return snapshot_download(path, local_files_only=True)
-    except Exception as error:  # not there, no hub id, ...: each of its own class
+    except Exception as error:  # not in the cache, not a hub id, ...: several classes without a common one
         raise ValueError(
-            f"{path!r} is no folder, was never downloaded, and {constants.ENDPOINT} does not answer (no network, or "
+            f"{path!r} is not a folder, was never downloaded, and {constants.ENDPOINT} does not answer (no network, or "
             "HF_HUB_OFFLINE is set); check the path, or download the model first"
         ) from error
 
@@ -111,7 +98,7 @@ def _resolve_offline(path: str) -> str:
 def _hub_answers(seconds: float = 5) -> bool:
     try:
         get_session().head(constants.ENDPOINT, timeout=seconds)
-    except Exception:  # of whatever library the hub's client is built on
+    except Exception:  # of the HTTP library that the hub's client uses
         return False
     return True
 
@@ -120,17 +107,16 @@ def _load(path: str, trust_remote_code: bool) -> Any:
     kind = _processor_class(path)
     if kind is None and not trust_remote_code:
         raise ValueError(
-            f"{path!r} holds no processor that transformers knows; {_REMEDY}, or set trust_remote_code if it "
-            "brings code of its own that you have read"
+            f"{path!r} has no processor that transformers knows; {_REMEDY}, or set trust_remote_code if it has its own "
+            "code and you trust it"
         )
     if kind is None or is_torchvision_available():
         return AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
-    settings, _ = kind.get_processor_dict(path)
     try:
-        parts = [_load_part(name, path) for name in kind.get_attributes()]
+        parts = [_load_part(name, path) for name in processor_parts(kind)]
     except OSError as error:
-        raise ValueError(f"{path!r} lacks a part of its {kind.__name__}: {error}; {_REMEDY}") from error
-    return assemble(kind, parts, settings)
+        raise ValueError(f"{path!r}: a part of its {kind.__name__} is missing: {error}; {_REMEDY}") from error
+    return build_processor(kind, parts, processor_settings(kind, path))
 
 
 def _load_part(name: str, path: str) -> Any:
@@ -145,22 +131,22 @@ def _load_part(name: str, path: str) -> Any:
 
 def _processor_class(path: str) -> type[ProcessorMixin] | None:
     """The class that the folder's files name, or the one that belongs to the model type."""
-    settings, _ = ProcessorMixin.get_processor_dict(path)
-    for written in (settings, get_image_processor_config(path), get_tokenizer_config(path)):
-        if written.get("processor_class"):
-            return processor_class_from_name(written["processor_class"])
+    settings = processor_settings(ProcessorMixin, path)
+    for saved in (settings, get_image_processor_config(path), get_tokenizer_config(path)):
+        if saved.get("processor_class"):
+            return processor_class_from_name(saved["processor_class"])
     try:
         return PROCESSOR_MAPPING.get(type(AutoConfig.from_pretrained(path)), None)
-    except (OSError, ValueError):  # no config.json, or a model type that is not known
+    except (OSError, ValueError):  # no config.json, or an unknown model type
         return None
 
 
 def _limit_pixels(image_processor: Any, min_pixels: int | None, max_pixels: int | None) -> None:
-    """Sets the least and the greatest area, in pixels, that a picture is resized to."""
+    """Sets the smallest and the largest area, in pixels, that an image is resized to."""
     if "max_pixels" not in image_processor.valid_kwargs.__annotations__:
         raise ValueError(
-            f"min_pixels={min_pixels}, max_pixels={max_pixels} given, but {type(image_processor).__name__} "
-            "does not resize to a number of pixels (the Qwen family does); leave both out"
+            f"min_pixels={min_pixels}, max_pixels={max_pixels} were given, but {type(image_processor).__name__} "
+            "does not resize to a number of pixels (Qwen-VL does); leave both out"
         )
     size = dict(image_processor.size)
     least = size["shortest_edge"] if min_pixels is None else min_pixels

@@ -54,8 +54,8 @@ def _sibling_function(instance: Any, name: str) -> Callable[..., Any]:
     return found
 
 
-def build_unchecked(kind: type[ProcessorMixin], parts: Iterable[Any], settings: dict[str, Any]) -> ProcessorMixin:
-    """A processor of class `kind` from parts that `kind` itself would refuse.
+def build_processor(kind: type[ProcessorMixin], parts: Iterable[Any], settings: dict[str, Any]) -> ProcessorMixin:
+    """A processor of class `kind` from its parts, in the order of `processor_parts`.
 
     A processor checks the classes of its parts against names that transformers has only together with torchvision.
     The check is disabled while the object is built; afterwards the object is an ordinary `kind`.

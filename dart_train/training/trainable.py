@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from ..config import Model, Parts, Recipe
-from ..models.loading import Source, attention_kernel, build_meta_model, read_config, read_model
+from ..models.loading import WeightsSource, attention_kernel, build_meta_model, read_model
 from ..models.structure import find_parts, part_of, unwrap_model
 
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict)
@@ -131,8 +131,7 @@ def trainable_meta_model(recipe: Recipe) -> Any:
     """The model on the meta device, its parameters chosen. Within a second it finds an unknown folder, a model that
     cannot be reduced, and LoRA targets that match nothing; and it has the size of every parameter."""
     resolve_attention(recipe.model)
-    wanted = recipe.model
-    model = build_meta_model(read_config(wanted.path, wanted.revision, wanted.trust_remote_code, "model.path"))
+    model = build_meta_model(_weights(recipe.model), "model.path")
     depth = len(find_parts(model).layers)
     for reducer in recipe.reduction.reducers():
         if reducer.layer >= depth:
@@ -145,7 +144,11 @@ def trainable_meta_model(recipe: Recipe) -> Any:
 def load_model(recipe: Recipe) -> Any:
     model = recipe.model
     dtype = _DTYPES[recipe.train.precision] if model.dtype == "auto" else model.dtype
-    return read_model(Source(model.path, model.revision, model.trust_remote_code), dtype, resolve_attention(model))
+    return read_model(_weights(model), dtype, resolve_attention(model))
+
+
+def _weights(model: Model) -> WeightsSource:
+    return WeightsSource(model.path, model.revision, model.trust_remote_code)
 
 
 def resolve_attention(model: Model) -> str:

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from ..checkpoints import ResolvedModel, resolve
 from ..common.io import ProblemCollector
 from ..hooks import attach
-from ..models.loading import build_meta_model, read_config
+from ..models.loading import build_meta_model
 from ..models.processors import NoVideo
 from ..models.prompts import chat_template
 from ..models.token_places import supports_video
@@ -67,7 +67,7 @@ def _check_values(options: argparse.Namespace, problems: ProblemCollector) -> No
 def _check_model(found: ResolvedModel, reducers: Sequence[Reducer], video: bool, problems: ProblemCollector) -> None:
     """Whether the model takes the methods, and the video where there is one."""
     source, processor = found.source, found.processor
-    model = build_meta_model(read_config(source.path, source.revision, source.trust_remote_code))
+    model = build_meta_model(source)
     problems.collect(lambda: chat_template(processor))
     if video:
         problems.collect(lambda: _check_video(model, processor), "--frames")

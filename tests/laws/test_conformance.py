@@ -240,7 +240,7 @@ def test_command_refuses_in_one_message(
 
 def test_command_names_a_folder_that_holds_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(tmp_path)]) == 2
-    assert "holds no processor" in capsys.readouterr().err
+    assert "has no processor" in capsys.readouterr().err
 
 
 def test_errors_keep_their_traceback_when_debugging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,11 @@
-"""Processors come back from a folder as the real classes, with or without torchvision."""
+"""Processors load from a folder as their own classes, with torchvision and without it."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import pickle
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -37,16 +39,16 @@ def _check_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
         torch.testing.assert_close(value, other[key], rtol=0, atol=tolerance)
 
 
-def _within(part: object, whole: object) -> bool:
-    """With torchvision the settings come back with all defaults filled in, so more may be there."""
-    if isinstance(part, dict) and isinstance(whole, dict):
-        return all(key in whole and _within(value, whole[key]) for key, value in part.items())
-    return part == whole
+def _within(part: object, full: object) -> bool:
+    """With torchvision the saved settings contain all defaults as well."""
+    if isinstance(part, dict) and isinstance(full, dict):
+        return all(key in full and _within(value, full[key]) for key, value in part.items())
+    return part == full
 
 
 @every_family
 @pytest.mark.parametrize("older_layout", [False, True])
-def test_folder_gives_back_the_processor(name: str, older_layout: bool, tmp_path: Path) -> None:
+def test_load_returns_the_saved_processor(name: str, older_layout: bool, tmp_path: Path) -> None:
     original = FAMILIES[name].processor()
     loaded = load_processor(str(save_folder(name, tmp_path, older_layout)))
     assert type(loaded) is type(original)
@@ -55,7 +57,7 @@ def test_folder_gives_back_the_processor(name: str, older_layout: bool, tmp_path
 
 
 @every_family
-def test_saved_again_it_names_the_original_classes(name: str, tmp_path: Path) -> None:
+def test_saving_again_keeps_the_original_class_names(name: str, tmp_path: Path) -> None:
     folder, again = save_folder(name, tmp_path / "first"), tmp_path / "second"
     load_processor(str(folder)).save_pretrained(again)
     first, second = (json.loads((place / "processor_config.json").read_text()) for place in (folder, again))
@@ -65,7 +67,7 @@ def test_saved_again_it_names_the_original_classes(name: str, tmp_path: Path) ->
 
 
 @every_family
-def test_travels_to_another_process(name: str, tmp_path: Path) -> None:
+def test_pickle(name: str, tmp_path: Path) -> None:
     loaded = load_processor(str(save_folder(name, tmp_path)))
     _check_same(_prepared(loaded), _prepared(pickle.loads(pickle.dumps(loaded))))
 
@@ -103,21 +105,21 @@ def test_pixel_limits_are_saved(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", REFUSES_PIXELS)
-def test_pixel_limits_are_refused_where_they_mean_nothing(name: str, tmp_path: Path) -> None:
+def test_pixel_limits_without_pixel_resizing_are_refused(name: str, tmp_path: Path) -> None:
     folder = str(save_folder(name, tmp_path))
     with pytest.raises(ValueError, match="does not resize to a number of pixels"):
         load_processor(folder, max_pixels=4096)
 
 
 @pytest.mark.parametrize("least, most", [(None, 0), (64, 32), (-1, None)])
-def test_impossible_pixel_limits_are_refused(least: int | None, most: int | None, tmp_path: Path) -> None:
+def test_invalid_pixel_limits_are_refused(least: int | None, most: int | None, tmp_path: Path) -> None:
     folder = str(save_folder("qwen2_vl", tmp_path))
     with pytest.raises(ValueError, match="0 < min_pixels <= max_pixels"):
         load_processor(folder, min_pixels=least, max_pixels=most)
 
 
 def test_folder_without_a_processor_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="holds no processor"):
+    with pytest.raises(ValueError, match="has no processor"):
         load_processor(str(tmp_path))
 
 
@@ -126,37 +128,51 @@ def test_folder_with_only_a_tokenizer_is_refused(tmp_path: Path) -> None:
     settings = tmp_path / "tokenizer_config.json"
     kept = {key: value for key, value in json.loads(settings.read_text()).items() if key != "processor_class"}
     settings.write_text(json.dumps(kept))
-    with pytest.raises(ValueError, match="holds no processor"):
+    with pytest.raises(ValueError, match="has no processor"):
         load_processor(str(tmp_path))
 
 
-def test_a_folder_with_nothing_but_a_model_names_what_is_missing(tmp_path: Path) -> None:
+def test_folder_with_only_a_model_reports_the_missing_part(tmp_path: Path) -> None:
     FAMILIES["llava"].model().config.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="lacks a part of its LlavaProcessor"):
+    with pytest.raises(ValueError, match="a part of its LlavaProcessor is missing"):
         load_processor(str(tmp_path))
 
 
 @pytest.fixture
 def silent_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hub that is not there, and nothing of transformers that could wait for it."""
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # the port of `discard`: nobody listens
+    """An unreachable hub, and no function of transformers that would wait for it."""
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # the port of `discard`, without a listener
     monkeypatch.setattr("transformers.utils.hub.hf_hub_download", None)
 
 
 @pytest.mark.usefixtures("silent_hub")
-@pytest.mark.parametrize("path", ["nobody/nothing-of-this-name", "no/such/folder", "/not/there"])
-def test_without_a_hub_it_is_said_at_once(path: str) -> None:
-    with pytest.raises(ValueError, match=r"no folder, was never downloaded, and .* does not answer"):
+@pytest.mark.parametrize("path", ["owner/not-downloaded", "no/such/folder", "/not/there"])
+def test_unreachable_hub_is_reported_without_waiting(path: str) -> None:
+    with pytest.raises(ValueError, match=r"not a folder, was never downloaded, and .* does not answer"):
         load_processor(path)
 
 
 @pytest.mark.usefixtures("silent_hub")
-def test_without_a_hub_what_was_downloaded_before_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_hub_uses_an_earlier_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commit = "0" * 40
-    model = tmp_path / "models--somebody--tiny"
+    model = tmp_path / "models--owner--tiny"
     save_folder("llava", model / "snapshots" / commit)
     (model / "refs").mkdir()
     (model / "refs" / "main").write_text(commit)
     cached = partial(snapshot_download, cache_dir=tmp_path)
     monkeypatch.setattr("dart_train.models.processors.snapshot_download", cached)
-    assert type(load_processor("somebody/tiny")) is type(FAMILIES["llava"].processor())
+    assert type(load_processor("owner/tiny")) is type(FAMILIES["llava"].processor())
+
+
+@pytest.mark.parametrize(
+    ("former", "now", "names"),
+    [
+        ("dart_train.processors", "dart_train.models.processors", ["NoVideo", "load_processor"]),
+        ("dart_train.families", "dart_train.models.families", ["Family", "GENERIC"]),
+    ],
+)
+def test_former_module_paths_still_work_with_a_deprecation_warning(former: str, now: str, names: list[str]) -> None:
+    sys.modules.pop(former, None)
+    with pytest.warns(DeprecationWarning, match=now):
+        module = importlib.import_module(former)
+    assert all(getattr(module, name) is getattr(importlib.import_module(now), name) for name in names)

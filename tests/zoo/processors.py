@@ -10,7 +10,8 @@ from typing import Any
 import transformers
 from transformers import ProcessorMixin
 
-from dart_train.models.processors import NoVideo, assemble
+from dart_train.models.processors import NoVideo
+from dart_train.models.transformers_compat import build_processor
 from tests.zoo.dialects import DIALECTS
 
 TILE = 32  # side, in pixels, of what the fixed-size vision towers look at
@@ -106,4 +107,4 @@ def processor_of(name: str) -> ProcessorMixin:
     }
     kind = getattr(transformers, parts.processor)
     settings = {**parts.settings, "chat_template": dialect.turns.template()}
-    return assemble(kind, [built[part] for part in kind.get_attributes()], settings)
+    return build_processor(kind, [built[part] for part in kind.get_attributes()], settings)

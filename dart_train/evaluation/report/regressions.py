@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from ...common.metrics import METRICS, TRUE_NEGATIVE, TRUE_POSITIVE
 from ...models.families import TokenPlace, UnknownGridError
-from ...models.loading import build_meta_model, read_config
+from ...models.loading import build_meta_model
 from ...models.token_places import locate_tokens
 from ...visualization import Choice, overlay_panel
 from ...visualization.heatmap import HeatMap, draw_heat_maps
@@ -158,7 +158,7 @@ class TokenImages:
         if checkpoint not in self._models:
             found = self.results.prepared.found[checkpoint]
             source = found.source
-            model = build_meta_model(read_config(source.path, source.revision, source.trust_remote_code))
+            model = build_meta_model(source)
             self._models[checkpoint] = (model, QuestionEncoder(found.processor))
         return self._models[checkpoint]
 

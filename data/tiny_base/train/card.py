@@ -20,8 +20,7 @@ CARD = """# A small LLaVA for drawn shapes
 for visual token reduction that is small enough for a CPU.
 
 ```python
-from dart_train import DART, attach
-from dart_train.models.processors import load_processor
+from dart_train import DART, attach, load_processor
 from transformers import LlavaForConditionalGeneration
 
 model = LlavaForConditionalGeneration.from_pretrained("data/tiny_base")

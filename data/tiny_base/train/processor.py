@@ -6,7 +6,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlavaProcessor, PreTrainedTokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from dart_train.models.processors import assemble
+from dart_train.models.transformers_compat import build_processor
 from data.shapes import LABELS, LEVELS, vocabulary
 
 PAD, START, END, UNKNOWN, IMAGE, USER, ASSISTANT = (
@@ -71,4 +71,4 @@ def make_processor(size: int, patch: int) -> LlavaProcessor:
         "num_additional_image_tokens": 1,
         "chat_template": TEMPLATE,
     }
-    return assemble(LlavaProcessor, [image_processor, make_tokenizer()], settings)
+    return build_processor(LlavaProcessor, [image_processor, make_tokenizer()], settings)
