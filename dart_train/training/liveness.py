@@ -75,7 +75,7 @@ class LostRankError(RuntimeError):
 
 @dataclass(frozen=True)
 class Peer:
-    """A rank of this run. `start_time` tells its process from a later one with the same number."""
+    """A rank of this run. `start_time` distinguishes its process from a later one with the same id."""
 
     rank: int
     host: str

@@ -9,9 +9,6 @@ import pytest
 from dart_train.config import load_recipe
 from dart_train.evaluation.comparison import compare
 from tests.evaluation import scene
-from tests.fixtures.runs import runs
-
-__all__ = ["runs"]
 
 
 @pytest.fixture(scope="session")

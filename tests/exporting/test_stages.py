@@ -1,8 +1,7 @@
-"""Runs of every ZeRO stage are taken away alike: whole weights come out of the pieces of several ranks."""
+"""Runs of every ZeRO stage export alike: full weights from the partitions of several ranks."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from transformers import AutoModelForImageTextToText
 
 import dart_train
 from dart_train.exporting import verify, verify_process
-from tests.fixtures.run_scene import ROOT, launch, make_recipe
+from tests.fixtures.rank_jobs import Job, RankRuns
 from tests.fixtures.runs import logits
 
 pytestmark = [pytest.mark.deepspeed, pytest.mark.slow]
@@ -27,17 +26,7 @@ SHORT = ["train.max_steps=4", "train.save_steps=2", "train.per_device_batch_size
 LAST = 4
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("stages")
-    recipe = make_recipe(folder)
-    (folder / "jobs.json").write_text(json.dumps(_jobs(recipe, folder)))
-    done = launch(ROOT / "tests/fixtures/job_runner.py", str(folder / "jobs.json"), timeout=2400)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
-    return folder
-
-
-def _jobs(recipe: Path, folder: Path) -> list[dict[str, Any]]:
+def rank_jobs(recipe: Path, folder: Path) -> list[Job]:
     kinds = [(f"{mode}-{stage}", changes, stage) for mode, changes in MODES.items() for stage in STAGES]
     return [
         {
@@ -49,12 +38,23 @@ def _jobs(recipe: Path, folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def exported(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Plain transformers on the export of a run. Its proof runs here: a process of its own is another test's."""
+def folder(rank_runs: RankRuns) -> Path:
+    return rank_runs.folder
+
+
+@pytest.fixture
+def base(rank_runs: RankRuns) -> torch.Tensor:
+    """Logits of the model that the runs started from."""
+    return logits(AutoModelForImageTextToText.from_pretrained(rank_runs.recipe.parent / "llava").eval())
+
+
+@pytest.fixture
+def exported(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Plain transformers on the export of a run. Verified in this process, to save time."""
     monkeypatch.setattr(verify, "_run_in_fresh_process", lambda scratch, job: verify_process.main(job))
 
     def made(name: str, checkpoint: int = LAST) -> Any:
-        out = dart_train.export(runs / name, tmp_path / f"{name}-{checkpoint}", checkpoint=checkpoint)
+        out = dart_train.export(folder / name, tmp_path / f"{name}-{checkpoint}", checkpoint=checkpoint)
         return AutoModelForImageTextToText.from_pretrained(out).eval()
 
     return made
@@ -65,32 +65,33 @@ def as_trained(run: Path, checkpoint: int = LAST) -> Any:
     folder = run / f"checkpoint-{checkpoint}"
     if not (folder / "adapter_config.json").is_file():
         return AutoModelForImageTextToText.from_pretrained(folder).eval()
-    base = AutoModelForImageTextToText.from_pretrained(run.parent / "llava")
+    base = AutoModelForImageTextToText.from_pretrained(run.parent.parent / "llava")
     return PeftModel.from_pretrained(base, folder).eval()
 
 
-def apart(one: torch.Tensor, other: torch.Tensor) -> float:
+def difference(one: torch.Tensor, other: torch.Tensor) -> float:
     return float((one - other).pow(2).mean().sqrt())
 
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("mode", MODES)
-def test_an_export_gives_the_logits_of_its_run(exported: Any, runs: Path, mode: str, stage: int) -> None:
+def test_export_has_the_logits_of_its_run(
+    exported: Any, folder: Path, base: torch.Tensor, mode: str, stage: int
+) -> None:
     name = f"{mode}-{stage}"
-    trained, base = logits(as_trained(runs / name)), logits(AutoModelForImageTextToText.from_pretrained(runs / "llava"))
-    assert apart(logits(exported(name)), trained) < 1e-3 * apart(base, trained)
+    trained = logits(as_trained(folder / name))
+    assert difference(logits(exported(name)), trained) < 1e-3 * difference(base, trained)
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_an_earlier_checkpoint_of_it_can_be_taken_too(exported: Any, runs: Path, stage: int) -> None:
+def test_export_of_an_earlier_checkpoint(exported: Any, folder: Path, stage: int) -> None:
     name = f"lora-{stage}"
-    earlier, later = (logits(as_trained(runs / name, step)) for step in (2, LAST))
-    assert apart(logits(exported(name, checkpoint=2)), earlier) < 1e-3 * apart(earlier, later)
+    earlier, later = (logits(as_trained(folder / name, step)) for step in (2, LAST))
+    assert difference(logits(exported(name, checkpoint=2)), earlier) < 1e-3 * difference(earlier, later)
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_every_stage_gives_the_same_export(exported: Any, runs: Path, mode: str) -> None:
+def test_every_zero_stage_exports_the_same(exported: Any, base: torch.Tensor, mode: str) -> None:
     plain, *others = (logits(exported(f"{mode}-{stage}")) for stage in STAGES)
-    base = logits(AutoModelForImageTextToText.from_pretrained(runs / "llava").eval())
     for other in others:
-        assert apart(other, plain) < 0.05 * apart(plain, base)
+        assert difference(other, plain) < 0.05 * difference(plain, base)

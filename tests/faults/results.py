@@ -1,13 +1,15 @@
-"""`RESULTS.md`: each drill that has passed writes its own row; the others' rows stay."""
+"""The table of fault drills. A drill that has passed reports its row; with FAULT_RESULTS=FOLDER it is also written to
+FOLDER/faults.md, next to the rows of earlier drills there. `data/results/faults.md` is copied from there by hand."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-FILE = Path(__file__).with_name("RESULTS.md")
-HEAD = """# Drills
+HEAD = """# Fault drills
 
-Written by the drills themselves (`pytest -m drill`), a row by each that has passed.
+A row for each drill that has passed. To measure again: `FAULT_RESULTS=FOLDER python -m pytest -m drill tests/faults`
+writes FOLDER/faults.md, a row for each drill that was run and passed; copy these rows here.
 
 | drill | what was done | how often | what was lost |
 |---|---|---|---|
@@ -15,13 +17,12 @@ Written by the drills themselves (`pytest -m drill`), a row by each that has pas
 
 
 def record(drill: str, done: str, times: int | str, lost: str) -> None:
-    rows = {row.split("|")[1].strip(): row for row in _rows()}
-    rows[drill] = f"| {drill} | {done} | {times} | {lost} |"
-    FILE.write_text(HEAD + "".join(f"{rows[name]}\n" for name in sorted(rows)), encoding="utf-8")
-
-
-def _rows() -> list[str]:
-    if not FILE.exists():
-        return []
-    lines = FILE.read_text(encoding="utf-8").splitlines()
-    return [line for line in lines if line.startswith("| ") and not line.startswith("| drill |")]
+    row = f"| {drill} | {done} | {times} | {lost} |"
+    print(row)
+    folder = os.environ.get("FAULT_RESULTS")
+    if folder:
+        file = Path(folder) / "faults.md"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+        rows = {line.split("|")[1].strip(): line for line in lines if line.startswith("| ") and "| drill |" not in line}
+        file.write_text(HEAD + "".join(f"{line}\n" for _, line in sorted({**rows, drill: row}.items())), "utf-8")

@@ -63,7 +63,7 @@ def test_the_other_host_ends_and_the_run_goes_on(hosts: Hosts, tmp_path: Path, h
     again = begin(hosts, recipe, tmp_path, f"train.max_steps={goal}", f"train.output_dir={run}")
     assert [each.end() for each in again] == [0, 0], again[0].log.read_text()[-3000:]
     assert losses(run)[-1]["step"] == goal
-    noticed = re.findall(r"nothing has happened for (\d+) s", "".join(each.log.read_text() for each in both))
-    how = f"noticed after {max(map(int, noticed))} s of silence" if noticed else "noticed by the closed connection"
+    noticed = re.findall(r"no progress for (\d+) s", "".join(each.log.read_text() for each in both))
+    how = f"detected after {max(map(int, noticed))} s of silence" if noticed else "detected by the closed connection"
     lost = f"{reached - (goal - 4)} steps; {how} (timeout {TIMEOUT} s), all ended within {seconds:.0f} s, then resumed"
     record(f"two hosts, {harm}", "two network namespaces, one rank each, ZeRO-2", 1, lost)

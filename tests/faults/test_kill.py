@@ -33,6 +33,6 @@ def test_killed_again_and_again(tmp_path: Path, stage: int) -> None:
     plan = [plan_for(VICTIMS[i % len(VICTIMS)], chance) for i in range(MANY)]
     toll = drill(tmp_path, plan, 10 * MANY, stage, f"train.zero_stage={stage}")
     done = f"kill -9 of {', '.join(sorted(set(toll.kills)))}; 2 ranks, ZeRO-{stage}, a checkpoint every {SAVE} steps"
-    lost = f"at most {max(toll.lost)} steps a kill, {sum(toll.lost)} in all; {toll.halves} half checkpoints left, none "
-    lost += f"chosen; losses of all {10 * MANY} steps as undisturbed, bit for bit"
+    lost = f"at most {max(toll.lost)} steps a kill, {sum(toll.lost)} in all; {toll.halves} incomplete checkpoints "
+    lost += f"left, none used; losses of all {10 * MANY} steps equal those of an undisturbed run, bit for bit"
     record(f"kill, ZeRO-{stage}", done, MANY, lost)

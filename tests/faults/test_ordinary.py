@@ -29,49 +29,49 @@ class Ordinary:
 
 T, D = "tests/training/test_", "tests/data/test_"
 TABLE = {
-    "asked to stop": Ordinary(
+    "requested to stop": Ordinary(
         "SIGTERM and SIGUSR1 to one process; SIGUSR1 to one of 2 ranks, SIGTERM to all processes and to the launcher's "
         "command alone",
-        "nothing: the step finished and saved, resumed bit for bit; the ranks' exit code is 75, the launcher's its own "
-        "where it was asked itself",
+        "nothing: the step finished and saved, resumed bit for bit; the ranks' exit code is 75, that of the launcher's "
+        "command is its own",
         (f"{T}stopping.py", f"{T}stopping_on_ranks.py"),
         "from the signal to the last process gone",
     ),
     "disk full, read-only, closed, quota": Ordinary(
         "while saving, on one process and on 2 ranks (all of them or one alone), ZeRO-2 and 3, stop and continue",
-        "the checkpoints that failed; the last good one is byte for byte as it was, all ranks stop or go on together",
+        "the checkpoints that failed; the last good one is unchanged, byte for byte, all ranks stop or continue alike",
         (f"{T}saving_fails.py", f"{T}saving_fails_on_ranks.py"),
     ),
-    "a rank dies or falls silent": Ordinary(
-        "kill -9 of either of 2 ranks; one of them stopped (timeout 90 s)",
-        "the work since the last checkpoint; the rank named, exit code not zero, no process left, no port held",
+    "a rank dies or hangs": Ordinary(
+        "kill -9 of either of 2 ranks; one of them suspended (timeout 90 s)",
+        "the work since the last checkpoint; the message names the rank, exit code not zero, no process or port left",
         (f"{T}peers.py",),
-        "until the others had left",
+        "until the others had exited",
     ),
     "other ranks, other stage": Ordinary(
-        "a run of 2 ranks and ZeRO-2 started again by one process and at ZeRO-3, LoRA and full",
-        "nothing: refused before a file was touched; the export that the refusal advises was made and trained from",
+        "a run of 2 ranks and ZeRO-2 resumed by one process and at ZeRO-3, LoRA and full",
+        "nothing: refused before a file was changed; the export that the message advises was made and trained from",
         (f"{T}other_spread.py",),
     ),
     "nan, inf, bad gradient": Ordinary(
         "one process, and one rank of 2, under DDP and ZeRO 0 to 3, fp32 and bf16; an exploding learning rate",
-        "the bad steps: taken by no rank, skipped or stopped at as the recipe says, row ids written down",
+        "the NaN and Inf steps: taken by no rank, skipped or stopped at as the recipe states, row ids recorded",
         (f"{T}bad_steps.py", f"{T}bad_steps_on_ranks.py"),
     ),
     "changed recipe, base, version": Ordinary(
         "each changed before a resume",
-        "nothing: refused with every difference and no file touched; --force goes on and says so",
+        "nothing: refused with all differences listed, no file changed; --force continues with a warning",
         (f"{T}changes.py",),
     ),
-    "a second run in the folder": Ordinary(
-        "started while the first one lives, and after it was killed",
-        "nothing: refused and nothing touched; a killed run holds no lock",
+    "a second run in the same folder": Ordinary(
+        "started while the first one runs, and after it was killed",
+        "nothing: refused, nothing changed; a killed run holds no lock",
         (f"{T}lock.py",),
     ),
     "hostile data and checkpoints": Ordinary(
-        "paths and links out of the folder, bombs, pictures 100,000 wide, damaged bytes, malformed JSON, junk rows, "
-        "URLs, pickles",
-        "the bad rows: refused by name and counted; no file outside opened, nothing unpickled",
+        "paths and links out of the folder, decompression bombs, images 100,000 wide, damaged bytes, malformed JSON, "
+        "junk rows, URLs, pickles",
+        "the bad rows: reported by name and counted; no file outside the folder opened, nothing unpickled",
         (
             f"{D}nothing_outside.py",
             f"{D}images.py",
@@ -83,14 +83,14 @@ TABLE = {
         ),
     ),
     "secrets": Ordinary(
-        "keys and passwords planted in the environment, then looked for in every file and on the screen of a training "
+        "keys and passwords put into the environment, then searched for in every file and in the output of a training "
         "and of a comparison",
         "nothing: none found in log, checkpoint, recipe, report, W&B's files or TensorBoard's",
         ("tests/test_secrets.py",),
     ),
-    "W&B away, silent, disk full": Ordinary(
+    "W&B unreachable, silent, disk full": Ordinary(
         "no server, a server that never answers, a full disk from the start and in the middle",
-        "what W&B could not write; training came to its end, the offline files complete where there was room",
+        "what W&B could not write; training finished, the offline files are complete where there was room",
         (f"{T}log_unreachable.py",),
     ),
 }

@@ -61,4 +61,4 @@ def test_a_long_run_stays_as_it_began(tmp_path: Path, monkeypatch: pytest.Monkey
     numbers = ", ".join(f"{name} {first:.0f} -> {last:.0f}" for name, (first, last) in mean.items())
     pace = f"median step {1000 * paces[0]:.0f} -> {1000 * paces[1]:.0f} ms"
     lost = f"nothing: {numbers} (memory in MiB), {pace} (second and last quarter)"
-    record("soak", f"{STEPS} steps of the tiny model, judged, saved, drawn and tracked every {often}", 1, lost)
+    record("soak", f"{STEPS} steps of the tiny model, validated, saved, drawn and tracked every {often}", 1, lost)

@@ -15,7 +15,7 @@ from dart_train import train
 from dart_train.cli.options import BAD_STEP
 from dart_train.cli.training import train as main
 from dart_train.config import load_recipe
-from dart_train.training import nonfinite as guard
+from dart_train.training import nonfinite
 from dart_train.training.nonfinite import NonFiniteStepError
 from dart_train.training.trainer import DartTrainer
 from tests.fixtures.faults import poison
@@ -31,7 +31,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def harmed(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Poisons every trainer made from now on."""
+    """Makes every trainer produce NaN or Inf in one step."""
 
     def harm(step: int, what: str) -> None:
         made = DartTrainer.__init__
@@ -54,7 +54,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("what", ["nan", "inf", "gradient"])
-def test_a_bad_step_is_skipped_and_the_run_goes_on(recipe: Path, tmp_path: Path, harmed: Any, what: str) -> None:
+def test_nan_and_inf_steps_are_skipped(recipe: Path, tmp_path: Path, harmed: Any, what: str) -> None:
     harmed(2, what)
     train(recipe, [*BASE, f"train.output_dir={tmp_path}", "train.on_nan=skip", "train.gradient_accumulation_steps=2"])
     lines = losses(tmp_path)
@@ -62,13 +62,15 @@ def test_a_bad_step_is_skipped_and_the_run_goes_on(recipe: Path, tmp_path: Path,
     assert [line["bad_steps"] for line in lines] == [0, 1, 1, 1]
     assert all(math.isfinite(line["loss"]) for line in lines) and "grad_norm" not in lines[1]
     assert same(adapter(tmp_path, 1), adapter(tmp_path, 2)) and not same(adapter(tmp_path, 2), adapter(tmp_path, 3))
-    told = [json.loads(line) for line in (tmp_path / "bad_steps.jsonl").read_text().splitlines()]
-    assert [(line["step"], line["rank"], len(line["losses"])) for line in told] == [(2, 0, 2)]
-    assert len(told[0]["rows"]) == 4 and all(name.startswith("rows.json:") for name in told[0]["rows"])
-    assert (told[0]["losses"][1] == what) == (what != "gradient")
+    lines_of_file = [json.loads(line) for line in (tmp_path / "bad_steps.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["rank"], len(line["losses"])) for line in lines_of_file] == [(2, 0, 2)]
+    assert len(lines_of_file[0]["rows"]) == 4 and all(
+        name.startswith("rows.json:") for name in lines_of_file[0]["rows"]
+    )
+    assert (lines_of_file[0]["losses"][1] == what) == (what != "gradient")
 
 
-def test_the_rows_written_down_are_those_of_the_step(recipe: Path) -> None:
+def test_row_ids_are_those_of_the_step(recipe: Path) -> None:
     from dart_train.common.distributed import RankInfo
     from dart_train.data.dataset import RowDataset
     from dart_train.training.data_feed import TrainFeed
@@ -84,14 +86,14 @@ def test_the_rows_written_down_are_those_of_the_step(recipe: Path) -> None:
             assert [name.split(" ")[0] for name in named] == [source.row_id(index) for source, index in places]
 
 
-def test_a_bad_step_ends_the_run_where_the_recipe_says_so(recipe: Path, tmp_path: Path, harmed: Any) -> None:
+def test_nan_step_ends_the_run_if_on_nan_is_stop(recipe: Path, tmp_path: Path, harmed: Any) -> None:
     harmed(3, "nan")
     with pytest.raises(NonFiniteStepError, match=r"loss is nan at step 3, rank 0 \(rows rows.json:\d+"):
         train(recipe, [*BASE, f"train.output_dir={tmp_path}"])
     assert not (tmp_path / "checkpoint-3").exists() and (tmp_path / "checkpoint-2").exists()
 
 
-def test_rows_that_cannot_be_written_down_are_told(
+def test_disk_full_while_recording_a_nan_step(
     recipe: Path, tmp_path: Path, harmed: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A full disk on the first rank must not end it alone: the others would wait for it."""
@@ -100,13 +102,15 @@ def test_rows_that_cannot_be_written_down_are_told(
         raise OSError(28, "No space left on device")
 
     harmed(2, "nan")
-    monkeypatch.setattr(guard, "append_jsonl", full)
+    monkeypatch.setattr(nonfinite, "append_jsonl", full)
     train(recipe, [*BASE, f"train.output_dir={tmp_path}", "train.on_nan=skip"])
     assert losses(tmp_path)[-1]["bad_steps"] == 1
     assert "No space left on device" in caplog.text and "rows.json:" in caplog.text
 
 
-def test_a_resumed_run_counts_on(recipe: Path, tmp_path: Path, harmed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nan_count_continues_on_resume(
+    recipe: Path, tmp_path: Path, harmed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     go = [*BASE, f"train.output_dir={tmp_path}", "train.on_nan=skip"]
     with monkeypatch.context():
         harmed(2, "nan")
@@ -117,8 +121,8 @@ def test_a_resumed_run_counts_on(recipe: Path, tmp_path: Path, harmed: Any, monk
     assert len((tmp_path / "bad_steps.jsonl").read_text().splitlines()) == 1
 
 
-def test_a_run_that_can_only_skip_ends(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Weights that are broken stay broken: the first step throws them away."""
+def test_nan_steps_in_a_row_end_the_run(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Weights that became Inf stay so: no later step can be taken."""
     wild = ["train.learning_rate=1e30", "train.max_grad_norm=0", "train.on_nan=skip", "train.max_steps=40"]
     wild += ["parts.language={mode: full}", "train.save_steps=100"]
     assert main([str(recipe), *BASE, f"train.output_dir={tmp_path}", *wild]) == BAD_STEP

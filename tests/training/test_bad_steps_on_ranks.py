@@ -1,4 +1,4 @@
-"""A NaN in one rank's batch: under DDP and every ZeRO stage all ranks pass over the same step, or stop at it."""
+"""NaN or Inf on one rank: under DDP and every ZeRO stage all ranks skip the same step, or stop at it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from tests.fixtures.run_scene import ROOT, launch, losses, make_recipe
+from tests.fixtures.rank_jobs import Job, RankRuns
+from tests.fixtures.run_scene import losses
 
 pytestmark = pytest.mark.deepspeed
 STAGES = {
@@ -23,25 +24,22 @@ STAGES = {
 STEPS = ["train.max_steps=3", "train.save_steps=1", "train.save_total_limit=null", "train.per_device_batch_size=2"]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bad")
-    recipe = make_recipe(folder)
-
-    def job(name: str, poison: list[Any], *changes: str) -> dict[str, Any]:
+def rank_jobs(recipe: Path, folder: Path) -> list[Job]:
+    def job(name: str, poison: list[Any], *changes: str) -> Job:
         overrides = [f"train.output_dir={folder / name}", *STEPS, *changes]
         return {"recipe": str(recipe), "ddp": name == "ddp", "poison": poison, "overrides": overrides}
 
     jobs = [job(name, [1, 2, "nan"], "train.on_nan=skip", *changes) for name, changes in STAGES.items()]
-    jobs += [job("gradient", [0, 2, "gradient"], "train.on_nan=skip"), job("stop", [1, 2, "inf"])]
-    (folder / "jobs.json").write_text(json.dumps(jobs))
-    done = launch(ROOT / "tests/fixtures/job_runner.py", str(folder / "jobs.json"), timeout=3000)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
-    return folder
+    return [*jobs, job("gradient", [0, 2, "gradient"], "train.on_nan=skip"), job("stop", [1, 2, "inf"])]
+
+
+@pytest.fixture
+def folder(rank_runs: RankRuns) -> Path:
+    return rank_runs.folder
 
 
 @pytest.mark.parametrize("name", [*STAGES, "gradient"])
-def test_no_rank_takes_the_step(folder: Path, name: str) -> None:
+def test_nan_step_is_taken_by_no_rank(folder: Path, name: str) -> None:
     assert [line["bad_steps"] for line in losses(folder / name)] == [0, 1, 1]
     one, two, three = (load_file(folder / name / f"checkpoint-{step}/adapter_model.safetensors") for step in (1, 2, 3))
     assert all(one[key].equal(two[key]) for key in one)
@@ -49,18 +47,18 @@ def test_no_rank_takes_the_step(folder: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_the_rows_of_the_rank_are_written_down(folder: Path, name: str) -> None:
-    told = [json.loads(line) for line in (folder / name / "bad_steps.jsonl").read_text().splitlines()]
-    assert [(line["step"], line["rank"], line["losses"]) for line in told] == [(2, 1, ["nan"])]
-    assert len(told[0]["rows"]) == 2
+def test_nan_rows_of_the_rank_are_recorded(folder: Path, name: str) -> None:
+    lines = [json.loads(line) for line in (folder / name / "bad_steps.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["rank"], line["losses"]) for line in lines] == [(2, 1, ["nan"])]
+    assert len(lines[0]["rows"]) == 2
 
 
-def test_of_a_bad_gradient_all_rows_are_suspects(folder: Path) -> None:
-    told = [json.loads(line) for line in (folder / "gradient" / "bad_steps.jsonl").read_text().splitlines()]
-    assert [(line["step"], line["rank"]) for line in told] == [(2, 0), (2, 1)]
+def test_inf_gradient_records_the_rows_of_all_ranks(folder: Path) -> None:
+    lines = [json.loads(line) for line in (folder / "gradient" / "bad_steps.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["rank"]) for line in lines] == [(2, 0), (2, 1)]
 
 
-def test_every_stage_goes_on_alike(folder: Path) -> None:
+def test_every_zero_stage_continues_alike_after_nan(folder: Path) -> None:
     expected = [line["loss"] for line in losses(folder / "ddp")]
     rates = [line["lr_language"] for line in losses(folder / "ddp")]
     for name in ("0", "1", "2", "3"):
@@ -69,7 +67,7 @@ def test_every_stage_goes_on_alike(folder: Path) -> None:
         assert [line["lr_language"] for line in lines] == pytest.approx(rates), name
 
 
-def test_every_rank_stops_at_the_same_step(folder: Path) -> None:
-    said = [(folder / "stop" / f"refused-{rank}.txt").read_text() for rank in (0, 1)]
-    assert said[0] == said[1] and "loss is inf at step 2, rank 1" in said[0]
+def test_every_rank_stops_at_the_same_inf_step(folder: Path) -> None:
+    messages = [(folder / "stop" / f"refused-{rank}.txt").read_text() for rank in (0, 1)]
+    assert messages[0] == messages[1] and "loss is inf at step 2, rank 1" in messages[0]
     assert not (folder / "stop" / "checkpoint-2").exists()

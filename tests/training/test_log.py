@@ -23,19 +23,19 @@ from tests.fixtures.run_scene import losses, make_recipe
 
 def wandb_records(content: bytes) -> Iterator[bytes]:
     """The records of a `.wandb` file: a log in blocks of 32 KiB, a header of 7 bytes before each piece (checksum,
-    length, and whether it is whole, first, middle or last) and before the file."""
-    at, whole = 7, b""
+    length, and whether it is complete, first, middle or last) and before the file."""
+    at, record = 7, b""
     while at + 7 <= len(content):
         room = 32768 - at % 32768
         if room < 7:
             at += room
             continue
         _, length, kind = struct.unpack("<IHB", content[at : at + 7])
-        whole += content[at + 7 : at + 7 + length]
+        record += content[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):
-            yield whole
-            whole = b""
+            yield record
+            record = b""
 
 
 def wandb_history(run: Path) -> tuple[list[dict[str, Any]], list[Any]]:
@@ -63,7 +63,7 @@ def settled_history(run: Path, seconds: float = 60.0) -> tuple[list[dict[str, An
     return found
 
 
-def test_trackers_are_told_what_the_metrics_file_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_and_tensorboard_receive_the_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("A_SECRET_OF_MINE", "not-to-be-found")
@@ -72,13 +72,13 @@ def test_trackers_are_told_what_the_metrics_file_is(tmp_path: Path, monkeypatch:
     more += ["train.per_device_batch_size=2", "train.max_steps=4"]
     train(recipe, more)
     rows, headers = settled_history(run)
-    told = {row["step"]: row["train/loss"] for row in rows if "train/loss" in row}
-    assert told == {row["step"]: row["loss"] for row in losses(run)}
+    expected = {row["step"]: row["train/loss"] for row in rows if "train/loss" in row}
+    assert expected == {row["step"]: row["loss"] for row in losses(run)}
     for name in ("train/grad_norm", "train/lr_language", "train/keep", "train/visual_before", "train/visual_after",
                  "train/tokens_per_second", "train/step_seconds", "train/data_wait_seconds"):  # fmt: skip
         assert name in rows[0], name
     assert headers[0].display_name == "mine" and headers[0].run_group == "ours" and list(headers[0].tags) == ["a", "b"]
-    assert _scalars(run, "train/loss") == pytest.approx(told, rel=1e-6)
+    assert _scalars(run, "train/loss") == pytest.approx(expected, rel=1e-6)
     for file in run.rglob("*"):
         assert not (file.is_file() and b"not-to-be-found" in file.read_bytes()), file
 
@@ -91,7 +91,7 @@ def _scalars(run: Path, name: str) -> dict[int, float]:
     return {event.step: event.value for event in events.Scalars(name)}
 
 
-def test_a_resumed_run_goes_on_under_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_run_id_is_kept_on_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     recipe, run = make_recipe(tmp_path), tmp_path / "run"
     more = ["log.report_to=[wandb]", "train.per_device_batch_size=2", "train.save_steps=2"]
@@ -102,7 +102,7 @@ def test_a_resumed_run_goes_on_under_its_name(tmp_path: Path, monkeypatch: pytes
     assert len(list(run.glob("wandb/offline-run-*"))) == 2
 
 
-def test_nobody_is_asked_for_a_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_wandb_mode_without_a_key_is_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -114,15 +114,15 @@ def test_nobody_is_asked_for_a_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert wandb_mode("auto") == "offline"
 
 
-def test_metrics_of_steps_that_come_again_are_dropped(tmp_path: Path) -> None:
+def test_metrics_after_the_checkpoint_are_removed_on_resume(tmp_path: Path) -> None:
     file = tmp_path / "metrics.jsonl"
     file.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"ste')
     MetricsFile(tmp_path, start_step=2)
     assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2]
 
 
-def test_only_the_first_rank_touches_the_files(tmp_path: Path) -> None:
-    """Two ranks that rewrite one file at the same time lose lines: one reads what the other has just emptied."""
+def test_only_the_first_rank_writes_the_files(tmp_path: Path) -> None:
+    """Two ranks that rewrite one file at the same time lose lines."""
     recipe, run = make_recipe(tmp_path), tmp_path / "run"
     run.mkdir()
     (run / "metrics.jsonl").write_text('{"step": 1}\n')
@@ -132,8 +132,8 @@ def test_only_the_first_rank_touches_the_files(tmp_path: Path) -> None:
     assert {file.name: (file.stat().st_ino, file.stat().st_mtime_ns) for file in run.iterdir()} == before
 
 
-def test_the_line_tells_loss_speed_tokens_time_and_memory() -> None:
+def test_progress_line() -> None:
     logs = {"loss": 1.25, "tokens_per_second": 12345.6, "visual_before": 5760.0, "visual_after": 640.0,
             "peak_memory_gib": 3.14}  # fmt: skip
-    told = progress_line(40, 500, logs, timedelta(seconds=754))
-    assert told == "step 40/500  loss 1.2500  12,346 tokens/s  visual 5,760 -> 640  0:12:34 left  3.1 GiB"
+    line = progress_line(40, 500, logs, timedelta(seconds=754))
+    assert line == "step 40/500  loss 1.2500  12,346 tokens/s  visual 5,760 -> 640  0:12:34 left  3.1 GiB"

@@ -59,5 +59,5 @@ def test_a_rank_that_falls_silent_is_named(
         stopped.resume()  # what the launcher cannot end while it is stopped
     assert began.end() != 0
     told = began.log.read_text(errors="replace")
-    assert f"rank 1 (process {stopped.pid} on" in told and "is stopped" in told
+    assert f"rank 1 (process {stopped.pid} on" in told and "is suspended" in told
     assert f"return code = {LOST}" in told

@@ -1,4 +1,4 @@
-"""Interrupted and resumed on two ranks is uninterrupted, in whatever way the state is spread over them."""
+"""A run on two ranks that is interrupted and resumed equals one that is not, whatever the ZeRO stage."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.fixtures.run_scene import ROOT, launch, losses, make_recipe
+from tests.fixtures.rank_jobs import Job, RankRuns
+from tests.fixtures.run_scene import losses
 
 pytestmark = pytest.mark.deepspeed
 FULL = ["parts.vision={mode: full}", "parts.language={mode: full}"]
@@ -23,37 +24,39 @@ RUNS = {
 }
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("resume")
-    recipe, jobs = make_recipe(folder), []
-    rows = json.dumps({"path": str(folder / "rows.json"), "images": str(folder / "images"), "limit": 3})
+def rank_jobs(recipe: Path, folder: Path) -> list[Job]:
+    jobs: list[Job] = []
+    rows = json.dumps({"path": str(recipe.parent / "rows.json"), "images": str(recipe.parent / "images"), "limit": 3})
     for name, changes in RUNS.items():
         overrides = [f"train.output_dir={folder / name}", "train.per_device_batch_size=1", "train.max_steps=6"]
         overrides += ["train.save_steps=3", f"data.validation=[{rows}]", *changes]
         job = {"recipe": str(recipe), "overrides": overrides}
         jobs += [job, {**job, "forget": ["checkpoint-6"]}]
-    (folder / "jobs.json").write_text(json.dumps(jobs))
-    done = launch(ROOT / "tests/fixtures/job_runner.py", str(folder / "jobs.json"), timeout=3000)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
-    return folder
+    return jobs
+
+
+@pytest.fixture
+def folder(rank_runs: RankRuns) -> Path:
+    return rank_runs.folder
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_resumed_is_uninterrupted(folder: Path, name: str) -> None:
-    whole = [json.loads(line) for line in (folder / name / "uninterrupted.jsonl").read_text().splitlines()]
-    told = ("step", "loss", "grad_norm", "keep", "visual_after", "eval_loss", "eval_accuracy_at_full")
-    before = [{key: line.get(key) for key in told} for line in whole if "loss" in line or "eval_loss" in line]
+def test_resumed_equals_uninterrupted(folder: Path, name: str) -> None:
+    uninterrupted = [json.loads(line) for line in (folder / name / "uninterrupted.jsonl").read_text().splitlines()]
+    compared = ("step", "loss", "grad_norm", "keep", "visual_after", "eval_loss", "eval_accuracy_at_full")
+    before = [
+        {key: line.get(key) for key in compared} for line in uninterrupted if "loss" in line or "eval_loss" in line
+    ]
     after = losses(folder / name)
     assert [line["step"] for line in after] == [1, 2, 3, 4, 5, 6]
     everything = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
-    assert [{key: line.get(key) for key in told} for line in everything
+    assert [{key: line.get(key) for key in compared} for line in everything
             if "loss" in line or "eval_loss" in line] == before  # fmt: skip
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_the_weights_can_be_loaded_elsewhere(folder: Path, name: str) -> None:
-    """Gathered under ZeRO-3: whole tensors under the names of the model."""
+def test_saved_weights_are_complete(folder: Path, name: str) -> None:
+    """Under ZeRO-3 they are gathered: full tensors under the names of the model."""
     from safetensors.torch import load_file
 
     checkpoint = folder / name / "checkpoint-6"

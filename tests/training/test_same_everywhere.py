@@ -1,87 +1,66 @@
-"""One process, DDP and every ZeRO stage train the same model: the same losses and gradient norms, step by step."""
+"""One process, DDP and every ZeRO stage train the same model: the same losses and gradient norms in every step."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from dart_train import train
-from tests.fixtures.run_scene import ROOT, launch, losses, make_recipe
+from tests.fixtures.rank_jobs import Job, RankRuns
+from tests.fixtures.run_scene import losses
 
 pytestmark = pytest.mark.deepspeed
 STAGES = ("ddp", "0", "1", "2", "3")
+STEPS = 6
+# Each mode with one way of making a batch of 8.
 MODES = {
     "lora": [],
-    # Small steps: rounding grows from step to step, and with all weights moving it grows fast.
+    # Small steps: rounding errors grow from step to step, and fast if all weights change.
     "full": ["parts.language={mode: full}", "parts.vision={mode: full}", "train.learning_rate=1e-4"],
 }
-SHAPES = {
-    "whole": ["train.per_device_batch_size=4"],
-    "accumulated": [
-        "train.per_device_batch_size=1",
-        "train.gradient_accumulation_steps=4",
-        "train.gradient_checkpointing=true",
-    ],
-}
+BATCHES = {
+    "lora": ["train.per_device_batch_size=1", "train.gradient_accumulation_steps=4",
+             "train.gradient_checkpointing=true"],
+    "full": ["train.per_device_batch_size=4"],
+}  # fmt: skip
 
 
-def _jobs(recipe: Path, folder: Path) -> list[dict[str, Any]]:
-    return [
-        {
-            "recipe": str(recipe),
-            "ddp": stage == "ddp",
-            "overrides": [
-                f"train.output_dir={folder / f'{mode}-{shape}-{stage}'}",
-                f"train.zero_stage={0 if stage == 'ddp' else stage}",
-                *changes,
-                *batch,
-            ],
-        }
-        for mode, changes in MODES.items()
-        for shape, batch in SHAPES.items()
-        for stage in STAGES
-    ]
+def rank_jobs(recipe: Path, folder: Path) -> list[Job]:
+    jobs = []
+    for mode, changes in MODES.items():
+        for stage in STAGES:
+            overrides = [f"train.output_dir={folder / f'{mode}-{stage}'}", f"train.max_steps={STEPS}"]
+            overrides += [f"train.zero_stage={0 if stage == 'ddp' else stage}", *changes, *BATCHES[mode]]
+            jobs.append({"recipe": str(recipe), "ddp": stage == "ddp", "overrides": overrides})
+    return jobs
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder with one run for each mode, shape and stage, and the lone process's."""
-    folder = tmp_path_factory.mktemp("same")
-    recipe = make_recipe(folder)
-    jobs = folder / "jobs.json"
-    jobs.write_text(json.dumps(_jobs(recipe, folder)))
-    done = launch(ROOT / "tests/fixtures/job_runner.py", str(jobs), timeout=3000)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+def folder(rank_runs: RankRuns) -> Path:
+    """One run for each mode and stage, and for each mode that of a single process."""
     for mode, changes in MODES.items():
-        train(recipe, [f"train.output_dir={folder / f'{mode}-alone'}", *changes])
-    return folder
+        run = rank_runs.folder / f"{mode}-one-process"
+        train(rank_runs.recipe, [f"train.output_dir={run}", f"train.max_steps={STEPS}", *changes])
+    return rank_runs.folder
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("mode", MODES)
-def test_every_stage_trains_as_one_process_does(runs: Path, mode: str, shape: str, stage: str) -> None:
-    alone, here = losses(runs / f"{mode}-alone"), losses(runs / f"{mode}-{shape}-{stage}")
-    assert len(alone) == len(here) == 10
+def test_every_zero_stage_trains_like_one_process(folder: Path, mode: str, stage: str) -> None:
+    one_process, ranks = losses(folder / f"{mode}-one-process"), losses(folder / f"{mode}-{stage}")
+    assert len(one_process) == len(ranks) == STEPS
     for name in ("loss", "grad_norm"):
-        expected = [line[name] for line in alone]
-        assert [line[name] for line in here] == pytest.approx(expected, rel=2e-3), name
+        expected = [line[name] for line in one_process]
+        assert [line[name] for line in ranks] == pytest.approx(expected, rel=2e-3), name
     for name in ("keep", "visual_before", "visual_after"):
-        assert [line[name] for line in here] == [line[name] for line in alone]
+        assert [line[name] for line in ranks] == [line[name] for line in one_process]
 
 
-@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("mode", MODES)
-def test_every_stage_keeps_the_same_tokens(runs: Path, mode: str, shape: str) -> None:
+def test_every_zero_stage_keeps_the_same_tokens(folder: Path, mode: str) -> None:
     for rank in (0, 1):
-        kept = {(runs / f"{mode}-{shape}-{stage}" / f"kept-{rank}.json").read_text() for stage in STAGES}
+        kept = {(folder / f"{mode}-{stage}" / f"kept-{rank}.json").read_text() for stage in STAGES}
         assert len(kept) == 1
-        assert len(set(json.loads(kept.pop()))) > 5
-
-
-def test_training_moves_the_loss(runs: Path) -> None:
-    lines = losses(runs / "lora-alone")
-    assert lines[-1]["loss"] < 0.95 * lines[0]["loss"]
+        assert len(set(json.loads(kept.pop()))) >= STEPS - 1

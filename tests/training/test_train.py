@@ -42,7 +42,7 @@ def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     return load_file(next(checkpoint / name for name in names if (checkpoint / name).exists()))
 
 
-def test_a_run_folder_holds_all_that_is_needed_to_know_it(recipe: Path, tmp_path: Path) -> None:
+def test_run_folder_and_checkpoint_files(recipe: Path, tmp_path: Path) -> None:
     go(recipe, tmp_path, "train.save_steps=3")
     assert {path.name for path in tmp_path.iterdir()} == {
         "recipe.yaml", "versions.json", "base.json", "metrics.jsonl", ".lock", "checkpoint-3", "checkpoint-6",
@@ -56,7 +56,7 @@ def test_a_run_folder_holds_all_that_is_needed_to_know_it(recipe: Path, tmp_path
     assert json.loads((tmp_path / "versions.json").read_text())["torch"] == torch.__version__
 
 
-def test_each_line_of_metrics_tells_the_step(recipe: Path, tmp_path: Path) -> None:
+def test_metrics_of_each_step(recipe: Path, tmp_path: Path) -> None:
     lines = go(recipe, tmp_path, "train.save_steps=100")
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     for line in lines:
@@ -71,36 +71,36 @@ def test_each_line_of_metrics_tells_the_step(recipe: Path, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("changes", [[], FULL], ids=["lora", "full"])
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_resumed_is_uninterrupted(recipe: Path, tmp_path: Path, changes: list[str], accumulation: int) -> None:
-    """With dropout on, in the middle of an epoch, and over its end."""
+def test_resumed_equals_uninterrupted(recipe: Path, tmp_path: Path, changes: list[str], accumulation: int) -> None:
+    """With dropout, in the middle of an epoch, and across its end."""
     more = [*changes, "parts.lora={rank: 4, dropout: 0.3}", "train.save_steps=4", "train.max_steps=8"]
     more += [f"train.gradient_accumulation_steps={accumulation}", "train.per_device_batch_size=4"]
-    whole = go(recipe, tmp_path, *more)
+    uninterrupted = go(recipe, tmp_path, *more)
     before = weights(tmp_path / "checkpoint-8")
     shutil.rmtree(tmp_path / "checkpoint-8")
     again = go(recipe, tmp_path, *more)
     for name in ("step", "loss", "grad_norm", "keep", "visual_after", "lr_language", "epoch"):
-        assert [line[name] for line in again] == [line[name] for line in whole], name
+        assert [line[name] for line in again] == [line[name] for line in uninterrupted], name
     after = weights(tmp_path / "checkpoint-8")
     assert all(torch.equal(after[name], before[name]) for name in before)
 
 
-def test_a_finished_run_has_nothing_left_to_do(recipe: Path, tmp_path: Path) -> None:
+def test_resume_of_a_finished_run_does_nothing(recipe: Path, tmp_path: Path) -> None:
     first = go(recipe, tmp_path, "train.save_steps=6")
     assert go(recipe, tmp_path, "train.save_steps=6") == first
 
 
-def test_a_damaged_checkpoint_is_passed_over(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    whole = go(recipe, tmp_path, "train.save_steps=2")
+def test_resume_skips_a_damaged_checkpoint(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    uninterrupted = go(recipe, tmp_path, "train.save_steps=2")
     (tmp_path / "checkpoint-6" / "optimizer.pt").write_bytes(b"cut")
     again = go(recipe, tmp_path, "train.save_steps=2")
-    assert "checkpoint-6 is not whole" in capsys.readouterr().err
-    assert [line["loss"] for line in again] == [line["loss"] for line in whole]
+    assert "skipping incomplete checkpoint-6: " in capsys.readouterr().err
+    assert [line["loss"] for line in again] == [line["loss"] for line in uninterrupted]
 
 
 @pytest.mark.parametrize("changes", [[], ["train.gradient_checkpointing=true"]], ids=["plain", "checkpointing"])
-def test_accumulated_is_one_big_batch(recipe: Path, tmp_path: Path, changes: list[str]) -> None:
-    """Normalised over the targets of the whole step, though the rows' answers differ in length."""
+def test_gradient_accumulation_equals_one_large_batch(recipe: Path, tmp_path: Path, changes: list[str]) -> None:
+    """Normalised over all targets of a step, although answers differ in length."""
     big = go(recipe, tmp_path / "big", "train.per_device_batch_size=4", *changes)
     split = ["train.per_device_batch_size=1", "train.gradient_accumulation_steps=4"]
     small = go(recipe, tmp_path / "small", *split, *changes)
@@ -108,7 +108,7 @@ def test_accumulated_is_one_big_batch(recipe: Path, tmp_path: Path, changes: lis
         assert [line[name] for line in small] == pytest.approx([line[name] for line in big], rel=1e-3)
 
 
-class Seen(TrainerCallback):
+class RecordedLogs(TrainerCallback):
     def __init__(self) -> None:
         self.lines: list[dict[str, float]] = []
 
@@ -118,11 +118,11 @@ class Seen(TrainerCallback):
 
 
 @pytest.mark.parametrize("reduction", ["{method: keep_all, schedule: {kind: fixed}}", "none"])
-def test_keep_all_is_the_plain_trainer(recipe: Path, tmp_path: Path, reduction: str) -> None:
-    """Hugging Face's Trainer on the same rows in the same order, nothing of ours in it."""
+def test_keep_all_equals_the_plain_trainer(recipe: Path, tmp_path: Path, reduction: str) -> None:
+    """Hugging Face's Trainer on the same rows in the same order, with no code of ours in it."""
     ours = go(recipe, tmp_path / "ours", f"reduction={reduction}", *FULL)
     read = load_recipe(recipe, ["train.max_steps=6", "train.per_device_batch_size=2"])
-    model, processor, seen = FAMILIES["llava"].model(), FAMILIES["llava"].processor(), Seen()
+    model, processor, seen = FAMILIES["llava"].model(), FAMILIES["llava"].processor(), RecordedLogs()
     feed = TrainFeed.open(read, RankInfo(0, 1, 1, False), processor)
     assert feed.order is not None
     rows = [number for batch in RankBatchSampler(feed.order, 2, 6) for number in batch]
@@ -138,36 +138,34 @@ def test_keep_all_is_the_plain_trainer(recipe: Path, tmp_path: Path, reduction: 
 
 
 @pytest.mark.parametrize("method", ["dart", "fastv", "random", "pooling", "uniform", "balance"])
-def test_any_method_can_be_trained_with(recipe: Path, tmp_path: Path, method: str) -> None:
+def test_every_method_trains(recipe: Path, tmp_path: Path, method: str) -> None:
     from_config({"method": method, "keep": 0.25})
     lines = go(recipe, tmp_path, f"reduction={{method: {method}, keep: 0.25, schedule: {{kind: fixed}}}}",
                "train.max_steps=2")  # fmt: skip
     assert all(line["visual_after"] < line["visual_before"] for line in lines if line["visual_before"])
 
 
-def test_validation_judges_every_budget(recipe: Path, tmp_path: Path) -> None:
+def test_validation_at_every_budget(recipe: Path, tmp_path: Path) -> None:
     rows = json.dumps({"path": str(recipe.parent / "rows.json"), "images": str(recipe.parent / "images"), "limit": 5})
     more = [f"data.validation=[{rows}]", "train.eval_steps=3", "train.save_steps=3", "train.best_metric=loss"]
     go(recipe, tmp_path, *more, "train.eval_budgets=[1.0, 0.5, 4]")
-    judged = [line for line in read_metrics(tmp_path) if "eval_loss" in line]
-    assert [line["step"] for line in judged] == [3, 6]
+    validations = [line for line in read_metrics(tmp_path) if "eval_loss" in line]
+    assert [line["step"] for line in validations] == [3, 6]
     for suffix in ("", "_at_full", "_at_0.5", "_at_4"):
-        assert all(line[f"eval_loss{suffix}"] > 0 for line in judged)
-        assert all(0 <= line[f"eval_accuracy{suffix}"] <= 1 for line in judged)
+        assert all(line[f"eval_loss{suffix}"] > 0 for line in validations)
+        assert all(0 <= line[f"eval_accuracy{suffix}"] <= 1 for line in validations)
     state = json.loads((tmp_path / "checkpoint-6" / "trainer_state.json").read_text())
     assert Path(state["best_model_checkpoint"]).parent == tmp_path
 
 
-def test_distilling_from_itself_costs_nothing_where_teacher_and_student_see_the_same(
-    recipe: Path, tmp_path: Path
-) -> None:
+def test_distillation_loss_is_zero_if_teacher_and_student_keep_the_same(recipe: Path, tmp_path: Path) -> None:
     full = ["reduction={method: dart, keep: 1.0, schedule: {kind: fixed}}", "train.max_steps=2"]
     lines = go(recipe, tmp_path / "same", *full, "distill={enabled: true, teacher: full}")
     assert [line["distill_loss"] for line in lines] == pytest.approx([0, 0], abs=1e-5)
     assert [line["loss"] for line in lines] == pytest.approx([line["answer_loss"] / 2 for line in lines], rel=1e-4)
 
 
-def test_distilling_adds_what_the_teacher_would_have_said(recipe: Path, tmp_path: Path) -> None:
+def test_distillation_loss_is_mixed_by_alpha(recipe: Path, tmp_path: Path) -> None:
     more = ["reduction={method: dart, keep: 0.1, schedule: {kind: fixed}}", "train.max_steps=3"]
     lines = go(recipe, tmp_path, *more, "distill={enabled: true, alpha: 0.3}")
     for line in lines:
@@ -175,7 +173,7 @@ def test_distilling_adds_what_the_teacher_would_have_said(recipe: Path, tmp_path
         assert line["loss"] == pytest.approx(0.3 * line["distill_loss"] + 0.7 * line["answer_loss"], rel=1e-4)
 
 
-def test_a_row_that_cannot_be_used_is_counted_and_the_run_goes_on(recipe: Path, tmp_path: Path) -> None:
+def test_bad_row_is_counted_and_training_continues(recipe: Path, tmp_path: Path) -> None:
     rows = json.loads((recipe.parent / "rows.json").read_text())
     rows[3]["conversations"] = []
     file = tmp_path / "rows.json"
@@ -187,9 +185,9 @@ def test_a_row_that_cannot_be_used_is_counted_and_the_run_goes_on(recipe: Path, 
     assert sum(line["loss"] == 0 for line in lines) == 1
 
 
-def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(recipe: Path, tmp_path: Path) -> None:
+def test_nan_loss_ends_the_run_before_it_is_saved(recipe: Path, tmp_path: Path) -> None:
     more = ["train.learning_rate=1e30", "train.max_grad_norm=0", "train.save_steps=1", "train.logging_steps=1"]
-    with pytest.raises(ValueError, match="the loss is nan at step"):
+    with pytest.raises(ValueError, match="loss is nan at step"):
         go(recipe, tmp_path, *more, *FULL)
     kept = [path for path in tmp_path.glob("checkpoint-*") if is_complete(path)]
     assert len(kept) < 6 and not any(tmp_path.glob(".checkpoint-*"))

@@ -31,17 +31,17 @@ def source(recipe: Path, **more: Any) -> str:
     return json.dumps([{"path": str(recipe.parent / "rows.json"), "images": str(recipe.parent / "images"), **more}])
 
 
-def test_streamed_rows_are_trained_on_and_resumed(recipe: Path, tmp_path: Path) -> None:
+def test_streamed_rows_train_and_resume(recipe: Path, tmp_path: Path) -> None:
     stream = [f"data.train={source(recipe, streaming=True)}", "train.save_steps=2"]
-    whole = go(recipe, tmp_path, *stream)
+    uninterrupted = go(recipe, tmp_path, *stream)
     shutil.rmtree(tmp_path / "checkpoint-4")
     again = go(recipe, tmp_path, *stream)
-    assert [line["loss"] for line in again] == [line["loss"] for line in whole]
-    assert len({line["loss"] for line in whole}) == 4
+    assert [line["loss"] for line in again] == [line["loss"] for line in uninterrupted]
+    assert len({line["loss"] for line in uninterrupted}) == 4
 
 
-def test_rows_of_like_length_come_together(recipe: Path, tmp_path: Path) -> None:
-    """Fewer places of a batch are padding than with rows as they come."""
+def test_group_by_length_reduces_padding(recipe: Path, tmp_path: Path) -> None:
+    """Compared with rows in random order."""
 
     def padding(*more: str) -> float:
         read = load_recipe(recipe, ["train.per_device_batch_size=4", "train.max_steps=6", *more])
@@ -54,10 +54,10 @@ def test_rows_of_like_length_come_together(recipe: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("batch", "world", "accumulation"), [(4, 2, 1), (2, 2, 2), (1, 2, 4), (8, 1, 1), (2, 1, 4)])
-def test_a_step_has_the_same_rows_however_it_is_divided(
+def test_a_step_has_the_same_rows_for_any_number_of_ranks_and_forwards(
     recipe: Path, batch: int, world: int, accumulation: int
 ) -> None:
-    """With rows grouped by length too: then like rows are those of a forward, and steps stay the same."""
+    """Also with rows grouped by length: grouping applies inside a step."""
     shape = [f"train.per_device_batch_size={batch}", f"train.gradient_accumulation_steps={accumulation}"]
     read = load_recipe(recipe, [*shape, "data.group_by_length=true", "train.max_steps=3"])
     one = load_recipe(recipe, ["train.per_device_batch_size=8", "data.group_by_length=true", "train.max_steps=3"])
@@ -70,14 +70,14 @@ def test_a_step_has_the_same_rows_however_it_is_divided(
 
 
 @pytest.mark.parametrize(("metric", "better"), [("loss", min), ("accuracy", max)])
-def test_the_best_checkpoint_is_kept(recipe: Path, tmp_path: Path, metric: str, better: Any) -> None:
+def test_best_checkpoint_is_kept(recipe: Path, tmp_path: Path, metric: str, better: Any) -> None:
     rows = source(recipe, limit=6)
-    judged = [f"data.validation={rows}", "train.eval_steps=1", "train.save_steps=1", f"train.best_metric={metric}"]
-    go(recipe, tmp_path, *judged, "train.save_total_limit=1", "train.learning_rate=3e-2", "train.max_steps=5")
+    validated = [f"data.validation={rows}", "train.eval_steps=1", "train.save_steps=1", f"train.best_metric={metric}"]
+    go(recipe, tmp_path, *validated, "train.save_total_limit=1", "train.learning_rate=3e-2", "train.max_steps=5")
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    told = {line["step"]: line[f"eval_{metric}"] for line in lines if "eval_loss" in line}
+    metrics = {line["step"]: line[f"eval_{metric}"] for line in lines if "eval_loss" in line}
     state = json.loads((tmp_path / "checkpoint-5" / "trainer_state.json").read_text())
-    assert state["best_metric"] == better(told.values())
+    assert state["best_metric"] == better(metrics.values())
     best = Path(state["best_model_checkpoint"])
-    assert told[int(best.name.split("-")[1])] == state["best_metric"] and best.is_dir()
+    assert metrics[int(best.name.split("-")[1])] == state["best_metric"] and best.is_dir()
     assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-5", best.name}

@@ -50,6 +50,6 @@ def test_no_stage_waits_for_a_rank_without_pictures(tmp_path: Path) -> None:
         assert len(lines) == STEPS and all(math.isfinite(line["loss"]) for line in lines), name
         assert [line["visual_before"] for line in lines] == shown, name
     assert len(set(shown)) > 2
-    what = f"2 ranks, ZeRO 0 to 3, LoRA and full, {STEPS} steps each: {alone} with pictures on one rank alone, "
+    what = f"2 ranks, ZeRO 0 to 3, LoRA and full, {STEPS} steps each: {alone} with images on one rank only, "
     what += f"{other} with different numbers of them, {none} with none at all"
-    record("pictures on some ranks", what, len(runs), "nothing: every run came to its end, all losses finite")
+    record("images on some ranks", what, len(runs), "nothing: every run finished, all losses are finite")
