@@ -15,7 +15,8 @@ from transformers import AutoModelForImageTextToText, LlavaProcessor
 
 import dart_train
 from dart_train import DART, FastV, Random, attach
-from dart_train.checkpoints import TrainedBudgets, UntrainedBudget
+from dart_train.checkpoints import ModelLocation, Provenance, TrainedBudgets, UntrainedBudget, loading
+from dart_train.checkpoints.loading import select_reducer
 from tests.fixtures.runs import Runs, logits
 from tests.zoo import save_folder
 
@@ -153,3 +154,22 @@ def test_a_damaged_newest_checkpoint_is_skipped(runs: Runs, tmp_path: Path) -> N
     shutil.copytree(runs("lora"), tmp_path / "run")
     (tmp_path / "run" / "checkpoint-4" / "adapter_model.safetensors").write_bytes(b"cut")
     assert dart_train.load(tmp_path / "run").provenance.step == 2
+
+
+def test_another_method_by_name_takes_the_trained_layer_and_budget() -> None:
+    trained = [DART(keep=8, layer=3, per="image")]
+    assert select_reducer(trained, "fastv", None) == [FastV(keep=8, layer=3, per="image")]
+    assert select_reducer(trained, "fastv", 4) == [FastV(keep=4, layer=3, per="image")]
+
+
+def test_base_model_of_a_hub_is_loaded_at_its_trained_revision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """At another base, the revision of the trained one means nothing."""
+    (tmp_path / "adapter_config.json").touch()
+    adapter, hub = ModelLocation(tmp_path, str(tmp_path)), ModelLocation(tmp_path / "cache", "org/model", "trained")
+    located = []
+    monkeypatch.setattr(loading, "locate", lambda *given: located.append(given) or hub)
+    provenance = Provenance(str(tmp_path), base_model="org/model", base_revision="trained")
+    source = loading._weights_source(adapter, provenance, None, False)
+    assert (source.path, source.revision, source.adapter) == ("org/model", "trained", str(tmp_path))
+    loading._weights_source(adapter, provenance, "org/other", False)
+    assert located == [("org/model", None, "trained"), ("org/other", None, None)]

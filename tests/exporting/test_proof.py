@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import dart_train
 from dart_train.exporting import verify, verify_process, writing
+from tests.fixtures.run_scene import ROOT
 from tests.fixtures.runs import Runs
 from tests.zoo import FAMILIES, save_folder
 
@@ -123,3 +126,18 @@ def test_data_fingerprint_reports_changes_since_training(runs: Runs, tmp_path: P
     assert (before["changed_since_training"], after["changed_since_training"]) == (False, True)
     assert fingerprint_data(tmp_path, 0)["of"] == "names and sizes of its data files"
     assert fingerprint_data(tmp_path / "gone", 0)["sha256"] is None
+
+
+def test_dart_train_cannot_be_imported_in_the_fresh_process() -> None:
+    script = Path(verify_process.__file__)
+    code = f"""
+import runpy, sys
+sys.argv = ["script", {str(script)!r}]  # not a job: it fails after its imports
+try:
+    runpy.run_path({str(script)!r}, run_name="__main__")
+except ValueError:
+    pass
+import dart_train
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "ModuleNotFoundError: import of dart_train halted" in done.stderr

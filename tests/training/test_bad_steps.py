@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from dart_train import train
 from dart_train.cli.options import BAD_STEP
 from dart_train.cli.training import train as main
+from dart_train.common.distributed import RankInfo
 from dart_train.config import load_recipe
 from dart_train.training import nonfinite
 from dart_train.training.nonfinite import NonFiniteStepError
@@ -71,7 +73,6 @@ def test_nan_and_inf_steps_are_skipped(recipe: Path, tmp_path: Path, harmed: Any
 
 
 def test_row_ids_are_those_of_the_step(recipe: Path) -> None:
-    from dart_train.common.distributed import RankInfo
     from dart_train.data.dataset import RowDataset
     from dart_train.training.data_feed import TrainFeed
     from tests.zoo import FAMILIES
@@ -127,3 +128,28 @@ def test_nan_steps_in_a_row_end_the_run(recipe: Path, tmp_path: Path, capsys: py
     wild += ["parts.language={mode: full}", "train.save_steps=100"]
     assert main([str(recipe), *BASE, f"train.output_dir={tmp_path}", *wild]) == BAD_STEP
     assert "for 20 steps in a row" in capsys.readouterr().err
+
+
+def guard(recipe: Path, folder: Path, *overrides: str) -> nonfinite.NonFiniteGuard:
+    """Of a process whose every step has one row."""
+    feed: Any = SimpleNamespace(ranks=RankInfo(0, 1, 1, False), row_ids=lambda step, micro: ["row"])
+    return nonfinite.NonFiniteGuard(load_recipe(recipe, list(overrides)), feed, folder)
+
+
+def test_nan_steps_that_are_not_in_a_row_do_not_end_the_run(recipe: Path, tmp_path: Path) -> None:
+    skipping = guard(recipe, tmp_path, "train.on_nan=skip")
+    for step in range(1, 60, 2):
+        skipping.record_loss(torch.tensor(math.nan))
+        assert skipping.saw_nonfinite()
+        skipping.end_step(step, nonfinite=True)
+        skipping.record_loss(torch.tensor(1.0))
+        assert not skipping.saw_nonfinite()
+        skipping.end_step(step + 1, nonfinite=False)
+    assert skipping.count == 30
+
+
+def test_step_skipped_by_the_loss_scaler_is_not_nonfinite_in_fp16(recipe: Path, tmp_path: Path) -> None:
+    for precision, expected in (("fp16", False), ("fp32", True)):
+        checked = guard(recipe, tmp_path, f"train.precision={precision}")
+        checked.step_was_taken = False
+        assert checked.saw_nonfinite() is expected

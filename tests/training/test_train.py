@@ -65,7 +65,7 @@ def test_metrics_of_each_step(recipe: Path, tmp_path: Path) -> None:
                      "step_seconds", "peak_memory_gib"):  # fmt: skip
             assert line[name] > 0, name
         assert 0 < line["selector_share"] < 1
-        assert line["data_wait_seconds"] >= 0 and line["epoch"] == pytest.approx(line["step"] * 2 / 24)
+        assert line["data_wait_seconds"] > 0 and line["epoch"] == pytest.approx(line["step"] * 2 / 24)
     assert len({line["keep"] for line in lines}) > 1 and {line["skipped_rows"] for line in lines} == {0}
 
 
@@ -154,6 +154,7 @@ def test_validation_at_every_budget(recipe: Path, tmp_path: Path) -> None:
     for suffix in ("", "_at_full", "_at_0.5", "_at_4"):
         assert all(line[f"eval_loss{suffix}"] > 0 for line in validations)
         assert all(0 <= line[f"eval_accuracy{suffix}"] <= 1 for line in validations)
+    assert all(line["eval_loss_at_full"] != line["eval_loss_at_4"] for line in validations)
     state = json.loads((tmp_path / "checkpoint-6" / "trainer_state.json").read_text())
     assert Path(state["best_model_checkpoint"]).parent == tmp_path
 
