@@ -59,9 +59,9 @@ class ForwardState:
 
     @property
     def is_noop(self) -> bool:
-        """Nothing was dropped and no cache existed before: the cache is what the plain model would leave."""
-        plan = self.plan
-        return plan.cache_state is None and not plan.past and all(stage.kept.keeps_all for stage in self.stages)
+        """Nothing was dropped, and there is no padding: the cache is what the plain model would leave. After an earlier
+        reduced prefill its state still holds: these tokens are found in the mask, like generated ones."""
+        return all(stage.kept.keeps_all for stage in self.stages)
 
     def copy_for_teacher(self) -> ForwardState:
         """The same forward before any selection, for another budget. What was observed so far holds for both."""

@@ -68,7 +68,8 @@ class TeacherPass(ReductionPass):
 
 @contextmanager
 def _own_autocast_cache() -> Iterator[None]:
-    """Autocast caches the weights that it casts. Cast without gradient here, they would get none in the student."""
+    """Autocast caches the weights that it casts. Cast without gradient here, torch before 2.13 would hand them to the
+    student, where they would get no gradient."""
     before = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:

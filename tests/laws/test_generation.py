@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from dart_train import DART, REDUCERS, FastV, KeepAll, UniformGrid, attach
+from dart_train.hooks.batch_plan import GenerateCall
+from dart_train.hooks.cache_state import CacheState
 from dart_train.hooks.transformers_compat import cache_argument, cache_in_output
 from tests.fixtures.reference_forward import masked_logits
 from tests.laws.cases import KERNELS, METHODS, NAMES, ROUNDING, batch_of, model_of, new_tokens, reducer_of
@@ -136,6 +138,19 @@ def test_a_second_generate_continues_from_the_first_ones_cache() -> None:
         )
         everything = model.generate(**batch, do_sample=False, max_new_tokens=8, min_new_tokens=8)
     assert torch.equal(rest, everything)
+
+
+def test_drafts_in_the_first_forward_are_not_part_of_the_cached_prompt() -> None:
+    """Assisted decoding may reject them, and then crops the cache."""
+    model, batch = model_of("llava"), batch_of("llava", (1,))
+    length = batch["input_ids"].shape[1]
+    with torch.no_grad(), attach(model, DART(keep=8)) as attached:
+        attached._engine.generate_call = GenerateCall(1, length - 3, batch)
+        cache = cache_in_output(model(**batch, use_cache=True))
+        assert attached.last is not None
+    state = CacheState.of(cache)
+    assert state is not None and state.length == length - 3
+    assert state.valid[0].shape == (1, attached.last.length - 3)
 
 
 def test_cache_length_of_each_layer() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dart_train import DART, FastV, Random, attach
 from dart_train.hooks import Attached
+from dart_train.models.structure import find_parts
 from dart_train.training.objective import (
     SupervisedLogits,
     forward_supervised,
@@ -208,3 +209,14 @@ def test_autocast_cache_of_the_teacher_leaves_gradients() -> None:
             rounded = gradients_of(model, *forward_with_teacher(model, attached, batch, batch, [GAP]))
     assert rounded.keys() == exact.keys()
     assert all(bool(gradient.any()) for gradient in rounded.values())
+
+
+def test_autocast_cache_is_off_for_the_teacher_only() -> None:
+    """torch before 2.13 hands the student the weights that were cast without gradient."""
+    model, batch, enabled = adapted("llava"), batch_of("llava", labels=True), []
+    with attach(model, STUDENT, output="compact") as attached, torch.autocast("cpu", torch.bfloat16):
+        last = find_parts(model).layers[-1]
+        hook = last.register_forward_hook(lambda *_: enabled.append(torch.is_autocast_cache_enabled()))
+        forward_with_teacher(model, attached, batch, batch, [GAP])
+        hook.remove()
+    assert enabled == [False, True]

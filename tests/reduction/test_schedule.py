@@ -49,6 +49,14 @@ def test_one_step_is_its_own_beginning() -> None:
     assert dropped_range(Progressive(), 0, 1) == (0.10, 0.10)
 
 
+def test_steps_after_the_last_stay_at_the_end() -> None:
+    """A run that was extended: the range must not grow beyond `end_*`."""
+    last = dropped_range(Progressive(), STEPS - 1, STEPS)
+    assert dropped_range(Progressive(), STEPS, STEPS) == dropped_range(Progressive(), 2 * STEPS, STEPS) == last
+    distill = Distill(enabled=True)
+    assert teacher_keep(distill, 0.5, 576, 2 * STEPS, STEPS) == pytest.approx(0.5 + distill.gap_end)
+
+
 def test_the_teacher_sees_more_and_never_more_than_all() -> None:
     distill = Distill(enabled=True)
     assert teacher_keep(distill, 0.5, 576, 0, STEPS) == pytest.approx(0.6)
