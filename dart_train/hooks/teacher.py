@@ -68,8 +68,8 @@ class TeacherPass(ReductionPass):
 
 @contextmanager
 def _own_autocast_cache() -> Iterator[None]:
-    """Autocast caches the weights that it casts. Cast without gradient here, torch before 2.13 would hand them to the
-    student, where they would get no gradient."""
+    """Autocast caches the weights that it casts. Cast without gradient here, older torch hands them to the
+    student, where they get no gradient (2.13 does not)."""
     before = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:

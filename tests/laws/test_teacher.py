@@ -212,7 +212,7 @@ def test_autocast_cache_of_the_teacher_leaves_gradients() -> None:
 
 
 def test_autocast_cache_is_off_for_the_teacher_only() -> None:
-    """torch before 2.13 hands the student the weights that were cast without gradient."""
+    """Older torch hands the student the weights that were cast without gradient (2.13 does not)."""
     model, batch, enabled = adapted("llava"), batch_of("llava", labels=True), []
     with attach(model, STUDENT, output="compact") as attached, torch.autocast("cpu", torch.bfloat16):
         last = find_parts(model).layers[-1]
