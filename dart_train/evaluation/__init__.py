@@ -1,4 +1,4 @@
-"""What checkpoints, methods and budgets are worth on the same questions, and what they cost."""
+"""Compares checkpoints, methods and budgets on the same questions: scores, paired tests, cost and a report."""
 
 from .comparison import compare
 

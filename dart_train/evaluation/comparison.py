@@ -6,8 +6,6 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -16,12 +14,11 @@ from tqdm import tqdm
 
 from ..common.distributed import RankInfo, destroy_process_group
 from ..config import Recipe
-from .answer_store import AnswerRecord, AnswerStore
+from .answer_store import AnswerStore
 from .comparison_grid import ComparisonCell, PreparedComparison, open_recipe, prepare
 from .cost import CellCost, measure_costs
 from .generate import CellQuestions, LoadedCheckpoint, answer_cells, fingerprint, key_for
-from .questions import Question
-from .scoring import PairedTest, ScoreGroup, ScoreRow, paired_tests, score_groups, score_rows
+from .results import ComparisonResults
 from .tables import (
     COST,
     COSTS,
@@ -35,44 +32,6 @@ from .tables import (
     write_costs,
     write_csv,
 )
-
-
-@dataclass(frozen=True)
-class ComparisonResults:
-    """Everything that a comparison found. records: as in results.jsonl, cell by cell; costs: empty without timing."""
-
-    prepared: PreparedComparison
-    records: list[AnswerRecord]
-    costs: list[CellCost]
-
-    @property
-    def folder(self) -> Path:
-        return self.prepared.folder
-
-    @property
-    def cells(self) -> list[ComparisonCell]:
-        return self.prepared.cells
-
-    @property
-    def seed(self) -> int:
-        return self.prepared.recipe.compare.seed
-
-    @cached_property
-    def questions(self) -> dict[tuple[str, str], Question]:
-        """By (set, id)."""
-        return {(question.set, question.id): question for question in self.prepared.questions}
-
-    @cached_property
-    def groups(self) -> list[ScoreGroup]:
-        return score_groups(self.records, self.prepared.recipe.compare, self.prepared.sets)
-
-    @cached_property
-    def scores(self) -> list[ScoreRow]:
-        return list(score_rows(self.groups, self.records, self.seed))
-
-    @cached_property
-    def pairs(self) -> list[PairedTest]:
-        return paired_tests(self.groups, self.seed)
 
 
 def compare(recipe: Recipe | str | Path) -> ComparisonResults | None:
@@ -169,7 +128,7 @@ def _cost_fingerprint(prepared: PreparedComparison, cells: list[str]) -> str:
 
 def write(results: ComparisonResults) -> None:
     """Tables first, so that they exist even if the report fails."""
-    from .report import write_report
+    from .report import write_report  # here, as matplotlib takes a second to import
     from .tracking import track
 
     folder = results.folder

@@ -11,8 +11,8 @@ from .scoring import ALL_KINDS
 from .tables import cost_records, pair_records, score_records
 
 if TYPE_CHECKING:
-    from .comparison import ComparisonResults
     from .report import WrittenReport
+    from .results import ComparisonResults
 
 log = logging.getLogger(__name__)
 _QUESTIONS = 4  # with images, of each checkpoint and set

@@ -45,16 +45,16 @@ CASES = [
     (yes_or_no, "Yes", ["no"], 1.0),
     (yes_or_no, "There is not", ["yes"], 2.0),
     (yes_or_no, "no", ["no"], 3.0),
-    (yes_or_no, "red", ["no"], 1.0),  # neither: wrong, whatever was right
+    (yes_or_no, "red", ["no"], 1.0),  # neither yes nor no is wrong
     (yes_or_no, "red", ["yes"], 2.0),
     (yes_or_no, "yes", ["red"], None),
     (yes_or_no, "yes", ["no smoking"], None),
 ]
 
 
-@pytest.mark.parametrize(("metric", "said", "answers", "score"), CASES)
-def test_a_score_is_as_defined(metric, said, answers, score) -> None:
-    assert metric(said, answers) == (score if score is None else pytest.approx(score))
+@pytest.mark.parametrize(("metric", "prediction", "answers", "score"), CASES)
+def test_a_score_is_as_defined(metric, prediction, answers, score) -> None:
+    assert metric(prediction, answers) == (score if score is None else pytest.approx(score))
 
 
 @pytest.mark.parametrize(
@@ -74,16 +74,16 @@ def test_edit_distance_is_a_distance(a: str, b: str, c: str) -> None:
 
 
 def test_the_f1_of_yes_is_that_of_its_definition() -> None:
-    said = [("yes", "yes")] * 6 + [("yes", "no")] * 2 + [("no", "yes")] * 1 + [("no", "no")] * 9
-    cases = np.array([yes_or_no(one, [wanted]) for one, wanted in said])
+    pairs = [("yes", "yes")] * 6 + [("yes", "no")] * 2 + [("no", "yes")] * 1 + [("no", "no")] * 9
+    cases = np.array([yes_or_no(one, [wanted]) for one, wanted in pairs])
     precision, recall = 6 / 8, 6 / 7
     assert METRICS["yes_no_f1"].aggregate(cases) == pytest.approx(2 * precision * recall / (precision + recall))
 
 
 @given(st.sampled_from(sorted(METRICS)), st.text(max_size=12), st.lists(st.text(max_size=12), min_size=1, max_size=4))
-def test_no_text_breaks_a_metric(name: str, said: str, answers: list[str]) -> None:
+def test_no_text_breaks_a_metric(name: str, text: str, answers: list[str]) -> None:
     metric = METRICS[name]
-    score = metric.score(said, answers)
+    score = metric.score(text, answers)
     assert score is None or 0 <= score <= 3
     found = estimate(metric, [] if score is None else [score])
     assert (found is None) == (score is None)

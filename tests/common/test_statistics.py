@@ -16,11 +16,11 @@ EXACT, VQA, F1 = METRICS["exact_match"], METRICS["vqa"], METRICS["yes_no_f1"]
 
 
 @pytest.mark.parametrize(
-    ("right", "asked", "low", "high"),  # from tables of Wilson's interval
+    ("correct", "total", "low", "high"),  # from tables of Wilson's interval
     [(0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (5, 10, 0.2366, 0.7634), (81, 263, 0.2553, 0.3662)],
 )
-def test_wilson_equals_published_values(right: int, asked: int, low: float, high: float) -> None:
-    assert wilson(right, asked) == pytest.approx((low, high), abs=1e-4)
+def test_wilson_equals_published_values(correct: int, total: int, low: float, high: float) -> None:
+    assert wilson(correct, total) == pytest.approx((low, high), abs=1e-4)
 
 
 def test_wilson_rejects_impossible_counts() -> None:
@@ -49,9 +49,9 @@ def test_bootstrap_is_deterministic() -> None:
 
 def test_bootstrap_in_pieces_gives_the_same_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     scores = np.random.default_rng(1).random(50)
-    whole = bootstrap(scores, mean, 3)
+    expected = bootstrap(scores, mean, 3)
     monkeypatch.setattr("dart_train.common.statistics._SCORES_AT_ONCE", 5000)
-    assert bootstrap(scores, mean, 3) == whole
+    assert bootstrap(scores, mean, 3) == expected
 
 
 @given(st.integers(0, 40), st.integers(0, 40))
@@ -69,12 +69,12 @@ def test_mcnemar_with_large_counts() -> None:
 def test_false_positive_rate_of_paired_tests(metric) -> None:
     chance = np.random.default_rng(2)
     values = {"exact_match": [0, 1], "vqa": [0, 0.3, 0.6, 1], "yes_no_f1": [0, 1, 2, 3]}[metric.name]
-    cries = 0
+    significant = 0
     for seed in range(150):
         first, second = chance.choice(values, (2, 60))
         found = paired_difference(metric, list(first), list(second), seed)
-        cries += found.p < 0.05
-    assert cries <= 16  # of 150, where 7.5 are expected
+        significant += found.p < 0.05
+    assert significant <= 16  # of 150, where 7.5 are expected
 
 
 @pytest.mark.parametrize(("metric", "better", "worse"), [(EXACT, 1.0, 0.0), (VQA, 0.6, 0.3), (F1, 0.0, 2.0)])

@@ -13,7 +13,7 @@ from tests.evaluation import scene
 
 @pytest.fixture(scope="session")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished comparison: the folder of its recipe. Leave it as it is."""
+    """A finished comparison: the folder of its recipe. Do not change it."""
     folder = tmp_path_factory.mktemp("compare")
     compare(load_recipe(scene.make(folder), ["compare.timing=true", "compare.timing_repeats=2"]))
     return folder
@@ -21,6 +21,6 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def again(done: Path, tmp_path: Path) -> Iterator[Path]:
-    """A copy of what it wrote, to go on from."""
+    """A copy of its output folder, to resume from."""
     shutil.copytree(done / "out", tmp_path / "out")
     yield tmp_path / "out"

@@ -1,4 +1,4 @@
-"""A small comparison: a tiny model, and questions of which it answers most right with full tokens."""
+"""A small comparison: a tiny model, and questions most of which it answers correctly with full tokens."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ def make(folder: Path) -> Path:
     recipe.write_text(RECIPE.format(folder=folder))
     rows = [_row(folder, number) for number in range(NUMBER)]
     _write(folder, rows)
-    for row, said in zip(rows, answers_of(load_recipe(recipe)), strict=True):
+    for row, answer in zip(rows, answers_of(load_recipe(recipe)), strict=True):
         wrong = int(row["id"]) % 7 == 6
-        row["conversations"][1]["value"] = "something else" if wrong else said
+        row["conversations"][1]["value"] = "something else" if wrong else answer
     _write(folder, rows)
     return recipe
 
 
 def _row(folder: Path, number: int) -> dict[str, Any]:
-    """Questions of different lengths; one without a picture."""
-    asked, names = sentence(2 + number % 5, number), [] if number == 3 else [f"{number}.png"]
+    """Questions of different lengths; one without an image."""
+    text, names = sentence(2 + number % 5, number), [] if number == 3 else [f"{number}.png"]
     for name in names:
         picture(number).save(folder / "images" / name)
-    turns = [{"from": "human", "value": "<image>\n" * len(names) + asked}, {"from": "gpt", "value": "nothing yet"}]
+    turns = [{"from": "human", "value": "<image>\n" * len(names) + text}, {"from": "gpt", "value": "nothing yet"}]
     row = {"id": str(number), "conversations": turns, "kind": KINDS[number % 2]}
     return {**row, "image": names[0]} if names else row
 
@@ -59,7 +59,7 @@ def _write(folder: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def answers_of(recipe: Recipe) -> list[str]:
-    """What the plain model says, asked one by one through transformers alone."""
+    """The answers of the plain model, one by one, with transformers alone."""
     prepared = prepare(recipe, progress=False)
     subject = LoadedCheckpoint(recipe, recipe.model.path, torch.device("cpu"))
     return [plainly(subject.model, subject.processor, question) or "(nothing)" for question in prepared.questions]

@@ -24,7 +24,7 @@ ASKED, TOKENS = 4, 64
 
 
 @pytest.fixture(scope="module")
-def asked(done: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def compared(done: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("registry") / "out"
     rows, images = done / "questions.json", done / "images"
     sets = [
@@ -37,8 +37,8 @@ def asked(done: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_every_method_answers_every_set(asked: Path) -> None:
-    lines = scene.lines(asked)
+def test_every_method_answers_every_set(compared: Path) -> None:
+    lines = scene.lines(compared)
     found = [(line["method"], line["set"], line["id"]) for line in lines]
     assert found == [(m, s, str(i)) for m in ("full", *REDUCERS) for s in ("one", "other") for i in range(ASKED)]
     for line in lines:
@@ -47,17 +47,17 @@ def test_every_method_answers_every_set(asked: Path) -> None:
         assert (line["visual_tokens"], line["kept"]) == (shown, kept), line["method"]
 
 
-def test_every_method_has_its_cost(asked: Path) -> None:
-    with (asked / "cost.csv").open(newline="") as file:
+def test_every_method_has_its_cost(compared: Path) -> None:
+    with (compared / "cost.csv").open(newline="") as file:
         costs = {row["method"]: row for row in csv.DictReader(file)}
     assert list(costs) == ["full", *REDUCERS]
-    whole = int(costs["full"]["kv_bytes"])
+    full = int(costs["full"]["kv_bytes"])
     for name, row in costs.items():
-        assert float(row["total"]) > 0 and (int(row["kv_bytes"]) < whole) == (name not in ("full", "keep_all"))
+        assert float(row["total"]) > 0 and (int(row["kv_bytes"]) < full) == (name not in ("full", "keep_all"))
 
 
-def test_each_set_and_kind_has_its_own_metrics(asked: Path) -> None:
-    with (asked / "table.csv").open(newline="") as file:
+def test_each_set_and_kind_has_its_own_metrics(compared: Path) -> None:
+    with (compared / "table.csv").open(newline="") as file:
         found = {(row["set"], row["kind"], row["metric"]) for row in csv.DictReader(file)}
     assert found == {
         *(("one", kind, metric) for kind in ("all", *scene.KINDS) for metric in ("exact_match", "vqa")),
@@ -65,21 +65,21 @@ def test_each_set_and_kind_has_its_own_metrics(asked: Path) -> None:
     }  # fmt: skip
 
 
-def test_report_shows_regressions_of_every_set(asked: Path) -> None:
-    page = (asked / "report.html").read_text()
+def test_report_shows_regressions_of_every_set(compared: Path) -> None:
+    page = (compared / "report.html").read_text()
     shown = page[page.index('id="regressions"') :]
     for name in ("one", "other"):
         assert re.search(rf'<h3>base, {name}</h3><div class="cards">\s*<article', shown)
 
 
-def test_fewer_pixels_answers_equal_those_of_its_processor(done: Path, asked: Path) -> None:
+def test_fewer_pixels_answers_equal_those_of_its_processor(done: Path, compared: Path) -> None:
     recipe = load_recipe(done / "compare.yaml", [f"compare.sets.0.limit={ASKED}"])
     subject = LoadedCheckpoint(recipe, recipe.model.path, torch.device("cpu"))
     small = fewer_pixels(subject.processor, 16)
     with accept_smaller_images(subject.model):
-        said = [scene.plainly(subject.model, small, each) for each in prepare(recipe, progress=False).questions]
-    here = [line for line in scene.lines(asked) if (line["method"], line["set"]) == ("fewer_pixels", "one")]
-    assert [line["prediction"] for line in here] == said
+        answers = [scene.plainly(subject.model, small, each) for each in prepare(recipe, progress=False).questions]
+    here = [line for line in scene.lines(compared) if (line["method"], line["set"]) == ("fewer_pixels", "one")]
+    assert [line["prediction"] for line in here] == answers
 
 
 def test_a_lora_run_next_to_its_base(done: Path, runs: Runs, tmp_path: Path) -> None:
@@ -91,9 +91,9 @@ def test_a_lora_run_next_to_its_base(done: Path, runs: Runs, tmp_path: Path) -> 
     base = AutoModelForImageTextToText.from_pretrained(run.parent / "llava")
     tuned = PeftModel.from_pretrained(base, run / "checkpoint-4").eval()
     processor, questions = results.prepared.found["tuned"].processor, results.prepared.questions
-    told = [line for line in results.records if line["method"] == "full"]
+    full = [line for line in results.records if line["method"] == "full"]
     expected = [scene.plainly(tuned, processor, question) for question in questions]
-    assert [line["prediction"] for line in told if line["checkpoint"] == "tuned"] == expected
-    assert [line["prediction"] for line in told if line["checkpoint"] == "base"] != expected
+    assert [line["prediction"] for line in full if line["checkpoint"] == "tuned"] == expected
+    assert [line["prediction"] for line in full if line["checkpoint"] == "base"] != expected
     pairs = {(pair.first[0], pair.second[0], pair.first[1]) for pair in results.pairs}
     assert {("base", "tuned", "full"), ("base", "tuned", "dart")} <= pairs

@@ -24,26 +24,26 @@ def table(folder: Path, name: str = "table.csv") -> list[dict[str, str]]:
 
 
 def test_every_cell_answers_every_question_once(done: Path) -> None:
-    asked = [(line["checkpoint"], line["method"], line["budget"], line["id"]) for line in lines(done / "out")]
+    found = [(line["checkpoint"], line["method"], line["budget"], line["id"]) for line in lines(done / "out")]
     rows = ["full full", "dart 8", "dart 0.25", "random 8", "random 0.25"]
-    assert asked == [("base", *row.split(), str(i)) for row in rows for i in range(NUMBER)]
+    assert found == [("base", *row.split(), str(i)) for row in rows for i in range(NUMBER)]
 
 
 def test_full_tokens_answer_like_plain_transformers(done: Path) -> None:
     full = [line["prediction"] or "(nothing)" for line in lines(done / "out") if line["method"] == "full"]
     assert full == scene.answers_of(load_recipe(done / "compare.yaml"))
-    assert len(set(full)) > 3  # the model does not say the same to everything
+    assert len(set(full)) > 3  # the model does not give one answer to everything
 
 
 def test_batched_answers_equal_single_ones(done: Path) -> None:
     recipe = load_recipe(done / "compare.yaml")
     subject = LoadedCheckpoint(recipe, recipe.model.path, torch.device("cpu"))
-    said = []
+    answers = []
     for question in prepare(recipe, progress=False).questions:
         with attach(subject.model, DART(keep=8, layer=2)):
-            said.append(scene.plainly(subject.model, subject.processor, question))
+            answers.append(scene.plainly(subject.model, subject.processor, question))
     here = [line for line in lines(done / "out") if (line["method"], line["budget"]) == ("dart", "8")]
-    assert [line["prediction"] for line in here] == said
+    assert [line["prediction"] for line in here] == answers
 
 
 def test_kept_tokens_are_recorded(done: Path) -> None:
@@ -98,18 +98,18 @@ def test_pairs_csv_compares_methods_at_the_same_budget(done: Path) -> None:
             [answers[method, row["first_budget"], str(i)]["prediction"].lower() for i in range(NUMBER)]
             for method in ("dart", "random")
         ]
-        right = [answers["full", "full", str(i)]["answers"][0].lower() for i in range(NUMBER)]
-        one, other = ([said == answer for said, answer in zip(each, right, strict=True)] for each in marks)
+        correct = [answers["full", "full", str(i)]["answers"][0].lower() for i in range(NUMBER)]
+        one, other = ([one == answer for one, answer in zip(each, correct, strict=True)] for each in marks)
         assert int(row["gained"]) == sum(b and not a for a, b in zip(one, other, strict=True))
 
 
 def test_table_md_has_the_scores_of_table_csv(done: Path) -> None:
-    told = (done / "out" / "table.md").read_text()
-    assert "| base | full | full | 100.0% | 14 | 85.7 (60.1-96.0) |" in told
-    assert "exact_match by kind of question" in told and "colour (7)" in told
+    markdown = (done / "out" / "table.md").read_text()
+    assert "| base | full | full | 100.0% | 14 | 85.7 (60.1-96.0) |" in markdown
+    assert "exact_match by kind of question" in markdown and "colour (7)" in markdown
     for row in table(done / "out"):
         value, low, high = (100 * float(row[name]) for name in ("value", "low", "high"))
-        assert f"{value:.1f} ({low:.1f}-{high:.1f})" in told, "of kinds, too"
+        assert f"{value:.1f} ({low:.1f}-{high:.1f})" in markdown, "of kinds, too"
 
 
 def test_grid_has_full_tokens_and_keep_all_once_a_checkpoint(done: Path) -> None:

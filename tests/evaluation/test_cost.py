@@ -78,8 +78,8 @@ def test_flops_match_a_counted_forward(reduced: bool, done: Path) -> None:
 
 
 def test_kv_bytes_count_storages_and_each_once() -> None:
-    whole = torch.zeros(2, 10)
-    layer = SimpleNamespace(keys=whole[:, :3], values=whole[:, 3:])
+    storage = torch.zeros(2, 10)
+    layer = SimpleNamespace(keys=storage[:, :3], values=storage[:, 3:])
     assert kv_cache_bytes(SimpleNamespace(layers=[layer])) == 80  # what is held, not what is looked at
 
 
@@ -87,9 +87,11 @@ def test_token_timestamps_are_recorded_and_change_no_token(monkeypatch: pytest.M
     read = iter([10.0, 11.0, 13.0, 16.0])
     monkeypatch.setattr(clock, "read", lambda: next(read))
     model, batch = FAMILIES["llava"].model("eager"), make_batch("llava", images=(1, 1), question_words=(4, 4))
-    ticks = TokenTimestamps()
-    with_ticks = model.generate(**batch, max_new_tokens=4, min_new_tokens=4, do_sample=False, stopping_criteria=[ticks])
-    assert ticks.times == [10.0, 11.0, 13.0, 16.0] and ticks.seconds_per_token() == 2.0
+    timestamps = TokenTimestamps()
+    with_ticks = model.generate(
+        **batch, max_new_tokens=4, min_new_tokens=4, do_sample=False, stopping_criteria=[timestamps]
+    )
+    assert timestamps.times == [10.0, 11.0, 13.0, 16.0] and timestamps.seconds_per_token() == 2.0
     assert torch.equal(with_ticks, model.generate(**batch, max_new_tokens=4, min_new_tokens=4, do_sample=False))
 
 

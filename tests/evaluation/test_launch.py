@@ -20,13 +20,13 @@ SCRIPT = ROOT / "launch" / "compare.py"
 @pytest.mark.deepspeed
 @pytest.mark.slow
 def test_two_ranks_resume_after_a_kill_and_answer_like_one(done: Path, tmp_path: Path) -> None:
-    out, asked = tmp_path / "out", (done / "out" / "results.jsonl").read_text().splitlines(keepends=True)
+    out, answers = tmp_path / "out", (done / "out" / "results.jsonl").read_text().splitlines(keepends=True)
     out.mkdir()
-    (out / "results.jsonl").write_text("".join(asked[:20]) + asked[20][:57])  # in the middle of a line
-    (out / "results.rank1.jsonl").write_text("".join(asked[25:30]))
+    (out / "results.jsonl").write_text("".join(answers[:20]) + answers[20][:57])  # in the middle of a line
+    (out / "results.rank1.jsonl").write_text("".join(answers[25:30]))
     finished = launch(SCRIPT, str(done / "compare.yaml"), f"compare.output_dir={out}")
     assert finished.returncode == 0, finished.stderr[-3000:]
-    assert f"25 of {len(asked)} answers exist already" in finished.stdout + finished.stderr
+    assert f"25 of {len(answers)} answers exist already" in finished.stdout + finished.stderr
     assert lines(out) == lines(done / "out")
     assert (out / "table.csv").read_text() == (done / "out" / "table.csv").read_text()
     assert not list(out.glob("results.rank*")) and (out / "report.html").is_file()

@@ -24,7 +24,7 @@ def no_weights(monkeypatch: pytest.MonkeyPatch, done: Path) -> None:
     monkeypatch.setattr("dart_train.checkpoints.loading.read_model", refuse)
 
 
-def refusal(done: Path, *overrides: str) -> str:
+def error_of(done: Path, *overrides: str) -> str:
     with pytest.raises(ValueError) as caught:
         compare(load_recipe(done / "compare.yaml", overrides))
     return str(caught.value)
@@ -71,19 +71,19 @@ def test_everything_wrong_with_folders_is_one_message(done: Path, tmp_path: Path
     (newer / "reducer.json").write_text(json.dumps({"format": 1, "stages": [{"method": "dart9", "keep": 4}]}))
     row = {"image": "gone.png", "question": "What?", "answer": "this"}
     rows.write_text(json.dumps([row, row, {"image": "0.png"}]))
-    told = refusal(
+    message = error_of(
         done,
         f"compare.checkpoints={{bare: {bare}, newer: {newer}, gone: {tmp_path}/nowhere, good: {done}/llava}}",
         f"compare.sets.0.path={rows}",
         "compare.methods=[{method: dart, layer: 9}]",
     )
-    lines = told.splitlines()
+    lines = message.splitlines()
     assert lines[0] == "cannot run the comparison: 6 problems"
     expected = ["unknown_format", "gone.png", "bare: ", "newer: ", "gone: ", "good: dart (layer=9)"]
     for words, line in zip(["no conversations", "gone.png", "bare: ", "newer: ", "gone: ", "layer=9"], lines[1:],
                            strict=True):  # fmt: skip
-        assert words in line, (words, expected, told)
-    assert "newer version" in told and "no processor" in told
+        assert words in line, (words, expected, message)
+    assert "newer version" in message and "no processor" in message
 
 
 def test_errors_of_the_recipe_and_of_what_it_names_are_one_message(
@@ -104,8 +104,8 @@ def test_errors_of_the_recipe_and_of_what_it_names_are_one_message(
         f"compare.output_dir={tmp_path}/out",
     ]
     assert main([str(done / "compare.yaml"), *overrides]) == 2
-    told = capsys.readouterr().err  # a progress bar first
-    first, *lines = told[told.index("compare: ") :].splitlines()
+    message = capsys.readouterr().err  # a progress bar first
+    first, *lines = message[message.index("compare: ") :].splitlines()
     assert first.endswith("compare.yaml: 7 problems") and len(lines) == 7
     expected = ["compare.batch_siz: unknown key", "compare.metrics.0: ", "gone.png", "compare.checkpoints.bare: ",
                 "compare.checkpoints.newer: ", "compare.checkpoints.gone: ", "good: dart"]  # fmt: skip
@@ -117,18 +117,18 @@ def test_errors_of_the_recipe_and_of_what_it_names_are_one_message(
 def test_invalid_methods_do_not_hide_other_errors(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
     more = ["compare.methods=[drat]", "compare.sets.0.path=nowhere.json", "model.path=./gone"]
     assert main([str(done / "compare.yaml"), *more]) == 2
-    told = capsys.readouterr().err
-    assert all(words in told for words in ("3 problems", "did you mean dart?", "nowhere.json", "model.path: ./gone"))
+    message = capsys.readouterr().err
+    assert all(words in message for words in ("3 problems", "did you mean dart?", "nowhere.json", "model.path: ./gone"))
 
 
 def test_missing_question_set_is_an_error(done: Path) -> None:
-    assert "nowhere.json" in refusal(done, "compare.sets.0.path=nowhere.json")
+    assert "nowhere.json" in error_of(done, "compare.sets.0.path=nowhere.json")
 
 
 def test_a_set_that_no_metric_can_score_is_an_error(done: Path, tmp_path: Path) -> None:
     here = f"compare.output_dir={tmp_path}/out"
-    told = refusal(done, "compare.metrics=[yes_no_f1]", here)
-    assert "compare.sets.0: yes_no_f1 cannot score any of its 14 questions" in told and "1 problem" in told
+    message = error_of(done, "compare.metrics=[yes_no_f1]", here)
+    assert "compare.sets.0: yes_no_f1 cannot score any of its 14 questions" in message and "1 problem" in message
     for good in ("compare.metrics=[yes_no_f1, anls]", "compare.sets.0.kind_metrics={reading: [anls]}"):
         prepare(load_recipe(done / "compare.yaml", ["compare.metrics=[yes_no_f1]", good, here]), progress=False)
 
@@ -137,8 +137,8 @@ def test_a_method_that_the_family_does_not_support_is_an_error(done: Path, tmp_p
     from tests.zoo import save_folder
 
     save_folder("gemma3", tmp_path / "gemma3")
-    told = refusal(done, f"model.path={tmp_path}/gemma3", "compare.methods=[fewer_pixels, dart]")
-    assert "fewer_pixels" in told and "use another method" in told and "1 problem" in told
+    message = error_of(done, f"model.path={tmp_path}/gemma3", "compare.methods=[fewer_pixels, dart]")
+    assert "fewer_pixels" in message and "use another method" in message and "1 problem" in message
 
 
 def test_the_command_reports_errors_once_and_exits_with_2(done: Path, capsys: pytest.CaptureFixture[str]) -> None:

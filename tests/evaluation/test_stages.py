@@ -21,7 +21,7 @@ from tests.zoo import FAMILIES, make_batch
 
 STAGES = "[{method: dart, layer: 1, keep: 0.5}, {method: random, layer: 3, keep: 0.25}]"
 PYRAMID = f"compare.methods=[{{name: pyramid, stages: {STAGES}}}]"
-TOKENS = 64  # of a picture
+TOKENS = 64  # of an image
 HEAD, KV_HEADS, LAYERS, FLOAT = 16, 2, 5, 4
 
 
@@ -55,7 +55,7 @@ def test_a_method_may_have_budgets_of_its_own(done: Path) -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("methods", "told"), [
+@pytest.mark.parametrize(("methods", "message"), [
     ("[{method: dart, budgets: []}]", "expected a list of ratios or numbers of tokens"),
     ("[{method: dart, budgets: [0.1, 0]}]", "budgets: keep=0"),
     ("[{method: dart, keep: 0.1}]", "or give it `budgets`"),
@@ -69,10 +69,10 @@ def test_a_method_may_have_budgets_of_its_own(done: Path) -> None:
     ("[dart, {method: random, name: dart}]", "leave one out, or give it a name"),
     ("[dart, dart]", "has the name 'dart', as an earlier method does"),
 ])  # fmt: skip
-def test_invalid_stages_are_errors(done: Path, methods: str, told: str) -> None:
+def test_invalid_stages_are_errors(done: Path, methods: str, message: str) -> None:
     with pytest.raises(RecipeError) as caught:
         load_recipe(done / "compare.yaml", [f"compare.methods={methods}"])
-    assert told in str(caught.value) and "compare.methods." in str(caught.value)
+    assert message in str(caught.value) and "compare.methods." in str(caught.value)
 
 
 def test_the_method_reduction_needs_a_reduction(done: Path) -> None:
@@ -80,15 +80,15 @@ def test_the_method_reduction_needs_a_reduction(done: Path) -> None:
         load_recipe(done / "compare.yaml", ["reduction=none", "compare.methods=[reduction]"])
 
 
-@pytest.mark.parametrize(("layers", "told"), [((3, 1), "after the one before"), ((1, 9), "the model has 5 layers")])
-def test_stages_that_the_model_does_not_have_are_errors(done: Path, layers: tuple[int, int], told: str) -> None:
+@pytest.mark.parametrize(("layers", "message"), [((3, 1), "after the one before"), ((1, 9), "the model has 5 layers")])
+def test_stages_that_the_model_does_not_have_are_errors(done: Path, layers: tuple[int, int], message: str) -> None:
     stages = ", ".join(f"{{method: dart, layer: {layer}, keep: 0.5}}" for layer in layers)
-    with pytest.raises(ValueError, match=f"pyramid: .*{told}|{told}"):
+    with pytest.raises(ValueError, match=f"pyramid: .*{message}|{message}"):
         prepare(load_recipe(done / "compare.yaml", [f"compare.methods=[{{name: pyramid, stages: [{stages}]}}]"]), False)
 
 
 @pytest.fixture(scope="module")
-def asked(done: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def compared(done: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A comparison of the pyramid, eight tokens left of it."""
     out = tmp_path_factory.mktemp("pyramid") / "out"
     more = ["compare.budgets=[8]", "compare.sets.0.limit=6", "compare.timing=true", "compare.timing_repeats=1"]
@@ -96,23 +96,23 @@ def asked(done: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_answers_of_stages_equal_those_of_attach(done: Path, asked: Path) -> None:
+def test_answers_of_stages_equal_those_of_attach(done: Path, compared: Path) -> None:
     recipe = load_recipe(done / "compare.yaml", ["compare.sets.0.limit=6"])
     subject = LoadedCheckpoint(recipe, recipe.model.path, torch.device("cpu"))
-    here = [line for line in scene.lines(asked) if line["method"] == "pyramid"]
+    here = [line for line in scene.lines(compared) if line["method"] == "pyramid"]
     with attach(subject.model, [DART(keep=16, layer=1), Random(keep=8, layer=3)]):
         for line, question in zip(here, prepare(recipe, progress=False).questions, strict=True):
             assert line["prediction"] == scene.plainly(subject.model, subject.processor, question)
             assert line["kept"] == (8 if line["visual_tokens"] else 0)
 
 
-def test_kv_bytes_of_stages(asked: Path) -> None:
-    with (asked / "cost.csv").open(newline="") as file:
+def test_kv_bytes_of_stages(compared: Path) -> None:
+    with (compared / "cost.csv").open(newline="") as file:
         full, pyramid = csv.DictReader(file)
     length = int(full["prompt_tokens"])
     tokens = length + 2 * (length - TOKENS + 16) + (LAYERS - 3) * (length - TOKENS + 8)
     assert int(pyramid["kv_bytes"]) == 2 * KV_HEADS * HEAD * FLOAT * tokens and int(pyramid["kept"]) == 8
-    assert "layer=1" in (asked / "report.html").read_text()
+    assert "layer=1" in (compared / "report.html").read_text()
 
 
 def test_flops_of_stages_match_a_counted_forward() -> None:

@@ -45,13 +45,20 @@ def test_the_entry_point_names_what_is_there() -> None:
 
 def test_batched_answers_equal_single_ones(folder: Path) -> None:
     loaded = open_model({"pretrained": str(folder), "reducer": "dart", "keep": 8}, "cpu")
-    asked = [[user_message(sentence(3, 1), [picture(1)])], [user_message(sentence(6, 2), [picture(2), picture(3)])]]
+    conversations = [
+        [user_message(sentence(3, 1), [picture(1)])],
+        [user_message(sentence(6, 2), [picture(2), picture(3)])],
+    ]
     count = VisualTokenCount()
     options = {"max_new_tokens": 5, "temperature": 0, "until": ["\n\n"]}
-    together = answer(loaded, asked, options, count)
-    assert [each.text for each in together] == [generate_answers(loaded, [one], max_new_tokens=5)[0] for one in asked]
+    together = answer(loaded, conversations, options, count)
+    assert [each.text for each in together] == [
+        generate_answers(loaded, [one], max_new_tokens=5)[0] for one in conversations
+    ]
     assert (count.before, count.kept) == (3 * 64, 2 * 8)
-    assert [each.tokens_in for each in together] == [chat_inputs(loaded, [one])["input_ids"].shape[1] for one in asked]
+    assert [each.tokens_in for each in together] == [
+        chat_inputs(loaded, [one])["input_ids"].shape[1] for one in conversations
+    ]
     assert all(1 <= each.tokens_out <= 5 for each in together)
 
 
@@ -61,7 +68,7 @@ def test_likelihood_equals_that_of_generation(folder: Path, reducer: str) -> Non
     keep = {} if reducer == "none" else {"keep": 8}
     loaded = open_model({"pretrained": str(folder), "reducer": reducer, **keep}, "cpu")
     conversation = [user_message(sentence(4, 1), [picture(1)])]
-    told = likelihood(loaded, conversation, "red circle")
+    found = likelihood(loaded, conversation, "red circle")
     inputs = chat_inputs(loaded, [conversation])
     tokens = loaded.processor.tokenizer("red circle", add_special_tokens=False)["input_ids"]
     written = loaded.model.generate(
@@ -69,9 +76,9 @@ def test_likelihood_equals_that_of_generation(folder: Path, reducer: str) -> Non
         logits_processor=[Forced(inputs["input_ids"].shape[1], tokens)],
     )  # fmt: skip
     each = [step.log_softmax(-1)[0, token] for step, token in zip(written.logits, tokens, strict=True)]
-    assert told.log_probability == pytest.approx(float(sum(each)), rel=1e-4)
-    assert told.loss == pytest.approx(-told.log_probability / len(tokens))
-    assert told.greedy == all(int(s.argmax()) == t for s, t in zip(written.logits, tokens, strict=True))
+    assert found.log_probability == pytest.approx(float(sum(each)), rel=1e-4)
+    assert found.loss == pytest.approx(-found.log_probability / len(tokens))
+    assert found.greedy == all(int(s.argmax()) == t for s, t in zip(written.logits, tokens, strict=True))
 
 
 class Forced:
@@ -127,13 +134,13 @@ def test_options_become_a_reducer(folder: Path) -> None:
     assert open_model({"pretrained": str(folder)}, "cpu").attached is None
 
 
-@pytest.mark.parametrize("given,told", [
+@pytest.mark.parametrize("given,message", [
     ({"pretraind": "x"}, "pretraind: unknown, did you mean pretrained?; pretrained: missing"),
     ({"pretrained": "./gone", "keep": 0}, "keep=0: expected a number of tokens"),
     ({"pretrained": "./gone"}, "there is no such folder"),
     ({"layer": 3, "pretrained": "x"}, "layer: options of which reducer? give reducer="),
 ])  # fmt: skip
-def test_wrong_model_args_are_reported_together(given: dict[str, object], told: str) -> None:
+def test_wrong_model_args_are_reported_together(given: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError) as error:
         open_model(given, None)
-    assert told in str(error.value)
+    assert message in str(error.value)

@@ -1,4 +1,4 @@
-"""The real lmms-eval finds the plug-in, runs local tasks through it and writes down what the model says.
+"""The real lmms-eval finds the plug-in, runs local tasks through it and records the model's answers.
 
 Runs where lmms-eval is installed together with this package, which asks for an environment of its own."""
 
@@ -22,7 +22,7 @@ from tests.zoo import picture, save_folder, sentence
 HOW = 'its pins are narrower than ours; in an environment of its own: pip install ".[lmms]" pytest'
 pytest.importorskip("lmms_eval", reason=f"lmms-eval is not here: {HOW}")
 
-ASKED = 5  # odd: right answers are never as many as wrong ones, so that the wrong way round would show
+QUESTIONS = 5  # odd, so that correct and wrong answers are never equally many and a swap of both would fail
 TASK = """
 task: {name}
 dataset_path: parquet
@@ -60,14 +60,14 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("scene")
     save_folder("llava", folder / "llava")
-    rows = [{"image": picture(i), "question": sentence(3 + i % 2, i), "answer": "red"} for i in range(ASKED)]
+    rows = [{"image": picture(i), "question": sentence(3 + i % 2, i), "answer": "red"} for i in range(QUESTIONS)]
     features = datasets.Features(
         {"image": datasets.Image(), "question": datasets.Value("string"), "answer": datasets.Value("string")}
     )
     datasets.Dataset.from_list(rows, features=features).to_parquet(folder / "rows.parquet")
     (folder / "tasks").mkdir()
     (folder / "tasks" / "tiny.py").write_text(FUNCTIONS)
-    for name, kind, more in (("tiny_says", "generate_until", GENERATE), ("tiny_weighs", "multiple_choice", CHOOSE)):
+    for name, kind, more in (("tiny_generate", "generate_until", GENERATE), ("tiny_choose", "multiple_choice", CHOOSE)):
         text = TASK.format(name=name, rows=folder / "rows.parquet", kind=kind, more=more)
         (folder / "tasks" / f"{name}.yaml").write_text(text)
     return folder
@@ -86,7 +86,7 @@ def evaluate(scene: Path, out: Path, task: str, *more: str, model_args: str = "r
     return {"samples": sorted(rows, key=lambda row: row["doc_id"]), "results": json.loads(results.read_text())}
 
 
-def said(row: dict[str, Any]) -> str:
+def answer_of(row: dict[str, Any]) -> str:
     """The answer in a sample, which is written alone or in a list."""
     answer = row["filtered_resps"]
     return str(answer if isinstance(answer, str) else answer[0])
@@ -103,23 +103,23 @@ def test_lmms_eval_registry_finds_the_plug_in() -> None:
 
 @pytest.mark.parametrize("more", [[], ["--force_simple"], ["--batch_size", "2"]], ids=["chat", "simple", "batched"])
 def test_a_task_runs_with_the_reduction(scene: Path, tmp_path: Path, more: list[str]) -> None:
-    told = evaluate(scene, tmp_path, "tiny_says", *more)
+    output = evaluate(scene, tmp_path, "tiny_generate", *more)
     loaded = dart_train.load(scene / "llava", {"method": "dart", "keep": 8}, device="cpu")
-    asked = [[user_message(sentence(3 + i % 2, i), [picture(i)])] for i in range(ASKED)]
-    direct = [generate_answers(loaded, [one], max_new_tokens=4)[0] for one in asked]
-    assert [said(row) for row in told["samples"]] == direct
+    conversations = [[user_message(sentence(3 + i % 2, i), [picture(i)])] for i in range(QUESTIONS)]
+    direct = [generate_answers(loaded, [one], max_new_tokens=4)[0] for one in conversations]
+    assert [answer_of(row) for row in output["samples"]] == direct
     full = dart_train.load(scene / "llava", reducer=None, device="cpu")
-    assert direct != [generate_answers(full, [one], max_new_tokens=4)[0] for one in asked]
+    assert direct != [generate_answers(full, [one], max_new_tokens=4)[0] for one in conversations]
 
 
 def test_multiple_choice_by_likelihood(scene: Path, tmp_path: Path) -> None:
     from dart_train.lmms_eval.answering import likelihood
 
-    told = evaluate(scene, tmp_path, "tiny_weighs", "--force_simple")
+    output = evaluate(scene, tmp_path, "tiny_choose", "--force_simple")
     loaded = dart_train.load(scene / "llava", {"method": "dart", "keep": 8}, device="cpu")
-    asked = [[user_message(sentence(3 + i % 2, i), [picture(i)])] for i in range(ASKED)]
-    right = 0
-    for one in asked:
+    conversations = [[user_message(sentence(3 + i % 2, i), [picture(i)])] for i in range(QUESTIONS)]
+    correct = 0
+    for one in conversations:
         weighed = [likelihood(loaded, one, f" {choice}").loss for choice in ("red", "the small circle")]
-        right += weighed[0] < weighed[1]
-    assert told["results"]["results"]["tiny_weighs"]["acc,none"] == pytest.approx(right / ASKED)
+        correct += weighed[0] < weighed[1]
+    assert output["results"]["results"]["tiny_choose"]["acc,none"] == pytest.approx(correct / QUESTIONS)

@@ -19,7 +19,7 @@ from PIL import Image
 from ...common.io import atomic_write
 from ...common.metrics import METRICS
 from ...reduction import Reducer
-from ..comparison import ComparisonResults
+from ..results import ComparisonResults
 from ..scoring import ALL_KINDS
 from .findings import best_trades, budget_words, paper_questions, primary_rows, smallest_budget, summary_sentences
 from .plots import over_budget, over_latency, save

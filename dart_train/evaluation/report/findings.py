@@ -9,9 +9,9 @@ from markupsafe import Markup
 
 from ...common.statistics import PairedDifference
 from ...reduction import DART, Pooling, Random, Reducer, UniformGrid
-from ..comparison import ComparisonResults
 from ..comparison_grid import FULL, ComparisonCell
 from ..cost import CellCost
+from ..results import ComparisonResults
 from ..scoring import ALL_KINDS, ScoreGroup, ScoreRow
 from ..tables import format_p
 from .tables import ReportCell, ReportRow, ReportTable, budget_text, difference_cells, number

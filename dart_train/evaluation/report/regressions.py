@@ -17,10 +17,10 @@ from ...models.token_places import locate_tokens
 from ...visualization import Choice, overlay_panel
 from ...visualization.heatmap import HeatMap, draw_heat_maps
 from ..answer_store import AnswerRecord, from_ranges
-from ..comparison import ComparisonResults
 from ..comparison_grid import FULL
 from ..prompts import QuestionEncoder
 from ..questions import Question
+from ..results import ComparisonResults
 from ..scoring import ALL_KINDS
 
 PANEL_WIDTH = 264  # pixels

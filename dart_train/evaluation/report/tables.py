@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ...common.statistics import PairedDifference
+from ...common.statistics import SIGNIFICANT, PairedDifference
 from ...profiling.timing import Timing
 from ..comparison_grid import FULL
 from ..cost import CellCost
@@ -98,7 +98,7 @@ def difference_cells(found: PairedDifference | None) -> list[ReportCell]:
 
 
 def _p_cell(p: float) -> ReportCell:
-    return number(p, format_p(p), "clear" if p < 0.05 else "dim")
+    return number(p, format_p(p), "clear" if p < SIGNIFICANT else "dim")
 
 
 def quality_table(rows: Sequence[ScoreRow]) -> ReportTable:
@@ -121,8 +121,8 @@ def quality_table(rows: Sequence[ScoreRow]) -> ReportTable:
 
 
 def kind_tables(rows: Sequence[ScoreRow]) -> list[ReportTable]:
-    """Scores by kind of question, coloured where a paired test tells them from full tokens. One table for each set and
-    metric, and at most KINDS_A_TABLE kinds in it, so that none is cut off. Empty if the questions have no kinds."""
+    """Scores by kind of question, coloured where a paired test finds a difference from full tokens. One table for each
+    set and metric, with at most KINDS_A_TABLE kinds, so that none is cut off. Empty if the questions have no kinds."""
     of_kinds = [row for row in rows if row.kind != ALL_KINDS]
     tables: list[ReportTable] = []
     for name, metric in dict.fromkeys((row.set, row.metric) for row in of_kinds):
@@ -212,7 +212,7 @@ def _pair_table(name: str, pairs: Iterable[PairedTest]) -> ReportTable:
                 number(pair.difference.n, str(pair.difference.n)),
             ],
             {"set": pair.set, "metric": pair.metric, "kind": pair.kind},
-            significant=pair.p_holm < 0.05,
+            significant=pair.p_holm < SIGNIFICANT,
         )
         for pair in pairs
     ]

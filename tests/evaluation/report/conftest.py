@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from dart_train.config import load_recipe
-from dart_train.evaluation.comparison import ComparisonResults, compare
+from dart_train.evaluation.comparison import compare
+from dart_train.evaluation.results import ComparisonResults
 
 MORE = (
     "compare.checkpoints={base: FOLDER/llava, twin: FOLDER/llava}",
@@ -14,7 +15,7 @@ MORE = (
     "compare.metrics=[exact_match, anls]",
     "compare.sets.0.kind_metrics={reading: [contains]}",
     "compare.timing=true",
-    "compare.timing_repeats=2",
+    "compare.timing_repeats=1",
     "log.report_to=[wandb]",
     "log.mode=offline",
 )

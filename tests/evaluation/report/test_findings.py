@@ -6,8 +6,8 @@ from types import SimpleNamespace
 from typing import cast
 
 from dart_train.common.statistics import Estimate, PairedDifference
-from dart_train.evaluation.comparison import ComparisonResults
 from dart_train.evaluation.report.findings import BestTrade, best_trades
+from dart_train.evaluation.results import ComparisonResults
 from dart_train.evaluation.scoring import ScoreRow
 from dart_train.profiling.timing import Timing
 

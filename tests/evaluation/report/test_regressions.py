@@ -10,12 +10,12 @@ RIGHT, WRONG = "red", "a dog"
 
 
 def lines(name: str, full: str, *reduced: str, kind: str = "", checkpoint: str = "base") -> list[dict[str, Any]]:
-    """One question: what full tokens say, and rows that keep 40, 30, 20, ... tokens."""
+    """One question: the answer of full tokens, and of reductions that keep 40, 30, 20, ... tokens."""
     rows = [("full", "full", 64, full), *(("dart", str(40 - 10 * i), 40 - 10 * i, r) for i, r in enumerate(reduced))]
     return [
         {"checkpoint": checkpoint, "method": method, "budget": budget, "set": "s", "id": name, "kind": kind,
-         "kept": kept, "prediction": said, "answers": [RIGHT]}
-        for method, budget, kept, said in rows
+         "kept": kept, "prediction": answer, "answers": [RIGHT]}
+        for method, budget, kept, answer in rows
     ]  # fmt: skip
 
 
@@ -29,15 +29,19 @@ def test_only_questions_that_full_tokens_answer_are_regressions() -> None:
 
 
 def test_most_lost_questions_come_first() -> None:
-    asked = [lines("a", RIGHT, RIGHT, RIGHT, WRONG), lines("b", RIGHT, WRONG, WRONG, WRONG), lines("c", RIGHT, WRONG)]
-    assert found(*asked) == ["b", "a", "c"] and found(*asked, most=1) == ["b"]
-    (worst,) = regressions(asked[1], "base", "exact_match", 1)
+    questions = [
+        lines("a", RIGHT, RIGHT, RIGHT, WRONG),
+        lines("b", RIGHT, WRONG, WRONG, WRONG),
+        lines("c", RIGHT, WRONG),
+    ]
+    assert found(*questions) == ["b", "a", "c"] and found(*questions, most=1) == ["b"]
+    (worst,) = regressions(questions[1], "base", "exact_match", 1)
     assert [line["kept"] for line in worst.wrong] == [40, 30, 20] and worst.correct == 0
 
 
 def test_kinds_of_questions_take_turns() -> None:
-    asked = [lines(str(i), RIGHT, WRONG, WRONG, kind="colour") for i in range(5)]
-    assert found(*asked, lines("x", RIGHT, WRONG, kind="reading"), most=3) == ["0", "x", "1"]
+    questions = [lines(str(i), RIGHT, WRONG, WRONG, kind="colour") for i in range(5)]
+    assert found(*questions, lines("x", RIGHT, WRONG, kind="reading"), most=3) == ["0", "x", "1"]
 
 
 def test_a_score_of_one_half_counts_as_correct() -> None:

@@ -9,13 +9,14 @@ import tomllib
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
-from dart_train.evaluation.comparison import ComparisonResults
 from dart_train.evaluation.report import build
 from dart_train.evaluation.report.build import render
+from dart_train.evaluation.results import ComparisonResults
 from tests.evaluation.report.browser import CHROMIUM, run_in_browser
 from tests.fixtures.run_scene import ROOT
 
@@ -50,12 +51,21 @@ SHOWN = """() => ({
   counts: Array.from(document.querySelectorAll("#pairs summary"), (each) => each.textContent),
 })"""
 CUT_OFF = """() => {
-  document.querySelectorAll("details").forEach((each) => { each.open = true; });
-  document.querySelectorAll(".fit").forEach(fit);
-  const page = document.documentElement;
-  const cut = Array.from(document.querySelectorAll(".fit")).filter((box) => box.scrollWidth > box.clientWidth);
-  const cards = document.querySelectorAll(".cards-layout").length;
-  return [page.scrollWidth > page.clientWidth, cut.map((box) => box.querySelector("table").id), cards];
+  const folded = document.querySelectorAll("details"), page = document.documentElement, found = {};
+  folded.forEach((each) => { each.open = true; });
+  for (const width of ["none", "1000px", "700px"]) {
+    document.querySelector("main").style.maxWidth = width;
+    document.querySelectorAll(".fit").forEach(fit);
+    const cut = Array.from(document.querySelectorAll(".fit")).filter((box) => box.scrollWidth > box.clientWidth);
+    found[width] = {
+      page: page.scrollWidth > page.clientWidth,
+      cut: cut.map((box) => box.querySelector("table").id),
+      cards: document.querySelectorAll(".cards-layout").length,
+    };
+  }
+  document.querySelector("main").style.maxWidth = "";
+  folded.forEach((each) => { each.open = false; });
+  return found;
 }"""
 FILTER = """() => {
   const shown = () => Array.from(document.querySelectorAll("#quality tbody tr")).filter((row) => !row.hidden)
@@ -72,10 +82,23 @@ FILTER = """() => {
 }"""
 
 
+@pytest.fixture(scope="module")
+def wide(reported: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a desktop browser shows; one launch for all tests."""
+    return browse(reported, tmp_path_factory.mktemp("wide"), 1440)
+
+
+def browse(reported: Path, folder: Path, width: int) -> dict[str, Any]:
+    functions = {"shown": SHOWN, "filters": FILTER, "cut off": CUT_OFF, "sorting": SORT}
+    calls = ", ".join(f'"{name}": ({function})()' for name, function in functions.items())
+    found, problems = run_in_browser(reported / "report.html", f"() => ({{{calls}}})", folder, width)
+    return {**found, "problems": problems}
+
+
 @needs_browser
-def test_report_renders_without_an_error(reported: Path, tmp_path: Path) -> None:
-    found, problems = run_in_browser(reported / "report.html", SHOWN, tmp_path)
-    assert problems == [] and found["title"] == "Comparison: base, twin"
+def test_report_renders_without_an_error(wide: dict[str, Any]) -> None:
+    found = wide["shown"]
+    assert wide["problems"] == [] and found["title"] == "Comparison: base, twin"
     sections = ["summary", "plots", "scores", "by-kind", "costs", "pairs", "papers", "regressions", "how"]
     assert found["sections"] == sections and all(found["links"])
     assert len(found["images"]) > 8 and all(found["images"])
@@ -84,17 +107,21 @@ def test_report_renders_without_an_error(reported: Path, tmp_path: Path) -> None
 
 
 @needs_browser
-@pytest.mark.parametrize("width", [1440, 900, 500])
-def test_no_table_is_cut_off(reported: Path, tmp_path: Path, width: int) -> None:
-    (page_scrolls, cut, cards), problems = run_in_browser(reported / "report.html", CUT_OFF, tmp_path, width)
-    assert (page_scrolls, cut, problems) == (False, [], [])
-    assert (cards > 0) == (width < 1440), "narrow tables become cards"
+def test_no_table_is_cut_off(wide: dict[str, Any]) -> None:
+    found = wide["cut off"]
+    assert all(not each["page"] and not each["cut"] for each in found.values()), found
+    assert found["none"]["cards"] == 0 < found["700px"]["cards"], "narrow tables become cards"
 
 
 @needs_browser
-def test_every_column_of_every_table_sorts(reported: Path, tmp_path: Path) -> None:
-    found, problems = run_in_browser(reported / "report.html", SORT, tmp_path)
-    assert problems == []
+def test_narrow_screen(reported: Path, tmp_path: Path) -> None:
+    found = browse(reported, tmp_path, 500)
+    assert found["problems"] == [] and not found["cut off"]["none"]["page"] and not found["cut off"]["none"]["cut"]
+
+
+@needs_browser
+def test_every_column_of_every_table_sorts(wide: dict[str, Any]) -> None:
+    found = wide["sorting"]
     assert {each["table"] for each in found} >= {"quality", "kinds-1", "cost", "pairs-1", "random", "merging"}
     for each in found:
         assert each["sign"] == "ascending" and each["signs"] == 1
@@ -109,9 +136,9 @@ def test_every_column_of_every_table_sorts(reported: Path, tmp_path: Path) -> No
 
 
 @needs_browser
-def test_filters_by_checkpoint_and_method_keep_full_tokens(reported: Path, tmp_path: Path) -> None:
-    (everything, twin, random), problems = run_in_browser(reported / "report.html", FILTER, tmp_path)
-    assert problems == [] and len(everything) == 12  # of one of two metrics
+def test_filters_by_checkpoint_and_method_keep_full_tokens(wide: dict[str, Any]) -> None:
+    everything, twin, random = wide["filters"]
+    assert len(everything) == 12  # of one of two metrics
     assert len(twin) == 6 and {checkpoint for checkpoint, _ in twin} == {"twin"}
     assert random == [["twin", "full"], ["twin", "random"]]
 
