@@ -1,12 +1,19 @@
-"""W&B and TensorBoard: told the same numbers as `metrics.jsonl`, and never in the way of the run."""
+"""W&B and TensorBoard callbacks. They receive the numbers of `metrics.jsonl`; their failures never stop a run.
+
+They do not subclass transformers' callbacks, whose methods call `wandb.init` and create the writer themselves: here the
+server is probed first, a failed start falls back to disk, the run id is kept for a resume, and the recipe is recorded.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
+import netrc
 import os
 import socket
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,183 +22,192 @@ import numpy as np
 from PIL import Image
 from transformers import TrainerCallback
 
-from ..config import Recipe
-
 log = logging.getLogger(__name__)
-_RUN_ID = "wandb_run_id"
+_RUN_ID_FILE = "wandb_run_id"
 _PROBE_SECONDS, _WAIT_SECONDS = 5.0, 30
-_LATER = "the run goes on and is written to %s/wandb; send it later with `wandb sync`"
+_LATER = "the run continues and is written to %s/wandb; upload it later with `wandb sync`"
 
 
-def trackers(recipe: Recipe, run: Path) -> list[Wandb | TensorBoard]:
-    made: dict[str, type[Wandb] | type[TensorBoard]] = {"wandb": Wandb, "tensorboard": TensorBoard}
-    return [made[name](recipe, run) for name in recipe.log.report_to if name != "none"]
+@dataclass(frozen=True)
+class TrackedRun:
+    """What a tracker records about a run. mode: of W&B, or auto: see `wandb_mode`."""
+
+    folder: Path
+    project: str
+    name: str | None = None  # None: the name of the folder
+    group: str | None = None
+    tags: Sequence[str] = ()
+    mode: str = "auto"
+    config: dict[str, Any] = field(default_factory=dict)
 
 
-class _Tracker(TrainerCallback):
-    def __init__(self, recipe: Recipe, run: Path) -> None:
-        self.recipe, self.run = recipe, run
-        self.told: Any = None
+def make_trackers(names: Sequence[str], run: TrackedRun) -> list[Tracker]:
+    """names: of wandb, tensorboard and none."""
+    classes: dict[str, type[Tracker]] = {"wandb": WandbTracker, "tensorboard": TensorBoardTracker}
+    return [classes[name](run) for name in names if name != "none"]
+
+
+class Tracker(TrainerCallback):
+    """Subclasses override `start`, `log_numbers`, `log_images` and `finish`; any exception there ends the tracking, not
+    the training."""
+
+    def __init__(self, run: TrackedRun) -> None:
+        self.run = run
+        self.backend: Any = None  # None: not started, or given up
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            self._bear(self.begin)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._try(self.end)
-        self.told = None
+            self._guarded(self.start)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if logs:
-            self._try(self.tell, {k: v for k, v in logs.items() if isinstance(v, int | float)}, state.global_step)
+        if logs and self.backend is not None:
+            numbers = {_tag(name): value for name, value in logs.items() if isinstance(value, int | float)}
+            self._guarded(self.log_numbers, numbers, state.global_step)
 
-    def show(self, name: str, pictures: Sequence[Image.Image], step: int) -> None:
-        self._try(self.picture, name, pictures, step)
+    def show(self, name: str, images: Sequence[Image.Image], step: int) -> None:
+        if self.backend is not None:
+            self._guarded(self.log_images, name, images, step)
 
-    def _try(self, telling: Callable[..., None], *what: Any) -> None:
-        if self.told is not None:
-            self._bear(telling, *what)
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.backend is not None:
+            self._guarded(self.finish)
+        self.backend = None
 
-    def _bear(self, telling: Callable[..., None], *what: Any) -> None:
-        """Whatever a tracker suffers from, the run folder has the numbers and the pictures."""
+    def _guarded(self, call: Callable[..., None], *arguments: Any) -> None:
+        """The run folder has the numbers and images in any case."""
         try:
-            telling(*what)
+            call(*arguments)
         except Exception as error:
-            log.warning("%s is told no more: %s", type(self).__name__, error)
-            self.told = None
+            log.warning("%s disabled: %s", type(self).__name__, error)
+            self.backend = None
 
-    def begin(self) -> None:
+    def start(self) -> None:
+        """Sets `backend`."""
         raise NotImplementedError
 
-    def end(self) -> None:
+    def log_numbers(self, numbers: dict[str, float], step: int) -> None:
         raise NotImplementedError
 
-    def tell(self, numbers: dict[str, float], step: int) -> None:
+    def log_images(self, name: str, images: Sequence[Image.Image], step: int) -> None:
         raise NotImplementedError
 
-    def picture(self, name: str, pictures: Sequence[Image.Image], step: int) -> None:
+    def finish(self) -> None:
         raise NotImplementedError
 
 
-class Wandb(_Tracker):
-    """The run goes on under the same id when it is resumed. Without a key it is written to disk, to be synchronised
-    later; nobody is ever asked for one."""
+class WandbTracker(Tracker):
+    """A resumed run continues under the same id. Without a key, or without a reachable server, W&B writes to disk, for
+    a later upload; it never asks for a key."""
 
-    def begin(self) -> None:
+    def start(self) -> None:
         import wandb
 
-        mode = wandb_mode(self.recipe.log.mode)
-        if mode == "online" and not _reachable():
-            log.warning("W&B cannot be reached: %s", _LATER % self.run)
+        mode = wandb_mode(self.run.mode)
+        if mode == "online" and not _server_is_reachable():
+            log.warning("W&B cannot be reached: %s", _LATER % self.run.folder)
             mode = "offline"
-        for each in dict.fromkeys((mode, "offline")):
+        for attempt in dict.fromkeys((mode, "offline")):
             try:
-                self.told = self._began(each)
+                self.backend = self._init_run(attempt)
                 return
-            except Exception as error:  # a server that is slow, a key that is not valid, a disk that is full, ...
-                log.warning("W&B, %s, cannot begin (%s): %s", each, error, _LATER % self.run)
-                wandb.teardown(1)  # its own process still waits for the server, and would write nothing else
+            except Exception as error:  # a slow server, an invalid key, a full disk, ...
+                log.warning("W&B cannot start in mode %s (%s): %s", attempt, error, _LATER % self.run.folder)
+                wandb.teardown(1)  # its service still waits for the server and would write nothing else
 
-    def _began(self, mode: Any) -> Any:
+    def _init_run(self, mode: Any) -> Any:
         import wandb
 
-        say = self.recipe.log
+        run = self.run
+        timeouts = {"init_timeout": _WAIT_SECONDS, "finish_timeout": _WAIT_SECONDS, "finish_timeout_raises": False}
         return wandb.init(
-            project=say.project,
-            name=say.name or self.run.name,
-            group=say.group,
-            tags=list(say.tags) or None,
+            project=run.project,
+            name=run.name or run.folder.name,
+            group=run.group,
+            tags=list(run.tags) or None,
             mode=mode,
-            config=self.recipe.to_dict(),
-            dir=str(self.run),
-            id=_run_id(self.run),
+            config=run.config,
+            dir=str(run.folder),
+            id=_run_id(run.folder),
             resume="allow",
             settings=wandb.Settings(
                 console="off",
                 disable_git=True,
                 save_code=False,
                 x_disable_stats=True,
-                # Of a server; what is only written to the disk is waited for.
-                **({} if mode == "offline" else _patience()),
+                **({} if mode == "offline" else timeouts),  # of the server; writing to disk has no limit
             ),
         )
 
-    def tell(self, numbers: dict[str, float], step: int) -> None:
-        self.told.log({_named(name): value for name, value in numbers.items()} | {"step": step}, step=step)
+    def log_numbers(self, numbers: dict[str, float], step: int) -> None:
+        self.backend.log({**numbers, "step": step}, step=step)
 
-    def picture(self, name: str, pictures: Sequence[Image.Image], step: int) -> None:
+    def log_images(self, name: str, images: Sequence[Image.Image], step: int) -> None:
         import wandb
 
-        each = {f"{name}/{number}": wandb.Image(picture) for number, picture in enumerate(pictures)}
-        self.told.log(each, step=step)  # one by one: a list wants pictures of one size
+        # One key each: a list must have images of one size.
+        self.backend.log({f"{name}/{i}": wandb.Image(image) for i, image in enumerate(images)}, step=step)
 
-    def end(self) -> None:
-        self.told.finish()
+    def finish(self) -> None:
+        self.backend.finish()
 
 
-class TensorBoard(_Tracker):
-    def begin(self) -> None:
+class TensorBoardTracker(Tracker):
+    def start(self) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.told = SummaryWriter(str(self.run / "tensorboard"))
-        self.told.add_text("recipe", f"```yaml\n{self.recipe.to_yaml()}```")
+        self.backend = SummaryWriter(str(self.run.folder / "tensorboard"))
+        self.backend.add_text("recipe", f"```json\n{json.dumps(self.run.config, indent=2)}\n```")
 
-    def tell(self, numbers: dict[str, float], step: int) -> None:
-        for name, value in numbers.items():
-            self.told.add_scalar(_named(name), value, step)
-        self.told.flush()
+    def log_numbers(self, numbers: dict[str, float], step: int) -> None:
+        for tag, value in numbers.items():
+            self.backend.add_scalar(tag, value, step)
+        self.backend.flush()
 
-    def picture(self, name: str, pictures: Sequence[Image.Image], step: int) -> None:
-        for number, picture in enumerate(pictures):
-            self.told.add_image(f"{name}/{number}", np.asarray(picture), step, dataformats="HWC")
-        self.told.flush()
+    def log_images(self, name: str, images: Sequence[Image.Image], step: int) -> None:
+        for i, image in enumerate(images):
+            self.backend.add_image(f"{name}/{i}", np.asarray(image), step, dataformats="HWC")
+        self.backend.flush()
 
-    def end(self) -> None:
-        self.told.close()
+    def finish(self) -> None:
+        self.backend.close()
 
 
-def wandb_mode(asked: str) -> Any:
-    """What `auto` means here: online only where there is a key to be online with."""
-    if asked != "auto":
-        return asked
+def wandb_mode(requested: str) -> Any:
+    """`auto`: WANDB_MODE if it is set; otherwise online if there is a key, else offline."""
+    if requested != "auto":
+        return requested
     if os.environ.get("WANDB_MODE"):
         return os.environ["WANDB_MODE"]
-    return "online" if os.environ.get("WANDB_API_KEY") or _netrc_knows() else "offline"
+    return "online" if os.environ.get("WANDB_API_KEY") or _has_netrc_key() else "offline"
 
 
-def _patience() -> dict[str, Any]:
-    return {"init_timeout": _WAIT_SECONDS, "finish_timeout": _WAIT_SECONDS, "finish_timeout_raises": False}
-
-
-def _reachable() -> bool:
-    """Asked beforehand: W&B's own attempt takes a minute and a half."""
-    where = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
-    port = where.port or (443 if where.scheme == "https" else 80)
-    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return True  # another machine connects; whether it can, only the attempt tells
-    try:
-        socket.create_connection((where.hostname or "", port), timeout=_PROBE_SECONDS).close()
-    except OSError:
-        return False
-    return True
-
-
-def _netrc_knows() -> bool:
-    import netrc
-
+def _has_netrc_key() -> bool:
     try:
         return netrc.netrc().authenticators("api.wandb.ai") is not None
     except (OSError, netrc.NetrcParseError):
         return False
 
 
-def _run_id(run: Path) -> str:
+def _server_is_reachable() -> bool:
+    """Checked first, because W&B itself tries for a minute and a half."""
+    server = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
+    port = server.port or (443 if server.scheme == "https" else 80)
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True  # a proxy connects; whether it can, only the attempt shows
+    try:
+        socket.create_connection((server.hostname or "", port), timeout=_PROBE_SECONDS).close()
+    except OSError:
+        return False
+    return True
+
+
+def _run_id(folder: Path) -> str:
     """The same for every start in this folder."""
-    file = run / _RUN_ID
+    file = folder / _RUN_ID_FILE
     if not file.exists():
         file.write_text(uuid.uuid4().hex[:8], encoding="utf-8")
     return file.read_text(encoding="utf-8").strip()
 
 
-def _named(name: str) -> str:
+def _tag(name: str) -> str:
     return f"eval/{name.removeprefix('eval_')}" if name.startswith("eval_") else f"train/{name}"

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import TrainerCallback
 
-from ..common.trackers import TensorBoard, Wandb
+from ..common.trackers import Tracker
 from ..config import Recipe
 from ..data.collator import Collator
 from ..data.dataset import RowDataset
@@ -100,7 +100,7 @@ class Overlays(TrainerCallback):
         self.folder = Path(recipe.train.output_dir) / "overlays"
         self.samples, self.attached, self.budgets, self.tokenizer = samples, attached, budgets, tokenizer
         self.eval_mode = eval_mode
-        self.trackers = [callback for callback in reporters if isinstance(callback, Wandb | TensorBoard)]
+        self.trackers = [callback for callback in reporters if isinstance(callback, Tracker)]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.every is None or state.global_step % self.every:

@@ -14,7 +14,7 @@ from transformers import TrainerCallback, set_seed
 
 from ..checkpoints import latest_complete, prune, step_of
 from ..common.distributed import RankInfo, destroy_process_group
-from ..common.trackers import trackers
+from ..common.trackers import TrackedRun, make_trackers
 from ..config import Recipe
 from ..data.collator import dummy_inputs
 from ..hooks import attach
@@ -153,7 +153,9 @@ def build(prepared: PreparedRun, stop: StopRequest | None = None) -> DartTrainer
 def _reporters(prepared: PreparedRun) -> list[TrainerCallback]:
     """On the first rank alone: these rewrite their files when they are made."""
     recipe, folder = prepared.recipe, Path(prepared.recipe.train.output_dir)
-    return [MetricsFile(folder, prepared.start_step), ProgressLine(), *trackers(recipe, folder)]
+    log = recipe.log
+    run = TrackedRun(folder, log.project, log.name, log.group, log.tags, log.mode, recipe.to_dict())
+    return [MetricsFile(folder, prepared.start_step), ProgressLine(), *make_trackers(log.report_to, run)]
 
 
 def train_prepared(prepared: PreparedRun, trainer: DartTrainer, stop: StopRequest, monitor: RankMonitor) -> TrainResult:
