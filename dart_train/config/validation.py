@@ -160,7 +160,7 @@ def describe(annotation: Any) -> str:
     if is_section(annotation):
         return f"a mapping with {', '.join(annotation.model_fields)}"
     if origin is Literal:
-        return "one of " + ", ".join(str(each) for each in arguments)
+        return ("one of " if len(arguments) > 1 else "") + ", ".join(str(each) for each in arguments)
     if origin in (Union, UnionType):
         return " or ".join(describe(each) for each in arguments)
     if origin is tuple:

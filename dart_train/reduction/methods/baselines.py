@@ -40,7 +40,10 @@ class FewerPixels(KeepAll):
 @dataclass(frozen=True, kw_only=True)
 class Random(ScoreReducer):
     """Uniform and seeded; often stronger than expected. The selection depends on the seed, the prompt and the token's
-    place only, so that it is the same on every rank, in every batch, and when a layer is recomputed."""
+    place only, so that it is the same on every rank, in every batch, and when a layer is recomputed.
+
+    seed: of the draw.
+    """
 
     name: ClassVar[str] = "random"
 
@@ -59,8 +62,8 @@ class Balance(ScoreReducer):
     """Importance against duplication: alpha * importance + (1 - alpha) * (1 - similarity), each min-max normalised over
     the group.
 
-    importance: FastV's score. similarity: cosine to the last prompt token.
-    alpha 1 is FastV; alpha 0 looks at similarity alone.
+    Importance is FastV's score, similarity the cosine to the last prompt token.
+    alpha: weight of the importance; 1 is FastV, 0 looks at similarity alone.
     """
 
     name: ClassVar[str] = "balance"

@@ -33,7 +33,8 @@ REQUIRED = {
 class DART(Reducer):
     """A few pivots, and the visual tokens least similar to them.
 
-    image_pivots, text_pivots: how many of each. pivot: the score that they have the highest or lowest of.
+    image_pivots, text_pivots: numbers of pivots among the image tokens and the prompt tokens.
+    pivot: the score that they have the highest or lowest of.
     rule: `exact` keeps exactly the budget, pivots counted. `paper` reproduces the released code, where image pivots
     come on top of quotas of budget // 8: "64" keeps 68.
     The released code visits pivots in the order of a Python set; here image pivots by score, then text.
