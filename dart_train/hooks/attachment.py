@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..common.environment import version_note
 from ..models.structure import ModelParts, find_parts
@@ -21,6 +21,7 @@ from .batch_plan import GenerateCall
 from .deepstack import patch_deepstack
 from .engine import Engine, Output
 from .forward_state import ForwardState
+from .scorers import SCORERS, ScorerTraining, place_scorers
 from .teacher import TeacherPass
 from .transformers_compat import LOSS_FUNCTION
 
@@ -34,12 +35,23 @@ class ObjectPatcher:
 
     def __init__(self) -> None:
         self._before: list[tuple[Any, str, Any]] = []
+        self._modules: list[tuple[Any, str, Any]] = []
 
     def set(self, owner: Any, name: str, value: Any) -> None:
         self._before.append((owner, name, vars(owner).get(name, _ABSENT)))
         vars(owner)[name] = value  # not setattr: a module would register it, a property would intercept it
 
+    def set_module(self, owner: Any, name: str, module: Any) -> None:
+        """Registers a submodule, whose parameters then are the owner's."""
+        self._modules.append((owner, name, owner._modules.get(name)))
+        owner._modules[name] = module
+
     def undo(self) -> None:
+        while self._modules:
+            owner, name, module = self._modules.pop()
+            owner._modules.pop(name, None)
+            if module is not None:
+                owner._modules[name] = module
         while self._before:
             owner, name, value = self._before.pop()
             if value is _ABSENT:
@@ -95,6 +107,7 @@ class Attached:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._patcher = ObjectPatcher()
+        self._scorer_training: ScorerTraining | None = None
         self._handles: list[Any] = []
 
     @property
@@ -143,6 +156,33 @@ class Attached:
         if len(keep) != len(self.reducers):
             raise ValueError(f"{len(keep)} budgets were given for {len(self.reducers)} stages: give one for each stage")
         return tuple(replace(r, keep=k) for r, k in zip(self.reducers, keep, strict=True))
+
+    @property
+    def scorers(self) -> dict[int, nn.Module]:
+        """The trained scorers by the layer of their stage; empty for methods that have none."""
+        return dict(self._engine.scorers)
+
+    @contextmanager
+    def with_scorer_loss(self, answer_tokens: int = 8) -> Iterator[None]:
+        """Inside this context, forwards that keep all tokens (at this model's budget, or at a teacher's) record which
+        visual tokens the model attends to; `scorer_loss` then compares the scorers with it."""
+        if not self._engine.scorers:
+            raise ValueError("no stage has a scorer to train: attach Learned(...)")
+        training = ScorerTraining(self._engine, answer_tokens)
+        handles = training.register_hooks()
+        before, self._scorer_training = self._scorer_training, training
+        try:
+            yield
+        finally:
+            self._scorer_training = before
+            for handle in handles:
+                handle.remove()
+
+    def scorer_loss(self) -> Tensor:
+        """Of the last forward, inside `with_scorer_loss`: differentiable in the scorers' weights."""
+        if self._scorer_training is None:
+            raise RuntimeError("scorer_loss() is only known inside with_scorer_loss()")
+        return self._scorer_training.loss()
 
     @contextmanager
     def skip_model_loss(self) -> Iterator[None]:
@@ -199,6 +239,12 @@ class Attached:
         patcher.set(parts.top, "generate", _recording_the_prompt(engine, parts.top.generate))
         for name, value in patch_deepstack(engine).items():
             patcher.set(parts.text, name, value)
+        scorers = place_scorers(parts, engine.reducers)
+        if scorers is not None:
+            patcher.set_module(parts.top, SCORERS, scorers)
+            engine.scorers = {
+                r.layer: scorers[name] for r in engine.reducers if (name := f"layer_{r.layer}") in scorers
+            }
         self._handles = engine.register_hooks()
         return self
 

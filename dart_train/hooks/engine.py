@@ -34,7 +34,14 @@ from .batch_plan import GenerateCall, plan_batch, position_ids_from_mask
 from .cache_state import store_cache_state
 from .forward_state import ForwardState
 from .masks import layer_mask, layer_type
-from .observers import FinalNormWeight, RecordingAttentionConfig, RecordingCache, SelectionTimer, attention_row
+from .observers import (
+    FinalNormWeight,
+    RecordingAttentionConfig,
+    RecordingCache,
+    SelectionTimer,
+    attention_row,
+    remove_observer,
+)
 from .outputs import ReducedLoss, SupervisedTargets
 from .teacher import ReductionPass, TeacherPass, append_teacher
 from .transformers_compat import CACHE_NAMES, cache_argument, cache_in_output, cache_of
@@ -57,6 +64,8 @@ class Engine:
         self.labels: Tensor | None = None  # of the forward that is running
         self.prefetched: Mapping[str, Any] | None = None  # the next batch, on the host
         self.generate_call: GenerateCall | None = None
+        self.scorers: dict[int, nn.Module] = {}  # by the layer of the stage that they serve
+        self.idle_scores: list[Tensor] = []  # zeros, of a batch without images
         self.timer = SelectionTimer()
         self.scale = FinalNormWeight(parts.norm)
         self.loss = ReducedLoss(parts.top.loss_function, compact=output == "compact")
@@ -83,7 +92,7 @@ class Engine:
             parts.text.register_forward_hook(eager(self.on_decoder_end)),
             parts.norm.register_forward_hook(eager(self.scale.on_forward)),
         ]
-        for layer in {r.layer - 1 for r in self.reducers if r.layer > 0 and r.required_inputs() - {"grid"}}:
+        for layer in {r.layer - 1 for r in self.reducers if r.layer > 0 and r.required_inputs() - {"grid", "scorer"}}:
             attention = parts.attention(layer)
             hook = eager(functools.partial(self.on_attention_start, layer))
             handles.append(attention.register_forward_pre_hook(hook, with_kwargs=True))
@@ -110,6 +119,7 @@ class Engine:
 
     def on_inner_start(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         self.student.state, labels, self.labels = None, self.labels, None
+        self.idle_scores = []
         if self.teacher is not None:
             self.teacher.start()
         if not self.active:
@@ -167,20 +177,31 @@ class Engine:
         current = self.running_pass
         state = current.state
         if state is None:
+            self._run_idle_scorer(layer, current, args[0])
             return None
         hidden, stage = args[0], sum(reducer.layer <= layer for reducer in current.reducers) - 1
         if not state.decoding and len(state.stages) == stage:
-            hidden = self._reduce(state, current.reducers[stage], hidden)
+            scorer = self.scorers.get(layer) if current is self.student else None
+            hidden = self._reduce(state, current.reducers[stage], hidden, scorer)
         kwargs = {**kwargs, "attention_mask": self._mask(state, stage, layer, hidden, kwargs)}
         if not state.decoding:
             _gather_kwargs(state, stage, kwargs)
         return (hidden, *args[1:]), kwargs
 
-    def _reduce(self, state: ForwardState, reducer: Reducer, hidden: Tensor) -> Tensor:
-        if reducer.layer and reducer.required_inputs() - {"grid"} and state.observed.keys is None:
+    def _reduce(self, state: ForwardState, reducer: Reducer, hidden: Tensor, scorer: nn.Module | None) -> Tensor:
+        if reducer.layer and reducer.required_inputs() - {"grid", "scorer"} and state.observed.keys is None:
             raise RuntimeError(_keys_not_observed(reducer.layer - 1))
         with self.timer.running(hidden.device):
-            return state.reduce(reducer, hidden, self.scale.read(), self.seed)
+            return state.reduce(reducer, hidden, self.scale.read(), self.seed, scorer)
+
+    def _run_idle_scorer(self, layer: int, current: ReductionPass, hidden: Tensor) -> None:
+        """While a scorer trains, each rank runs it in each step: ZeRO and DDP wait for its weights and gradients."""
+        scorer = self.scorers.get(layer)
+        if scorer is None or current is not self.student or not torch.is_grad_enabled() or not self.active:
+            return
+        if any(weight.requires_grad for weight in scorer.parameters()):
+            nothing = hidden.detach()[:1, :1]
+            self.idle_scores.append(0.0 * scorer(nothing, nothing[:, 0]).sum())
 
     def _mask(self, state: ForwardState, stage: int, layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> Any:
         """Layers of one stage that are given the same mask share the short one."""
@@ -256,9 +277,3 @@ def _keys_not_observed(layer: int) -> str:
     return (
         f"{happened}. Under torch.compile set torch._dynamo.config.skip_nnmodule_hook_guards = False before compiling."
     )
-
-
-def remove_observer(module: Any, args: Any, output: Any) -> None:
-    """An attention that raised before its kernel still holds the observer."""
-    if isinstance(getattr(module, "config", None), RecordingAttentionConfig):
-        module.config = module.config.original

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..reduction import Observed, Reducer, SelectionContext
 from ..reduction.kept_tokens import KeptTokens
@@ -19,12 +19,22 @@ Pivots = tuple[Tensor, Tensor]  # [R, P] positions, [R, P] bool: which of them c
 
 
 @dataclass(frozen=True)
+class TokenScores:
+    """What a trained scorer said of the tokens that a stage could choose from."""
+
+    logits: Tensor  # [R, N], differentiable
+    positions: Tensor  # [R, N] of the full sequence
+    valid: Tensor  # [R, N] bool
+
+
+@dataclass(frozen=True)
 class StageResult:
     """What one stage kept, in terms of the full sequence."""
 
     kept: KeptTokens
     visual_counts: tuple[int, ...]  # kept visual tokens of each group
     pivots: Pivots | None  # None: the method has none
+    scores: TokenScores | None = None  # of a trained scorer
 
 
 @dataclass
@@ -69,16 +79,19 @@ class ForwardState:
         fresh.observed = self.observed
         return fresh
 
-    def reduce(self, reducer: Reducer, hidden: Tensor, scale: Tensor | None, seed: int) -> Tensor:
+    def reduce(
+        self, reducer: Reducer, hidden: Tensor, scale: Tensor | None, seed: int, scorer: nn.Module | None = None
+    ) -> Tensor:
         """hidden [B, L, D] at layer K -> [B, S, D]; groups, real and visual are shortened alike."""
         assert self.groups is not None and self.real is not None and self.visual is not None
         groups = self.groups
         counts = reducer.counts(groups)
         context = SelectionContext(
-            groups, hidden, scale, self.observed, reducer.budgets(groups), self.plan.grid_shapes, seed
+            groups, hidden, scale, self.observed, reducer.budgets(groups), self.plan.grid_shapes, seed, scorer=scorer
         )
         keep = _checked_selection(reducer, reducer.select(context), groups, counts)
         pivots = self._pivots_in_full_sequence(context.pivots)
+        scores = self._token_scores(context)
         with torch.no_grad():
             targets = reducer.merge_targets(context, keep)
         if targets is not None:
@@ -87,7 +100,7 @@ class ForwardState:
         self.groups = groups.after_reduction(kept, keep, counts)
         self.visual, self.real = kept.gather(self.visual) & kept.valid, kept.valid
         from_full = self.kept.compose(kept) if self.stages else kept
-        self.stages.append(StageResult(from_full, tuple(counts), pivots))
+        self.stages.append(StageResult(from_full, tuple(counts), pivots, scores))
         self.observed = Observed()
         return kept.gather(hidden)
 
@@ -95,6 +108,14 @@ class ForwardState:
         if pivots is None or not self.stages or self.groups is None:
             return pivots
         return self.kept.index[self.groups.rows].gather(1, pivots[0]), pivots[1]
+
+    def _token_scores(self, context: SelectionContext) -> TokenScores | None:
+        if context.token_scores is None or self.groups is None:
+            return None
+        positions = self.groups.slots
+        if self.stages:
+            positions = self.kept.index[self.groups.rows].gather(1, positions)
+        return TokenScores(context.token_scores, positions, self.groups.valid)
 
     def gather_rotary(self, x: Tensor, stage: int) -> Tensor:
         """Rotary embeddings [B or 1, L, d], or [3, B, L, d], gathered once a stage."""

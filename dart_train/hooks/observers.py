@@ -63,6 +63,12 @@ def _observed_attention(
 ALL_ATTENTION_FUNCTIONS.register(ROW_OBSERVER, _observed_attention)
 
 
+def remove_observer(module: Any, args: Any, output: Any) -> None:
+    """An attention that raised before its kernel still holds the observer."""
+    if isinstance(getattr(module, "config", None), RecordingAttentionConfig):
+        module.config = module.config.original
+
+
 @torch.no_grad()
 def attention_row(
     query: Tensor,

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .methods.dart import DART
     from .methods.fastv import FastV, ReverseFastV, WindowFastV
     from .methods.grid import Pooling, UniformGrid
+    from .methods.learned import Learned
     from .registry import REDUCERS, from_config, reducer_class
     from .token_counts import count_kept_by_stage
 
@@ -23,6 +24,7 @@ _MODULE_OF = {
     "DART": "methods.dart",
     **dict.fromkeys(("FastV", "ReverseFastV", "WindowFastV"), "methods.fastv"),
     **dict.fromkeys(("Pooling", "UniformGrid"), "methods.grid"),
+    "Learned": "methods.learned",
     **dict.fromkeys(("REDUCERS", "from_config", "reducer_class"), "registry"),
     "count_kept_by_stage": "token_counts",
 }
@@ -34,6 +36,7 @@ __all__ = [
     "FastV",
     "FewerPixels",
     "KeepAll",
+    "Learned",
     "Observed",
     "Pooling",
     "Random",

@@ -69,6 +69,12 @@ class Reducer:
         """keep [R, N] bool inside context.valid, exactly `count` of each group."""
         raise NotImplementedError(f"{type(self).__name__} must select tokens: define select(context)")
 
+    def make_scorer(self, width: int) -> torch.nn.Module:
+        """A new scorer for a language model of this width; for methods that require one."""
+        raise NotImplementedError(
+            f"{type(self).__name__} requires a scorer and must make it: define make_scorer(width)"
+        )
+
     def count(self, size: int, budget: int, prompt: int) -> int:
         """How many of a group's tokens are kept, known before the selection: lengths need no synchronisation."""
         return min(size, budget)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -40,6 +40,8 @@ class SelectionContext:
     grid_shapes: Sequence[Sequence[tuple[int, int]]] | None = None  # per group: (rows, columns) of each tile
     seed: int = 0
     scores: dict[str, Tensor] = field(default_factory=dict)
+    scorer: Callable[[Tensor, Tensor], Tensor] | None = None  # a trained one, for methods that require it
+    token_scores: Tensor | None = None  # [R, N] what it returned, differentiable
     pivots: tuple[Tensor, Tensor] | None = None  # set by a method that has some: [R, P] positions, and which count
 
     @property
@@ -111,6 +113,14 @@ class SelectionContext:
     def visual(self, kind: Score) -> Tensor:
         """[R, N]: the same score at the visual tokens."""
         return self.score(kind).gather(1, self.groups.slots)
+
+    def score_tokens(self) -> Tensor:
+        """[R, N] float32: the trained scorer's logits, differentiable in its weights and not in the states."""
+        if self.scorer is None:
+            raise ValueError("this method needs a trained scorer, which attach() puts on the model")
+        states, groups = self.states.detach(), self.groups
+        self.token_scores = self.scorer(groups.gather(states), states[groups.rows, groups.last])
+        return self.token_scores
 
     def _key(self) -> Tensor:
         return self._l1(self.observed.keys)

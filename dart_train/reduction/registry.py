@@ -13,9 +13,11 @@ from .methods.baselines import Balance, FewerPixels, KeepAll, Random
 from .methods.dart import DART
 from .methods.fastv import FastV, ReverseFastV, WindowFastV
 from .methods.grid import Pooling, UniformGrid
+from .methods.learned import Learned
 
 _CLASSES: tuple[type[Reducer], ...] = (
     DART,
+    Learned,
     FastV,
     ReverseFastV,
     WindowFastV,

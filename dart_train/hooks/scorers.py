@@ -1,0 +1,148 @@
+"""Trained scorers on a model, and what they learn from: the attention that the model pays at full tokens.
+
+A scorer is a submodule of the model (`dart_scorers.layer_2`), so that optimizers, DeepSpeed, PEFT and checkpoints treat
+its weights like all others. Its target is computed next to the attention kernel, as FastV's row is: the rows of the
+last prompt token and of the first tokens of the answer, mean over heads and over layers >= K.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..models.structure import ModelParts
+from ..reduction import Reducer
+from ..reduction.scorer import scorer_loss
+from .forward_state import ForwardState
+from .observers import RecordingAttentionConfig, attention_row, remove_observer
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+SCORERS = "dart_scorers"  # the name of the submodule
+
+
+def place_scorers(parts: ModelParts, reducers: Sequence[Reducer]) -> nn.ModuleDict | None:
+    """A scorer for each stage that needs one: those already on the model where they fit, else new ones in float32.
+    None where no stage needs one."""
+    stages = [reducer for reducer in reducers if "scorer" in reducer.required_inputs()]
+    if not stages:
+        return None
+    weight = next(parts.text.parameters())
+    present = getattr(parts.top, SCORERS, None) or {}
+    found = nn.ModuleDict()
+    for stage in stages:
+        name = f"layer_{stage.layer}"
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stage.layer)  # every rank, and every new attachment, starts from the same weights
+            fresh: Any = stage.make_scorer(parts.text_config.hidden_size)
+        shapes = {key: tensor.shape for key, tensor in fresh.state_dict().items()}
+        if name not in present:
+            found[name] = fresh.to(weight.device)
+        elif shapes == {key: tensor.shape for key, tensor in present[name].state_dict().items()}:
+            found[name] = present[name]
+        else:
+            raise ValueError(
+                f"the scorer of layer {stage.layer} on this model has other weights than {stage!r} expects: attach it "
+                "with the options it was trained with"
+            )
+    return found
+
+
+class ScorerTraining:
+    """Records attention in forwards that keep all tokens, and compares the scores of the same forward with it.
+
+    answer_tokens: rows of attention from each answer, besides the last prompt token's.
+    """
+
+    def __init__(self, engine: Engine, answer_tokens: int) -> None:
+        self.engine, self.answer_tokens = engine, answer_tokens
+        self.rows: dict[int, Tensor] = {}  # layer -> [R, S] attention of each group
+        self.full: ForwardState | None = None  # the forward that kept all tokens
+        self._queries: tuple[Any, ...] = ()
+
+    def register_hooks(self) -> list[Any]:
+        parts, eager = self.engine.parts, torch.compiler.disable
+        handles = [parts.inner.register_forward_pre_hook(eager(self.on_inner_start), with_kwargs=True)]
+        for layer in range(min(self.engine.scorers), len(parts.layers)):
+            hook = eager(functools.partial(self.on_attention_start, layer))
+            handles.append(parts.attention(layer).register_forward_pre_hook(hook, with_kwargs=True))
+            handles.append(parts.attention(layer).register_forward_hook(eager(remove_observer), always_call=True))
+        return handles
+
+    def on_inner_start(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        self.rows, self.full, self._queries = {}, None, ()
+
+    def on_attention_start(self, layer: int, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        current = self.engine.running_pass
+        state = current.state
+        if state is None or state.decoding or not state.stages:
+            return
+        if any(reducer.keep != 1.0 for reducer in current.reducers):
+            return
+        self.full = state
+        record = torch.compiler.disable(functools.partial(self._record, layer, state))
+        module.config = RecordingAttentionConfig(module.config, record)
+
+    @torch.no_grad()
+    def _record(
+        self, layer: int, state: ForwardState, module: nn.Module, query: Tensor, key: Tensor, scaling: Any, softcap: Any
+    ) -> None:
+        assert state.real is not None and state.groups is not None
+        rows, places, groups, share = self._query_positions(state)
+        window = getattr(module, "sliding_window", None)
+        found = attention_row(query.detach(), key.detach(), rows, places, state.real, scaling, softcap, window)
+        total = found.new_zeros(len(state.groups.row_of), found.shape[1])
+        self.rows[layer] = total.index_add(0, groups, found * share[:, None])
+
+    def _query_positions(self, state: ForwardState) -> tuple[Any, ...]:
+        """Of P rows of attention: their samples (on the host), positions [P], groups [P] and weights [P]."""
+        if not self._queries:
+            layout, groups = state.plan.layout, state.groups
+            assert layout is not None and groups is not None
+            of, offset, share = [], [], []
+            for number, group in enumerate(layout.groups(self.engine.reducers[0].per)):
+                answer = layout.supervised[group.row, group.end : group.end + self.answer_tokens]
+                length = int(answer.long().cumprod(0).sum())
+                of += [number] * (length + 1)
+                offset += range(length + 1)
+                share += [1 / (length + 1)] * (length + 1)
+            device = groups.last.device
+            index = torch.tensor(of).to(device, non_blocking=True)
+            places = groups.last[index] + torch.tensor(offset).to(device, non_blocking=True)
+            weights = torch.tensor(share).to(device, non_blocking=True)
+            self._queries = [groups.row_of[n] for n in of], places, index, weights
+        return self._queries
+
+    def loss(self) -> Tensor:
+        """Mean over stages of the KL divergence from the scores to the attention. On a rank whose batch has no image,
+        a zero that reaches every weight of the scorers, as ZeRO and DDP need it."""
+        state, full, engine = self.engine.last, self.full, self.engine
+        if state is None:
+            idle: Tensor = sum(engine.idle_scores, torch.zeros((), device=next(engine.parts.text.parameters()).device))
+            return idle
+        if full is None or not self.rows:
+            raise RuntimeError(
+                "no forward kept all tokens, so there is no attention to learn from: set the budget to 1.0, or run the "
+                "forward inside with_teacher(1.0)"
+            )
+        losses = []
+        for reducer, stage in zip(engine.reducers, state.stages, strict=True):
+            if stage.scores is not None:
+                rows = [row for layer, row in self.rows.items() if layer >= reducer.layer]
+                target = _at_positions(torch.stack(rows).mean(0), full, stage.scores.positions)
+                losses.append(scorer_loss(stage.scores.logits, target, stage.scores.valid))
+        return torch.stack(losses).mean()
+
+
+def _at_positions(attention: Tensor, full: ForwardState, positions: Tensor) -> Tensor:
+    """attention [R, S] over the slots of a forward that kept all tokens -> [R, N] at positions of the full sequence.
+    Slots and positions differ by padding alone: slots are padded on the left."""
+    assert full.groups is not None
+    padding = (~full.kept.valid).sum(1, keepdim=True)
+    slot = (full.kept.mask().long().cumsum(1) - 1 + padding).clamp_min(0)  # [B, L]
+    return attention.gather(1, slot[full.groups.rows].gather(1, positions))
