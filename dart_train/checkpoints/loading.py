@@ -30,6 +30,7 @@ from .provenance import (
     read_provenance,
     read_reducers,
 )
+from .scorer_file import check_scorers, read_scorers
 
 # "trained" (or ...): as trained; None: no reduction; else a reducer, several stages, their configuration, or the name
 # of a method.
@@ -107,6 +108,8 @@ def load(
     model = read_model(resolved.source, dtype or resolved.dtype, resolved.attn_implementation, merge)
     model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     attached = attach(model, resolved.reducers, output=output) if resolved.reducers else None
+    if attached is not None and attached.scorers:
+        read_scorers(resolved.location.folder, attached.scorers)
     return Loaded(model, resolved.processor, attached, resolved.provenance)
 
 
@@ -136,7 +139,7 @@ def resolve(
         problems.add(f"{each}; or load it with another reducer, or reducer=None" for each in saved.problems)
     source = problems.collect(lambda: _weights_source(location, provenance, base, trust_remote_code))
     if source is not None:
-        problems.collect(lambda: _check_reduction_fits(source, reducers or []))
+        problems.collect(lambda: _check_reduction_fits(source, reducers or [], location.folder))
     if len(problems.problems) == 1:
         raise ValueError(f"{path} cannot be loaded: {problems.problems[0]}")
     problems.raise_if_any(f"{path} cannot be loaded")
@@ -183,11 +186,13 @@ def _check_weight_files(location: ModelLocation) -> None:
         raise ValueError(f"{location.folder}: {missing}")
 
 
-def _check_reduction_fits(source: WeightsSource, reducers: Sequence[Reducer]) -> None:
+def _check_reduction_fits(source: WeightsSource, reducers: Sequence[Reducer], folder: Path) -> None:
     """On a model without weights."""
     model = build_meta_model(source)
     if reducers:
-        attach(model, reducers).remove()
+        with attach(model, reducers) as attached:
+            if attached.scorers:
+                check_scorers(folder, attached.scorers, model)
 
 
 def _is_trained(spec: ReducerSpec) -> bool:

@@ -1,0 +1,77 @@
+"""scorer.safetensors: the weights of trained scorers, next to reducer.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+SCORER_FILE = "scorer.safetensors"
+SCORER_FORMAT = 1  # raise it when the file changes in a way that older readers would misread
+
+
+def write_scorers(folder: Path, scorers: Mapping[int, nn.Module], model: Any) -> None:
+    """scorers: by the layer of their stage, with gathered weights; model: whose states they look at."""
+    tensors = {
+        f"layer_{layer}.{name}": tensor.detach().float().cpu().contiguous()
+        for layer, scorer in scorers.items()
+        for name, tensor in scorer.state_dict().items()
+    }
+    save_file(tensors, folder / SCORER_FILE, {"format": str(SCORER_FORMAT), "model": json.dumps(_describe(model))})
+
+
+def check_scorers(folder: Path, scorers: Mapping[int, nn.Module], model: Any) -> None:
+    """Raises a ValueError where the file does not fit the scorers (which may be on the meta device)."""
+    path = folder / SCORER_FILE
+    if not path.is_file():
+        raise ValueError(
+            f"{path} is missing: the method was trained with scorers, and their weights are in this file; copy it from "
+            "the run or the export, or load with another reducer"
+        )
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+        saved = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    if metadata.get("format") != str(SCORER_FORMAT):
+        raise ValueError(f"{path}: format {metadata.get('format')!r}, expected {SCORER_FORMAT}; update dart_train")
+    trained_on, given = json.loads(metadata["model"]), _describe(model)
+    if trained_on != given:
+        raise ValueError(f"{path} was trained on another model: {_words(trained_on)}; this model has {_words(given)}")
+    layers = sorted({name.split(".")[0].removeprefix("layer_") for name in saved})
+    for layer, scorer in scorers.items():
+        expected = {f"layer_{layer}.{name}": tuple(tensor.shape) for name, tensor in scorer.state_dict().items()}
+        found = {name: shape for name, shape in saved.items() if name.startswith(f"layer_{layer}.")}
+        if not found:
+            raise ValueError(
+                f"{path} has scorers of layers {', '.join(layers)}, but the reduction needs one of {layer}"
+            )
+        if found != expected:
+            raise ValueError(
+                f"{path}: the scorer of layer {layer} has other weights than the reduction expects (its guidance?); "
+                "load it with the options it was trained with"
+            )
+
+
+@torch.no_grad()
+def read_scorers(folder: Path, scorers: Mapping[int, nn.Module]) -> None:
+    """Into scorers that `check_scorers` found to fit."""
+    with safe_open(folder / SCORER_FILE, "pt") as file:
+        for layer, scorer in scorers.items():
+            for name, tensor in scorer.state_dict().items():
+                tensor.copy_(file.get_tensor(f"layer_{layer}.{name}"))
+
+
+def _describe(model: Any) -> dict[str, Any]:
+    """What tells models apart whose states a scorer cannot exchange."""
+    text = model.config.get_text_config()
+    names = ("hidden_size", "num_hidden_layers", "vocab_size")
+    return {"model_type": model.config.model_type, **{name: getattr(text, name, None) for name in names}}
+
+
+def _words(description: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in description.items())
