@@ -10,19 +10,24 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
+
+from ..models.structure import SCORERS
 
 SCORER_FILE = "scorer.safetensors"
 SCORER_FORMAT = 1  # raise it when the file changes in a way that older readers would misread
 
 
-def write_scorers(folder: Path, scorers: Mapping[int, nn.Module], model: Any) -> None:
-    """scorers: by the layer of their stage, with gathered weights; model: whose states they look at."""
-    tensors = {
-        f"layer_{layer}.{name}": tensor.detach().float().cpu().contiguous()
-        for layer, scorer in scorers.items()
-        for name, tensor in scorer.state_dict().items()
-    }
+def split_state_dict(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """(the model's tensors, the scorers' by the names that the file has); names may be those inside PEFT."""
+    marker = f"{SCORERS}."
+    own = {name: tensor for name, tensor in state.items() if marker not in name}
+    return own, {name.split(marker, 1)[1]: tensor for name, tensor in state.items() if marker in name}
+
+
+def write_scorers(folder: Path, scorers: Mapping[str, Tensor], model: Any) -> None:
+    """scorers: as `split_state_dict` returns them; model: whose states they look at."""
+    tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in scorers.items()}
     save_file(tensors, folder / SCORER_FILE, {"format": str(SCORER_FORMAT), "model": json.dumps(_describe(model))})
 
 
@@ -48,7 +53,7 @@ def check_scorers(folder: Path, scorers: Mapping[int, nn.Module], model: Any) ->
         found = {name: shape for name, shape in saved.items() if name.startswith(f"layer_{layer}.")}
         if not found:
             raise ValueError(
-                f"{path} has scorers of layers {', '.join(layers)}, but the reduction needs one of {layer}"
+                f"{path} has scorers of layers {', '.join(layers)}, not of layer {layer}"
             )
         if found != expected:
             raise ValueError(

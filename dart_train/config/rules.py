@@ -13,7 +13,7 @@ from .schema import Recipe
 
 def find_conflicts(recipe: Recipe) -> Iterator[ConfigIssue]:
     """All combinations that cannot work, without importing torch."""
-    for rule in (_model, _reduction, _parts, _data, _distill, _steps, _ranks, _log, _compare):
+    for rule in (_model, _reduction, _scorer, _parts, _data, _distill, _steps, _ranks, _log, _compare):
         yield from rule(recipe)
 
 
@@ -64,7 +64,7 @@ def _reduction(recipe: Recipe) -> Iterator[ConfigIssue]:
 
 def _parts(recipe: Recipe) -> Iterator[ConfigIssue]:
     parts = recipe.parts.named()
-    if all(part.mode == "frozen" for part in parts.values()):
+    if all(part.mode == "frozen" for part in parts.values()) and not recipe.trains_scorer:
         yield ConfigIssue(
             "parts", "all parts are frozen, so that nothing would be trained", "set a mode to lora or full"
         )
@@ -74,6 +74,19 @@ def _parts(recipe: Recipe) -> Iterator[ConfigIssue]:
             yield ConfigIssue(f"parts.{name}.learning_rate", "given for a frozen part", remedy)
     if recipe.parts.lora.targets == ():
         yield ConfigIssue("parts.lora.targets", "empty", "name layers, or null for all linear layers")
+
+
+def _scorer(recipe: Recipe) -> Iterator[ConfigIssue]:
+    if not recipe.has_scorer or not recipe.data.train:
+        return
+    if not recipe.scorer.train and recipe.scorer.path is None:
+        remedy = "set scorer.train to true, or scorer.path to a run, checkpoint or export that has them"
+        yield ConfigIssue("scorer.train", "false, and no trained scorers are given", remedy)
+    if recipe.trains_scorer and not recipe.scorer.attention:
+        yield ConfigIssue("scorer.attention", "0, so that scorers would not learn", "give a weight, or train: false")
+    if recipe.trains_scorer and recipe.distill.enabled and recipe.distill.teacher != "full":
+        what = f"{recipe.distill.teacher}, but scorers learn from a teacher at full tokens"
+        yield ConfigIssue("distill.teacher", what, "choose full")
 
 
 def _data(recipe: Recipe) -> Iterator[ConfigIssue]:

@@ -79,6 +79,23 @@ class ReductionConfig(Section):
         return {"stages": list(self.stages), "schedule": schedule}
 
 
+class Scorer(Section):
+    """How the scorers of method `learned` are trained; ignored by other methods."""
+
+    train: bool = Field(default=True, description="false: scorers stay as they are in `path`")
+    path: str | None = Field(
+        default=None, description="a run, checkpoint or export whose scorers training starts from; null: new ones"
+    )
+    learning_rate: Positive = Field(default=2e-3, description="of the scorers")
+    attention: NotNegative = Field(
+        default=1.0,
+        description="weight of the loss against the attention of the same weights at full tokens (KL divergence)",
+    )
+    answer_tokens: NotNegativeInt = Field(
+        default=8, description="tokens of each answer whose attention counts, in addition to the last prompt token"
+    )
+
+
 class Part(Section):
     """How one part of the model is trained."""
 
@@ -277,11 +294,25 @@ class Recipe(Section):
     model: Model
     reduction: ReductionConfig = Field(default_factory=ReductionConfig)
     parts: Parts = Field(default_factory=Parts)
+    scorer: Scorer = Field(default_factory=Scorer)
     data: Data = Field(default_factory=Data)
     distill: Annotated[Distill, WrittenAsMapping()] = Field(default_factory=Distill)
     train: Train = Field(default_factory=Train)
     log: Log = Field(default_factory=Log)
     compare: Compare = Field(default_factory=Compare)
+
+    @property
+    def has_scorer(self) -> bool:
+        return any(stage.get("method") == "learned" for stage in self.reduction.stages)
+
+    @property
+    def trains_scorer(self) -> bool:
+        return self.has_scorer and self.scorer.train
+
+    @property
+    def trains_scorer_alone(self) -> bool:
+        """Nothing of the model is trained: each step needs one forward, at full tokens."""
+        return self.trains_scorer and all(part.mode == "frozen" for part in self.parts.named().values())
 
     def to_dict(self) -> dict[str, Any]:
         """Mappings, lists and scalars, with every default written out."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..common.environment import version_note
-from ..models.structure import ModelParts, find_parts
+from ..models.structure import SCORERS, ModelParts, find_parts
 from ..reduction import Reducer
 from ..reduction.batch_layout import to_cpu_in_one_copy
 from ..reduction.budget import Keep
@@ -21,7 +21,7 @@ from .batch_plan import GenerateCall
 from .deepstack import patch_deepstack
 from .engine import Engine, Output
 from .forward_state import ForwardState
-from .scorers import SCORERS, ScorerTraining, place_scorers
+from .scorers import ScorerTraining, place_scorers
 from .teacher import TeacherPass
 from .transformers_compat import LOSS_FUNCTION
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..models.structure import ModelParts
+from ..models.structure import SCORERS, ModelParts
 from ..reduction import Reducer
 from ..reduction.scorer import scorer_loss
 from .forward_state import ForwardState
@@ -22,8 +22,6 @@ from .observers import RecordingAttentionConfig, attention_row, remove_observer
 
 if TYPE_CHECKING:
     from .engine import Engine
-
-SCORERS = "dart_scorers"  # the name of the submodule
 
 
 def place_scorers(parts: ModelParts, reducers: Sequence[Reducer]) -> nn.ModuleDict | None:

@@ -11,7 +11,8 @@ from torch import nn
 
 from .families import Family, find_family, projector_names
 
-PartName = Literal["vision", "projector", "language"]
+PartName = Literal["vision", "projector", "language", "scorer"]
+SCORERS = "dart_scorers"  # the submodule that holds the trained scorers of a reduction
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,8 @@ def part_of(model: Any) -> Callable[[str], PartName]:
 
     def part(name: str) -> PartName:
         name = name.removeprefix("base_model.model.")
+        if name.split(".")[0] == SCORERS:
+            return "scorer"
         if any(name == prefix or name.startswith(f"{prefix}.") for prefix in language):
             return "language"
         return "projector" if projectors & set(name.split(".")) else "vision"

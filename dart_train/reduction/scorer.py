@@ -25,7 +25,8 @@ class TokenScorer(nn.Module):
         super().__init__()
         self.guidance, self.heads = guidance, heads
         self.norm = nn.LayerNorm(width)
-        self.token = nn.Sequential(nn.Linear(width, _HIDDEN), nn.GELU(), nn.Linear(_HIDDEN, 1))
+        # Without a bias at the end: it would shift all scores alike, which changes nothing.
+        self.token = nn.Sequential(nn.Linear(width, _HIDDEN), nn.GELU(), nn.Linear(_HIDDEN, 1, bias=False))
         self.query = nn.Linear(width, heads * head_width) if guidance == "prompt" else None
         self.key = nn.Linear(width, heads * head_width) if guidance == "prompt" else None
 

@@ -15,8 +15,10 @@ from safetensors import SafetensorError
 
 from ..checkpoints import commit_checkpoint, prune, write_reducers
 from ..checkpoints.atomic import draft_folder
+from ..checkpoints.scorer_file import SCORER_FILE, read_scorers
 from ..common.distributed import RankInfo
 from ..config import Recipe
+from ..models.structure import SCORERS, unwrap_model
 from .deepspeed_config import optimizer_sharding
 from .run_record import write_run_record
 
@@ -106,10 +108,15 @@ class CheckpointWriter:
 
     def restore(self, model: Any, folder: Path) -> bool:
         """Loads full weights into the model and returns True; returns False for an adapter, which the Trainer loads."""
+        if (folder / SCORER_FILE).is_file():
+            scorers = getattr(unwrap_model(model), SCORERS)
+            read_scorers(folder, {int(name.removeprefix("layer_")): scorer for name, scorer in scorers.items()})
         if hasattr(model, "peft_config") or not (folder / "config.json").is_file():
             return False
         saved = type(model).from_pretrained(folder, dtype="auto", trust_remote_code=False)
-        model.load_state_dict(saved.state_dict())
+        missing = model.load_state_dict(saved.state_dict(), strict=False).missing_keys
+        if lost := [name for name in missing if not name.startswith(SCORERS)]:
+            raise ValueError(f"{folder} lacks weights of the model: {', '.join(lost[:5])}")
         return True
 
 

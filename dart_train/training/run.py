@@ -29,6 +29,7 @@ from .overlays import Overlays, OverlaySample, overlay_samples
 from .resume import choose_checkpoint
 from .run_lock import RunLock
 from .run_record import write_run_record
+from .scorer_training import check_initial_scorers, prepare_scorers
 from .trainable import choose_parameters, load_model, trainable_meta_model, upcast_trainable_to_fp32
 from .trainer import DartTrainer
 from .validation import Validation
@@ -102,6 +103,7 @@ def prepare(recipe: Recipe, ranks: RankInfo, force: bool = False) -> PreparedRun
     deepspeed_config(recipe.train)
     reset_deepspeed_state()
     meta_model = trainable_meta_model(recipe)
+    check_initial_scorers(recipe, meta_model)
     processor = load_processor(recipe.model.path, trust_remote_code=recipe.model.trust_remote_code)
     feed, validation = TrainFeed.open(recipe, ranks, processor), Validation.open(recipe, ranks, processor)
     resume, incomplete = choose_checkpoint(recipe, ranks, force)
@@ -127,6 +129,8 @@ def build(prepared: PreparedRun, stop: StopRequest | None = None) -> DartTrainer
         upcast_trainable_to_fp32(model)
     reducers = recipe.reduction.reducers()
     attached = attach(model, reducers, output="compact") if reducers else None
+    if attached is not None and attached.scorers:
+        prepare_scorers(recipe, attached)
     attach_dummy_image(model, dummy_inputs(prepared.processor))
     reporters = _reporters(prepared) if ranks.rank == 0 else []
     trainer = DartTrainer(

@@ -16,7 +16,7 @@ from .objective import count_targets
 # Summed over the ranks. Times are in seconds.
 _SUMMED = (
     "visual_before", "visual_after", "tokens", "samples", "answer_loss", "divergence", "targets", "skipped_rows",
-    "selection_time", "step_time",
+    "selection_time", "step_time", "scorer_loss", "scorer_forwards",
 )  # fmt: skip
 
 
@@ -30,6 +30,7 @@ class ThroughputMeter:
     def reset(self) -> None:
         self.sums = dict.fromkeys(_SUMMED, 0.0)
         self.losses: list[tuple[Tensor, Tensor]] = []
+        self.scorer_losses: list[Tensor] = []
         self.steps, self.step_seconds, self.data_wait_seconds = 0, 0.0, 0.0
         self.since = time.perf_counter()
 
@@ -62,6 +63,10 @@ class ThroughputMeter:
         """Sums over targets. They stay on the device until the next line of metrics: nothing waits for it."""
         self.losses.append((answer.detach(), divergence.detach()))
 
+    def add_scorer_loss(self, loss: Tensor) -> None:
+        """A mean over groups. It stays on the device until the next line of metrics."""
+        self.scorer_losses.append(loss.detach())
+
     def read_and_reset(self, accelerator: Any, rows: Mapping[str, int]) -> dict[str, float]:
         """Collective. rows: this rank's counts of rows since the start."""
         self.sums["skipped_rows"] = rows["bad"] + rows["too_long"]
@@ -70,6 +75,8 @@ class ThroughputMeter:
         for answer, divergence in self.losses:
             self.sums["answer_loss"] += float(answer)
             self.sums["divergence"] += float(divergence)
+        self.sums["scorer_loss"] = sum(float(loss) for loss in self.scorer_losses)
+        self.sums["scorer_forwards"] = len(self.scorer_losses)
         local = torch.tensor([self.sums[name] for name in _SUMMED], dtype=torch.float64)
         total = accelerator.reduce(local.float().to(accelerator.device), "sum").tolist()
         metrics = self._metrics(dict(zip(_SUMMED, total, strict=True)))
@@ -89,6 +96,8 @@ class ThroughputMeter:
             "skipped_rows": total["skipped_rows"],
             "selector_share": total["selection_time"] / max(total["step_time"], 1e-9),
         }
+        if self.scorer_losses:
+            metrics["scorer_loss"] = total["scorer_loss"] / max(total["scorer_forwards"], 1)
         if self.losses:
             metrics["answer_loss"] = total["answer_loss"] / max(total["targets"], 1)
             metrics["distill_loss"] = total["divergence"] / max(total["targets"], 1)

@@ -101,8 +101,9 @@ def count_parameters(model: Any) -> dict[str, tuple[int, int]]:
         if re.search(r"\.original_module\.", name):  # PEFT's frozen copy of a module in modules_to_save
             continue
         size = int(getattr(parameter, "ds_numel", parameter.numel()))
-        trained, total = found[belongs(name)]
-        found[belongs(name)] = (trained + size * parameter.requires_grad, total + size)
+        part = belongs(name)
+        trained, total = found.get(part, (0, 0))
+        found[part] = (trained + size * parameter.requires_grad, total + size)
     return found
 
 
@@ -115,11 +116,17 @@ def parameter_groups(model: Any, recipe: Recipe, decayed: Collection[str]) -> li
             continue
         part, decays = belongs(name), name in decayed
         if (part, decays) not in groups:
-            rate = recipe.parts.named()[part].learning_rate or recipe.train.learning_rate
+            rate = _learning_rate(recipe, part)
             decay = recipe.train.weight_decay if decays else 0.0
             groups[part, decays] = {"params": [], "lr": rate, "weight_decay": decay, "part": part}
         groups[part, decays]["params"].append(parameter)
     return list(groups.values())
+
+
+def _learning_rate(recipe: Recipe, part: str) -> float:
+    if part == "scorer":
+        return recipe.scorer.learning_rate
+    return recipe.parts.named()[part].learning_rate or recipe.train.learning_rate
 
 
 def learning_rates(optimizer: Any) -> dict[str, float]:

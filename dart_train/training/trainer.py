@@ -29,6 +29,7 @@ from .objective import (
     forward_supervised,
     forward_with_teacher,
 )
+from .scorer_training import loss_with_scorer
 from .throughput import ThroughputMeter
 from .trainable import parameter_groups
 from .trainer_compat import CompatTrainer, declare_overflow
@@ -115,6 +116,15 @@ class DartTrainer(CompatTrainer):
         """The sum over this rank's targets, divided by all targets of the global batch. Gradients are averaged over
         the ranks afterwards, hence the factor."""
         distill, teacher = self.recipe.distill, None
+        if self.recipe.trains_scorer and self.attached is not None:
+            loss, output, scorer_loss, divergence = loss_with_scorer(
+                self.recipe, self.budgets, model, self.attached, inputs, self.host
+            )
+            self.meter.add_scorer_loss(scorer_loss)
+            if divergence is not None:
+                self.meter.add_distill_loss(output.loss(), divergence)
+            loss = loss * self.accelerator.num_processes / num_items_in_batch
+            return (loss, output) if return_outputs else loss
         if distill.enabled and self.attached is not None:
             keep = self.budgets.teacher(self.state.global_step, self.host)
             output, teacher = forward_with_teacher(model, self.attached, inputs, self.host, keep)

@@ -21,6 +21,9 @@ from typing import Any, Protocol
 from torch.nn.utils import clip_grad_norm_
 from transformers import Trainer
 
+from ..checkpoints.scorer_file import split_state_dict, write_scorers
+from ..models.structure import unwrap_model
+
 
 class SavesCheckpoints(Protocol):
     """What `CompatTrainer` needs of the checkpoint writer."""
@@ -76,7 +79,14 @@ class CompatTrainer(Trainer):
         self.checkpoint_writer.save(self, lambda: super(CompatTrainer, self)._save_checkpoint(model, trial))
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        write = super()._save
+        state_dict, scorers = split_state_dict(self.model.state_dict() if state_dict is None else state_dict)
+        super_save = super()._save
+
+        def write(folder: str | None, state: dict[str, Any]) -> None:
+            super_save(folder, state)
+            if scorers:
+                write_scorers(Path(folder or self.args.output_dir), scorers, unwrap_model(self.model))
+
         if self.checkpoint_writer.draft is None:
             write(output_dir, state_dict)
         else:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dart_train import DART, attach
-from dart_train.hooks.scorers import SCORERS
+from dart_train.models.structure import SCORERS
 from dart_train.reduction import Learned
 from tests.laws.cases import NAMES, batch_of, model_of
 from tests.zoo import conversation, encode, sentence
