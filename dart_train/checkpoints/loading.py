@@ -30,7 +30,7 @@ from .provenance import (
     read_provenance,
     read_reducers,
 )
-from .scorer_file import check_scorers, read_scorers
+from .scorer_file import check_scorers, load_scorers
 
 # "trained" (or ...): as trained; None: no reduction; else a reducer, several stages, their configuration, or the name
 # of a method.
@@ -107,9 +107,8 @@ def load(
     warn_if_untrained(resolved.reducers, resolved.provenance.budgets)
     model = read_model(resolved.source, dtype or resolved.dtype, resolved.attn_implementation, merge)
     model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    load_scorers(resolved.location.folder, model)
     attached = attach(model, resolved.reducers, output=output) if resolved.reducers else None
-    if attached is not None and attached.scorers:
-        read_scorers(resolved.location.folder, attached.scorers)
     return Loaded(model, resolved.processor, attached, resolved.provenance)
 
 

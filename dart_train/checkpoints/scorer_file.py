@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..models.structure import SCORERS
+from ..models.structure import SCORERS, unwrap_model
+from ..reduction.scorer import TokenScorer
 
 SCORER_FILE = "scorer.safetensors"
 SCORER_FORMAT = 1  # raise it when the file changes in a way that older readers would misread
@@ -52,9 +52,7 @@ def check_scorers(folder: Path, scorers: Mapping[int, nn.Module], model: Any) ->
         expected = {f"layer_{layer}.{name}": tuple(tensor.shape) for name, tensor in scorer.state_dict().items()}
         found = {name: shape for name, shape in saved.items() if name.startswith(f"layer_{layer}.")}
         if not found:
-            raise ValueError(
-                f"{path} has scorers of layers {', '.join(layers)}, not of layer {layer}"
-            )
+            raise ValueError(f"{path} has scorers of layers {', '.join(layers)}, not of layer {layer}")
         if found != expected:
             raise ValueError(
                 f"{path}: the scorer of layer {layer} has other weights than the reduction expects (its guidance?); "
@@ -62,13 +60,17 @@ def check_scorers(folder: Path, scorers: Mapping[int, nn.Module], model: Any) ->
             )
 
 
-@torch.no_grad()
-def read_scorers(folder: Path, scorers: Mapping[int, nn.Module]) -> None:
-    """Into scorers that `check_scorers` found to fit."""
-    with safe_open(folder / SCORER_FILE, "pt") as file:
-        for layer, scorer in scorers.items():
-            for name, tensor in scorer.state_dict().items():
-                tensor.copy_(file.get_tensor(f"layer_{layer}.{name}"))
+def load_scorers(folder: Path, model: Any) -> None:
+    """Puts the file's scorers on the model as its submodule, where `attach` finds them; without a file, none."""
+    if not (folder / SCORER_FILE).is_file():
+        return
+    found, top = nn.ModuleDict(), unwrap_model(model)
+    tensors = load_file(folder / SCORER_FILE, device=str(model.device))
+    for layer in dict.fromkeys(name.split(".")[0] for name in tensors):
+        found[layer] = TokenScorer.from_state(
+            {name.removeprefix(f"{layer}."): tensor for name, tensor in tensors.items() if name.startswith(f"{layer}.")}
+        )
+    top.add_module(SCORERS, found)
 
 
 def _describe(model: Any) -> dict[str, Any]:

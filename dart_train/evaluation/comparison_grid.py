@@ -6,10 +6,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from ..checkpoints import ResolvedModel, resolve
+from ..checkpoints.scorer_file import check_scorers
 from ..common.io import ProblemCollector
 from ..common.metrics import METRICS
 from ..config import ConfigIssue, QuestionSet, Recipe, RecipeError, check_recipe, read_text
@@ -216,6 +218,12 @@ def _unscorable(questions: Sequence[Question], recipe: Recipe, number: int) -> l
     return [f"{listed} cannot score any of its {len(questions)} questions; choose another metric"] if names else []
 
 
+def _check_attachable(model: Any, cell: ComparisonCell, found: ResolvedModel) -> None:
+    with attach(model, cell.stages) as attached:
+        if attached.scorers:
+            check_scorers(found.location.folder, attached.scorers, model)
+
+
 def _incompatible_methods(found: ResolvedModel, cells: Sequence[ComparisonCell]) -> list[str]:
     """Methods that do not work with this model, and a processor that cannot build prompts."""
     problems = ProblemCollector()
@@ -225,5 +233,5 @@ def _incompatible_methods(found: ResolvedModel, cells: Sequence[ComparisonCell])
         if isinstance(cell.reducer, FewerPixels):
             problems.collect(lambda: resizer_for(found.processor), cell.method)
         elif cell.stages:
-            problems.collect(lambda stages=cell.stages: attach(model, stages).remove(), cell.method)  # type: ignore[misc]
+            problems.collect(lambda cell=cell: _check_attachable(model, cell, found), cell.method)  # type: ignore[misc]
     return list(dict.fromkeys(problems.problems))

@@ -17,6 +17,7 @@ from ..checkpoints import CheckpointSelector, ResolvedModel, resolve, write_redu
 from ..checkpoints.atomic import replace_folder, restore_replaced
 from ..checkpoints.locate import ADAPTER
 from ..checkpoints.provenance import PROVENANCE_FILE, write_provenance
+from ..checkpoints.scorer_file import SCORER_FILE
 from ..common.io import ProblemCollector, fsync_path
 from ..models.loading import read_model
 from ..models.peft_compat import merge_adapter
@@ -159,6 +160,8 @@ def _write_metadata(job: ExportJob) -> None:
     found.processor.save_pretrained(folder)
     if found.trained is not None:
         write_reducers(folder, found.trained)
+    if (found.location.folder / SCORER_FILE).is_file():
+        shutil.copy(found.location.folder / SCORER_FILE, folder / SCORER_FILE)
     recipe = found.location.folder / "recipe.yaml"
     if recipe.is_file():
         shutil.copy(recipe, folder / recipe.name)

@@ -35,9 +35,7 @@ def place_scorers(parts: ModelParts, reducers: Sequence[Reducer]) -> nn.ModuleDi
     found = nn.ModuleDict()
     for stage in stages:
         name = f"layer_{stage.layer}"
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(stage.layer)  # every rank, and every new attachment, starts from the same weights
-            fresh: Any = stage.make_scorer(parts.text_config.hidden_size)
+        fresh: Any = stage.make_scorer(parts.text_config.hidden_size)
         shapes = {key: tensor.shape for key, tensor in fresh.state_dict().items()}
         if name not in present:
             found[name] = fresh.to(weight.device)
@@ -102,7 +100,9 @@ class ScorerTraining:
         if not self._queries:
             layout, groups = state.plan.layout, state.groups
             assert layout is not None and groups is not None
-            of, offset, share = [], [], []
+            of: list[int] = []
+            offset: list[int] = []
+            share: list[float] = []
             for number, group in enumerate(layout.groups(self.engine.reducers[0].per)):
                 answer = layout.supervised[group.row, group.end : group.end + self.answer_tokens]
                 length = int(answer.long().cumprod(0).sum())

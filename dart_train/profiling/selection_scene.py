@@ -75,7 +75,11 @@ class SelectionScene:
             attention = attention_row(self.query, self.keys, groups.row_of, groups.last, self.real, None)
         observed = Observed(self.keys, None, attention)
         grids = [tile_grids(self.tokens)] * len(self.groups.sizes)
-        return SelectionContext(self.groups, self.states, self.scale, observed, reducer.budgets(self.groups), grids)
+        scorer = None
+        if "scorer" in reducer.required_inputs():
+            scorer = reducer.make_scorer(self.states.shape[2]).to(self.states.device, self.states.dtype)
+        budgets = reducer.budgets(self.groups)
+        return SelectionContext(self.groups, self.states, self.scale, observed, budgets, grids, scorer=scorer)
 
     def keep_mask(self, keep: Tensor) -> Tensor:
         """[B, L] bool: what stays after a selection, text included."""

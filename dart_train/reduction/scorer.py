@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -29,6 +30,14 @@ class TokenScorer(nn.Module):
         self.token = nn.Sequential(nn.Linear(width, _HIDDEN), nn.GELU(), nn.Linear(_HIDDEN, 1, bias=False))
         self.query = nn.Linear(width, heads * head_width) if guidance == "prompt" else None
         self.key = nn.Linear(width, heads * head_width) if guidance == "prompt" else None
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor]) -> TokenScorer:
+        """The scorer that has this state dict."""
+        with_prompt = "query.weight" in state
+        scorer = cls(state["norm.weight"].shape[0], "prompt" if with_prompt else "none")
+        scorer.load_state_dict(state)
+        return scorer.to(state["norm.weight"].device)
 
     def forward(self, visual: Tensor, prompt: Tensor) -> Tensor:
         """visual [R, N, D], prompt [R, D] (the last prompt token) -> [R, N] float32, logits over the tokens."""

@@ -12,10 +12,11 @@ from typing import Any
 
 import torch.distributed as dist
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from ..checkpoints import commit_checkpoint, prune, write_reducers
 from ..checkpoints.atomic import draft_folder
-from ..checkpoints.scorer_file import SCORER_FILE, read_scorers
+from ..checkpoints.scorer_file import SCORER_FILE
 from ..common.distributed import RankInfo
 from ..config import Recipe
 from ..models.structure import SCORERS, unwrap_model
@@ -109,8 +110,7 @@ class CheckpointWriter:
     def restore(self, model: Any, folder: Path) -> bool:
         """Loads full weights into the model and returns True; returns False for an adapter, which the Trainer loads."""
         if (folder / SCORER_FILE).is_file():
-            scorers = getattr(unwrap_model(model), SCORERS)
-            read_scorers(folder, {int(name.removeprefix("layer_")): scorer for name, scorer in scorers.items()})
+            getattr(unwrap_model(model), SCORERS).load_state_dict(load_file(folder / SCORER_FILE))
         if hasattr(model, "peft_config") or not (folder / "config.json").is_file():
             return False
         saved = type(model).from_pretrained(folder, dtype="auto", trust_remote_code=False)

@@ -29,7 +29,7 @@ from .overlays import Overlays, OverlaySample, overlay_samples
 from .resume import choose_checkpoint
 from .run_lock import RunLock
 from .run_record import write_run_record
-from .scorer_training import check_initial_scorers, prepare_scorers
+from .scorer_training import check_initial_scorers, place_initial_scorers
 from .trainable import choose_parameters, load_model, trainable_meta_model, upcast_trainable_to_fp32
 from .trainer import DartTrainer
 from .validation import Validation
@@ -128,9 +128,10 @@ def build(prepared: PreparedRun, stop: StopRequest | None = None) -> DartTrainer
     if not uses_deepspeed(recipe.train, ranks):
         upcast_trainable_to_fp32(model)
     reducers = recipe.reduction.reducers()
+    place_initial_scorers(recipe, model)
     attached = attach(model, reducers, output="compact") if reducers else None
-    if attached is not None and attached.scorers:
-        prepare_scorers(recipe, attached)
+    for scorer in attached.scorers.values() if attached is not None else ():
+        scorer.requires_grad_(recipe.scorer.train)
     attach_dummy_image(model, dummy_inputs(prepared.processor))
     reporters = _reporters(prepared) if ranks.rank == 0 else []
     trainer = DartTrainer(

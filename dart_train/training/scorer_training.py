@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..checkpoints.locate import locate
-from ..checkpoints.scorer_file import check_scorers, read_scorers
+from ..checkpoints.scorer_file import check_scorers, load_scorers
 from ..config import Recipe
 from ..hooks import Attached, attach
 from ..models.structure import unwrap_model
@@ -23,12 +23,10 @@ def check_initial_scorers(recipe: Recipe, meta_model: Any) -> None:
             check_scorers(_folder(recipe), attached.scorers, unwrap_model(meta_model))
 
 
-def prepare_scorers(recipe: Recipe, attached: Attached) -> None:
-    """Reads the initial weights, and freezes them where they are not to be trained."""
-    if recipe.scorer.path is not None:
-        read_scorers(_folder(recipe), attached.scorers)
-    for scorer in attached.scorers.values():
-        scorer.requires_grad_(recipe.scorer.train)
+def place_initial_scorers(recipe: Recipe, model: Any) -> None:
+    """Before the reduction is attached, which makes new scorers where none are."""
+    if recipe.has_scorer and recipe.scorer.path is not None:
+        load_scorers(_folder(recipe), model)
 
 
 def _folder(recipe: Recipe) -> Path:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -100,13 +100,17 @@ class Scene:
             self.attention(pools) if "attention" in needs else None,
         )
         shapes = [[shape(size)] for size in pools.sizes] if "grid" in needs else None
-        return View(pools, self.states, self.scale, seen, reducer.budgets(pools), shapes)
+        return View(pools, self.states, self.scale, seen, reducer.budgets(pools), shapes, scorer=scorer_of(reducer))
 
     def choice(self, reducer: Reducer) -> list[set[int]]:
         """Kept visual tokens of each row, counted from the row's own start."""
         view = self.view(reducer)
         mask = view.pools.keep_mask(torch.zeros_like(self.mask), reducer.select(view))
         return [{int(place) - self.start(row) for place in kept.nonzero()} for row, kept in enumerate(mask)]
+
+
+def scorer_of(reducer: Reducer) -> Any:
+    return reducer.make_scorer(WIDTH) if "scorer" in reducer.required_inputs() else None
 
 
 def shape(size: int) -> tuple[int, int]:

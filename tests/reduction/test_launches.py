@@ -14,6 +14,7 @@ from dart_train.profiling.selection_scene import SelectionScene
 from dart_train.reduction import REDUCERS
 
 MOST = 90  # DART's 82 and some air: who adds launches should notice
+SCORER = 30  # its layers, some of which the meta device takes apart into several operations
 
 
 class Launches(TorchDispatchMode):
@@ -43,7 +44,7 @@ def launches(method: str, tokens: int, batch: int) -> int:
 @pytest.mark.parametrize("method", REDUCERS)
 def test_launches_do_not_grow_with_the_image(method: str) -> None:
     few = launches(method, 600, 1)  # 600 and 2,700 tokens are one grid each; a tile more is a launch more
-    assert launches(method, 2700, 1) <= few <= MOST
+    assert launches(method, 2700, 1) <= few <= MOST + SCORER * (method == "learned")
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def test_only_required_inputs_are_used(method: str) -> None:
     """The engine records more than a method requires where several stages differ: the selection is the same."""
     reducer, scene = REDUCERS[method](keep=5), Scene(ROWS)
     view, needs = scene.view(reducer), reducer.required_inputs()
-    assert needs <= {"keys", "values", "attention", "grid"}
+    assert needs <= {"keys", "values", "attention", "grid", "scorer"}
     seen = Observed(
         view.seen.keys if "keys" in needs else torch.full((6, 1, scene.length, 1), torch.nan),
         view.seen.values if "values" in needs else torch.full((6, 1, scene.length, 1), torch.nan),
@@ -122,6 +122,7 @@ def test_nothing_is_read_back_from_the_device(method: str, merge: Literal["none"
         states=view.states.to(meta),
         scale=Scene(ROWS).scale.to(meta),
         seen=Observed(*(None if x is None else x.to(meta) for x in seen)),
+        scorer=None if view.scorer is None else view.scorer.to(meta),
     )
     keep, counts = reducer.select(view), reducer.counts(view.pools)
     reducer.merge_targets(view, keep)

@@ -62,7 +62,7 @@ def test_methods_have_unique_names_and_docstrings(method: str) -> None:
     cls = REDUCERS[method]
     assert cls.name == method
     assert cls.__doc__ and not cls.__doc__.startswith(cls.__name__ + "(")
-    assert cls.requires <= {"keys", "values", "attention", "grid"}
+    assert cls.requires <= {"keys", "values", "attention", "grid", "scorer"}
     assert {"keep", "layer", "per", "merge"} <= {field.name for field in fields(cls)}
 
 

@@ -7,7 +7,7 @@ import torch
 
 from dart_train.reduction import REDUCERS, Observed, View
 from dart_train.reduction.kept_tokens import KeptTokens
-from tests.reduction.scenes import Scene
+from tests.reduction.scenes import Scene, scorer_of
 from tests.reduction.test_methods import ROWS, both_budgets, every_method
 
 NAMES = list(REDUCERS)
@@ -29,7 +29,9 @@ def test_a_second_stage_keeps_some_of_the_first(method: str, second: str, per: s
     attention = torch.rand(len(pools.sizes), kept.length)
     seen = Observed(kept.gather(scene.heads(3), 2), attention=attention)
     shapes = [[(1, size)] for size in pools.original]
-    short = View(pools, kept.gather(scene.states), scene.scale, seen, later.budgets(pools), shapes)
+    short = View(
+        pools, kept.gather(scene.states), scene.scale, seen, later.budgets(pools), shapes, scorer=scorer_of(later)
+    )
     chosen = later.select(short)
     assert chosen.sum(1).tolist() == later.counts(pools)
     real = kept.valid & ~kept.gather(batch.visual)

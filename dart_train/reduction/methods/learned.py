@@ -47,7 +47,9 @@ class Learned(Reducer):
         return self.requires | ({"keys"} if self.share < 1 else set())
 
     def make_scorer(self, width: int) -> TokenScorer:
-        return TokenScorer(width, self.guidance)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.layer)  # every rank, and every new attachment, starts from the same weights
+            return TokenScorer(width, self.guidance)
 
     def select(self, context: SelectionContext) -> Tensor:
         if context.scorer is None and self.counts(context.groups) == list(context.groups.sizes):
