@@ -294,10 +294,10 @@ class Recipe(Section):
     model: Model
     reduction: ReductionConfig = Field(default_factory=ReductionConfig)
     parts: Parts = Field(default_factory=Parts)
-    scorer: Scorer = Field(default_factory=Scorer)
     data: Data = Field(default_factory=Data)
     distill: Annotated[Distill, WrittenAsMapping()] = Field(default_factory=Distill)
     train: Train = Field(default_factory=Train)
+    scorer: Scorer = Field(default_factory=Scorer)
     log: Log = Field(default_factory=Log)
     compare: Compare = Field(default_factory=Compare)
 
