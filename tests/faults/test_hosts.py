@@ -42,7 +42,7 @@ def begin(hosts: Hosts, recipe: Path, folder: Path, *changes: str) -> list[Launc
 
 
 @pytest.mark.parametrize("harm", ["link cut", "host killed"])
-def test_the_other_host_ends_and_the_run_goes_on(hosts: Hosts, tmp_path: Path, harm: str) -> None:
+def test_lost_host_ends_the_other_and_the_run_resumes(hosts: Hosts, tmp_path: Path, harm: str) -> None:
     recipe, run = make_recipe(tmp_path), tmp_path / "run"
     steps = "train.max_steps=100000"
     both = begin(hosts, recipe, tmp_path, steps, f"train.output_dir={run}")

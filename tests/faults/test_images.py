@@ -1,4 +1,4 @@
-"""Ranks whose batches hold different numbers of pictures, or none: nobody waits for a rank that has none."""
+"""Ranks whose batches have different numbers of images, or none: no rank waits for one without images."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def pictures(recipe: Path) -> list[tuple[int, ...]]:
     return [tuple(len(rows[number].get("image", ())) for number in each) for each in numbers]
 
 
-def test_no_stage_waits_for_a_rank_without_pictures(tmp_path: Path) -> None:
+def test_no_zero_stage_waits_for_a_rank_without_images(tmp_path: Path) -> None:
     recipe = make_recipe(tmp_path)
     seen = pictures(recipe)
     alone = sum(min(each) == 0 < max(each) for each in seen)

@@ -1,4 +1,4 @@
-"""kill -9 at random moments, inside a checkpoint write too: the same command goes on, losses bit for bit."""
+"""kill -9 at random moments, also while a checkpoint is written: a resumed run has the same losses, bit for bit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MANY = int(os.environ.get("DART_TRAIN_DRILLS", "30"))
 
 
 @pytest.mark.deepspeed
-def test_killed_twice_it_ends_as_if_undisturbed(tmp_path: Path) -> None:
+def test_sigkill_twice_and_resume_equals_undisturbed(tmp_path: Path) -> None:
     toll = drill(tmp_path, [("rank 1", "write"), ("launcher", "step")], 8, seed=1)
     assert max(toll.lost) <= SAVE
 
@@ -28,7 +28,7 @@ def plan_for(victim: str, chance: random.Random) -> tuple[str, str]:
 @pytest.mark.drill
 @pytest.mark.deepspeed
 @pytest.mark.parametrize("stage", [2, 3])
-def test_killed_again_and_again(tmp_path: Path, stage: int) -> None:
+def test_sigkill_many_times_and_resume_equals_undisturbed(tmp_path: Path, stage: int) -> None:
     chance = random.Random(stage)
     plan = [plan_for(VICTIMS[i % len(VICTIMS)], chance) for i in range(MANY)]
     toll = drill(tmp_path, plan, 10 * MANY, stage, f"train.zero_stage={stage}")

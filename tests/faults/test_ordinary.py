@@ -1,4 +1,4 @@
-"""Drills that are ordinary tests, run every day: run here once more, by themselves, and put into the table."""
+"""Fault tests of the ordinary suite, run once more on their own for the table of drills."""
 
 from __future__ import annotations
 
@@ -34,39 +34,39 @@ TABLE = {
         "command alone",
         "nothing: the step finished and saved, resumed bit for bit; the ranks' exit code is 75, that of the launcher's "
         "command is its own",
-        (f"{T}stopping.py", f"{T}stopping_on_ranks.py"),
+        (f"{T}sigterm.py", f"{T}sigterm_on_ranks.py"),
         "from the signal to the last process gone",
     ),
     "disk full, read-only, closed, quota": Ordinary(
         "while saving, on one process and on 2 ranks (all of them or one alone), ZeRO-2 and 3, stop and continue",
         "the checkpoints that failed; the last good one is unchanged, byte for byte, all ranks stop or continue alike",
-        (f"{T}saving_fails.py", f"{T}saving_fails_on_ranks.py"),
+        (f"{T}disk_full.py", f"{T}disk_full_on_ranks.py"),
     ),
     "a rank dies or hangs": Ordinary(
         "kill -9 of either of 2 ranks; one of them suspended (timeout 90 s)",
         "the work since the last checkpoint; the message names the rank, exit code not zero, no process or port left",
-        (f"{T}peers.py",),
+        (f"{T}lost_rank.py",),
         "until the others had exited",
     ),
     "other ranks, other stage": Ordinary(
         "a run of 2 ranks and ZeRO-2 resumed by one process and at ZeRO-3, LoRA and full",
         "nothing: refused before a file was changed; the export that the message advises was made and trained from",
-        (f"{T}other_spread.py",),
+        (f"{T}resume_other_ranks.py",),
     ),
     "nan, inf, bad gradient": Ordinary(
         "one process, and one rank of 2, under DDP and ZeRO 0 to 3, fp32 and bf16; an exploding learning rate",
         "the NaN and Inf steps: taken by no rank, skipped or stopped at as the recipe states, row ids recorded",
-        (f"{T}bad_steps.py", f"{T}bad_steps_on_ranks.py"),
+        (f"{T}nan.py", f"{T}nan_on_ranks.py"),
     ),
     "changed recipe, base, version": Ordinary(
         "each changed before a resume",
         "nothing: refused with all differences listed, no file changed; --force continues with a warning",
-        (f"{T}changes.py",),
+        (f"{T}resume_changed.py",),
     ),
     "a second run in the same folder": Ordinary(
         "started while the first one runs, and after it was killed",
         "nothing: refused, nothing changed; a killed run holds no lock",
-        (f"{T}lock.py",),
+        (f"{T}run_lock.py",),
     ),
     "hostile data and checkpoints": Ordinary(
         "paths and links out of the folder, decompression bombs, images 100,000 wide, damaged bytes, malformed JSON, "
@@ -79,7 +79,7 @@ TABLE = {
             f"{D}sources.py",
             f"{D}dataset.py",
             f"{D}check.py",
-            f"{T}harmless.py",
+            f"{T}pickles.py",
         ),
     ),
     "secrets": Ordinary(
@@ -91,13 +91,13 @@ TABLE = {
     "W&B unreachable, silent, disk full": Ordinary(
         "no server, a server that never answers, a full disk from the start and in the middle",
         "what W&B could not write; training finished, the offline files are complete where there was room",
-        (f"{T}log_unreachable.py",),
+        (f"{T}wandb_unreachable.py",),
     ),
 }
 
 
 @pytest.mark.parametrize("name", TABLE)
-def test_all_of_it_holds(tmp_path: Path, name: str) -> None:
+def test_faults_of_the_ordinary_suite(tmp_path: Path, name: str) -> None:
     """A row is written where all have passed and none was skipped."""
     drill, told = TABLE[name], tmp_path / "told.xml"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={told}", *drill.tests]

@@ -1,4 +1,4 @@
-"""A long run, judging and saving as it goes: memory, file handles, hooks and step time stay where they were."""
+"""A long run with validation and checkpoints: memory, file handles, hooks and step time are stable."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Probe(TrainerCallback):
 
 
 @pytest.mark.drill
-def test_a_long_run_stays_as_it_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_soak_memory_handles_hooks_and_speed_are_stable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe, probe, reporters = make_recipe(tmp_path), Probe(), run_module._reporters
     monkeypatch.setattr(run_module, "_reporters", lambda prepared: [*reporters(prepared), probe])
     rows = json.dumps({"path": str(tmp_path / "rows.json"), "images": str(tmp_path / "images"), "limit": 3})

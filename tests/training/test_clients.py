@@ -66,13 +66,13 @@ def sft(folder: Path, family: str, reducer: Any, **more: Any) -> tuple[list[floa
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
-def test_sft_trainer_trains_with_two_lines_added(tmp_path: Path, family: str) -> None:
+def test_trl_sft_trainer_trains_with_two_lines_added(tmp_path: Path, family: str) -> None:
     losses, attached = sft(tmp_path, family, DART(keep=8))
     assert len(losses) == 6 and losses[-1] < losses[0]
     assert attached.last is not None and set(attached.last.visual_after) == {8}
 
 
-def test_sft_trainer_with_all_kept_is_the_plain_one(tmp_path: Path) -> None:
+def test_trl_sft_trainer_with_keep_all_equals_the_plain_one(tmp_path: Path) -> None:
     """Small steps: rounding grows from step to step, and faster at a high learning rate."""
     plain, _ = sft(tmp_path, "llava", None, learning_rate=1e-4)
     kept, _ = sft(tmp_path, "llava", KeepAll(), learning_rate=1e-4)
@@ -95,11 +95,11 @@ def bare(folder: Path, reducer: Any) -> tuple[list[float], Any]:
     return losses.seen, attached
 
 
-def test_a_bare_trainer_trains_with_two_lines_added(tmp_path: Path) -> None:
+def test_plain_trainer_trains_with_two_lines_added(tmp_path: Path) -> None:
     losses, attached = bare(tmp_path, DART(keep=8))
     assert len(losses) == 6 and losses[-1] < losses[0]
     assert attached.last is not None and set(attached.last.visual_after) == {8}
 
 
-def test_a_bare_trainer_with_all_kept_is_the_plain_one(tmp_path: Path) -> None:
+def test_plain_trainer_with_keep_all_equals_the_plain_one(tmp_path: Path) -> None:
     assert bare(tmp_path, KeepAll())[0] == pytest.approx(bare(tmp_path, None)[0], rel=1e-4)

@@ -31,7 +31,7 @@ def same(recipe: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize("stage", [0, 2])
-def test_torchrun_trains_alike(alone: Path, tmp_path: Path, stage: int) -> None:
+def test_torchrun_trains_like_one_process(alone: Path, tmp_path: Path, stage: int) -> None:
     """Stage 0 is plain DDP there."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port"]
     command += [str(free_port()), str(ROOT / "launch/train.py"), str(alone), *SHARED, f"train.zero_stage={stage}"]

@@ -1,4 +1,4 @@
-"""Optimizer state and weights on the host: another place to keep them, the same training.
+"""Offloading optimizer state and weights to the host: the same training.
 
 DeepSpeed compiles its Adam for the host when it is first wanted, which takes minutes."""
 
@@ -38,7 +38,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_offloaded_trains_as_one_process_does(runs: Path, place: str) -> None:
+def test_offload_trains_like_one_process(runs: Path, place: str) -> None:
     alone, here = losses(runs / "alone"), losses(runs / place)
     assert len(alone) == len(here) == 10
     for name in ("loss", "grad_norm"):
@@ -46,7 +46,7 @@ def test_offloaded_trains_as_one_process_does(runs: Path, place: str) -> None:
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_what_is_kept_does_not_depend_on_the_place(runs: Path, place: str) -> None:
+def test_offload_keeps_the_same_tokens(runs: Path, place: str) -> None:
     kept = {(runs / each / "kept-0.json").read_text() for each in PLACES}
     assert len(kept) == 1
     assert [line["visual_after"] for line in losses(runs / place)] == [

@@ -24,7 +24,7 @@ FAMILY = {
 
 
 @pytest.mark.parametrize("name", FAMILY)
-def test_a_shipped_recipe_trains(tmp_path: Path, name: str) -> None:
+def test_shipped_recipe_trains(tmp_path: Path, name: str) -> None:
     """Its model, rows and length of the run exchanged; everything else as it is shipped."""
     make_recipe(tmp_path, FAMILY[name])
     rows = json.dumps([{"path": str(tmp_path / "rows.json"), "images": str(tmp_path / "images")}])
@@ -38,12 +38,12 @@ def test_a_shipped_recipe_trains(tmp_path: Path, name: str) -> None:
     assert all(line["visual_after"] <= line["visual_before"] for line in lines)
 
 
-def test_every_shipped_recipe_is_tried() -> None:
+def test_every_shipped_recipe_is_tested() -> None:
     trained = {file.stem for file in (ROOT / "recipes").glob("*_dart*.yaml")}
     assert trained == set(FAMILY)
 
 
 @pytest.mark.parametrize("name", FAMILY)
-def test_a_shipped_recipe_has_no_mistakes(name: str) -> None:
+def test_shipped_recipe_is_valid(name: str) -> None:
     recipe = load_recipe(ROOT / "recipes" / f"{name}.yaml", needs=("data.train",))
     assert recipe.reduction.schedule.kind == "elastic" and len(recipe.reduction.stages) == 1

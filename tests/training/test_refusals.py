@@ -52,12 +52,12 @@ WRONG = {
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_wrong_inputs_are_told(recipe: Path, capsys: pytest.CaptureFixture[str], wrong: str) -> None:
+def test_wrong_inputs_are_refused(recipe: Path, capsys: pytest.CaptureFixture[str], wrong: str) -> None:
     overrides, message = WRONG[wrong]
     assert message in refused(recipe, capsys, *overrides)
 
 
-def test_an_empty_data_set_is_told(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_empty_data_set_is_refused(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = tmp_path / "rows.json"
     rows.write_text("[]")
     assert "contains no rows" in refused(recipe, capsys, f"data.train=[{{path: {rows}}}]")
@@ -73,7 +73,7 @@ def test_an_empty_data_set_is_told(recipe: Path, tmp_path: Path, capsys: pytest.
         ("[", "cannot be read as JSON"),
     ],
 )
-def test_an_impossible_deepspeed_file_is_told(
+def test_deepspeed_config_that_cannot_work_is_refused(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], config: object, message: str
 ) -> None:
     file = tmp_path / "ds.json"
@@ -81,7 +81,7 @@ def test_an_impossible_deepspeed_file_is_told(
     assert message in refused(recipe, capsys, f"train.deepspeed={file}")
 
 
-def test_fewer_gpus_than_asked_is_told(monkeypatch: pytest.MonkeyPatch, recipe: Path) -> None:
+def test_more_processes_than_gpus_is_refused(monkeypatch: pytest.MonkeyPatch, recipe: Path) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     read = load_recipe(recipe)
@@ -89,7 +89,7 @@ def test_fewer_gpus_than_asked_is_told(monkeypatch: pytest.MonkeyPatch, recipe: 
         prepare(read, RankInfo(0, 8, 8, False))
 
 
-def test_a_run_that_would_overwrite_another_is_told(
+def test_resume_never_does_not_overwrite_a_run(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from tests.checkpoints.test_atomic import make
@@ -99,7 +99,7 @@ def test_a_run_that_would_overwrite_another_is_told(
     assert "checkpoint-5, which would be overwritten" in told
 
 
-def test_a_dry_run_tells_all_and_starts_nothing(
+def test_dry_run_prints_the_plan_and_writes_nothing(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([str(recipe), f"train.output_dir={tmp_path / 'run'}", "--dry-run"]) == 0
@@ -110,7 +110,7 @@ def test_a_dry_run_tells_all_and_starts_nothing(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_dry_run_of_less_costs_less(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_cost_grows_with_keep(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def share(keep: float) -> int:
         reduction = f"reduction={{method: dart, keep: {keep}, layer: 2, schedule: {{kind: fixed}}}}"
         assert main([str(recipe), reduction, "--dry-run"]) == 0
@@ -120,19 +120,19 @@ def test_a_dry_run_of_less_costs_less(recipe: Path, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.deepspeed
-def test_every_rank_stops_and_one_speaks(recipe: Path) -> None:
+def test_refusal_on_ranks_is_printed_once(recipe: Path) -> None:
     done = launch(ROOT / "launch/train.py", str(recipe), "parts.lora.targets=[q_porj]", timeout=120)
     assert done.returncode != 0
     assert (done.stdout + done.stderr).count("no linear layer named q_porj") == 1
 
 
 @pytest.mark.slow
-def test_the_commands_help_itself() -> None:
+def test_train_help() -> None:
     done = run([sys.executable, "-m", "dart_train", "train", "--help"])
     assert done.returncode == 0 and "--dry-run" in done.stdout
 
 
-def test_a_checkpoint_of_other_ranks_is_refused(
+def test_resume_from_another_number_of_ranks_is_refused(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "checkpoint-3"

@@ -11,7 +11,7 @@ from PIL import Image
 
 from dart_train import train
 from tests.fixtures.run_scene import launch, losses, make_recipe
-from tests.training.test_log import wandb_history
+from tests.training.test_metrics_log import wandb_history
 
 MANY = Path(__file__).parents[1] / "train" / "many.py"
 

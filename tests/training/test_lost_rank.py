@@ -1,4 +1,4 @@
-"""A rank that dies or falls silent: the others end within the stated time, and name it."""
+"""A rank that dies or hangs: the others exit within the timeout, and name it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_rank_ends_the_others(
+def test_killed_rank_ends_the_others(
     recipe: Path, tmp_path: Path, victim: int, record_property: Callable[[str, object], None]
 ) -> None:
     run = tmp_path / "run"
@@ -41,7 +41,7 @@ def test_a_killed_rank_ends_the_others(
     assert not began.held_ports()
 
 
-def test_a_rank_that_falls_silent_is_named(
+def test_suspended_rank_is_named_after_the_timeout(
     recipe: Path, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     """Stopped, not dead: no connection closes, and DeepSpeed's groups would wait for half an hour."""

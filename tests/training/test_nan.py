@@ -62,6 +62,8 @@ def test_nan_and_inf_steps_are_skipped(recipe: Path, tmp_path: Path, harmed: Any
     lines = losses(tmp_path)
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert [line["bad_steps"] for line in lines] == [0, 1, 1, 1]
+    rates = [line["lr_language"] for line in lines]
+    assert rates[0] > rates[1] == rates[2] > rates[3]  # the schedule waits for a step that was not taken
     assert all(math.isfinite(line["loss"]) for line in lines) and "grad_norm" not in lines[1]
     assert same(adapter(tmp_path, 1), adapter(tmp_path, 2)) and not same(adapter(tmp_path, 2), adapter(tmp_path, 3))
     lines_of_file = [json.loads(line) for line in (tmp_path / "bad_steps.jsonl").read_text().splitlines()]

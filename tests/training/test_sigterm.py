@@ -1,4 +1,4 @@
-"""Asked to stop: the step is finished and saved, and the run ends with a code of its own."""
+"""SIGTERM and SIGUSR1: the step is finished and saved, and the run exits with its own code."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Asks(TrainerCallback):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_the_step_is_finished_and_saved(
+def test_sigterm_finishes_and_saves_the_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: signal.Signals
 ) -> None:
     recipe, reporters = make_recipe(tmp_path), run_module._reporters
@@ -47,14 +47,14 @@ def test_the_step_is_finished_and_saved(
     with monkeypatch.context() as patch:
         patch.setattr(run_module, "_reporters", lambda prepared: [*reporters(prepared), Asks(number)])
         assert main([str(recipe), *LONG]) == STOPPED
-    assert f"stopped at step 3 ({number.name}); the same command goes on" in capsys.readouterr().out
+    assert f"stopped at step 3 ({number.name}). Run the same command to resume from " in capsys.readouterr().out
     assert latest_complete(tmp_path / "run")[0] == tmp_path / "run" / "checkpoint-3"
     assert signal.getsignal(number) is signal.SIG_DFL
     assert main([str(recipe), *LONG]) == 0
     assert [line["loss"] for line in losses(tmp_path / "run")] == [line["loss"] for line in losses(whole)]
 
 
-def test_a_process_is_known_by_its_birth() -> None:
+def test_process_start_time_of_a_killed_process() -> None:
     child = subprocess.Popen(["sleep", "60"])
     assert process_start_time(child.pid) and process_start_time(child.pid) == process_start_time(child.pid)
     child.kill()
@@ -74,7 +74,7 @@ open(sys.argv[1], "w").write(stopping.reason)
 """
 
 
-def test_a_launcher_that_was_killed_is_noticed(tmp_path: Path) -> None:
+def test_killed_launcher_is_detected(tmp_path: Path) -> None:
     code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {ORPHAN!r}, {str(tmp_path / 'why')!r}])"
     launcher = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert launcher.stdout is not None and launcher.stdout.readline() == "ready\n"
@@ -85,7 +85,7 @@ def test_a_launcher_that_was_killed_is_noticed(tmp_path: Path) -> None:
     assert str(launcher.pid) in (tmp_path / "why").read_text()
 
 
-def test_a_launcher_that_was_gone_before_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_launcher_that_was_gone_before_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     """As a rank is that DeepSpeed's launcher has started: with this argument, but under another parent by now."""
     parent = b"init"
     monkeypatch.setattr(stopping, "_command", lambda pid: parent)
@@ -100,7 +100,7 @@ def test_a_launcher_that_was_gone_before_is_noticed(monkeypatch: pytest.MonkeyPa
     assert StopRequest(launched=True).reason is None
 
 
-def test_who_is_not_launched_watches_nobody() -> None:
+def test_no_launcher_watch_without_launcher() -> None:
     assert StopRequest(launched=False).launchers == {}
     assert json.dumps(StopRequest(launched=True).launchers)
 

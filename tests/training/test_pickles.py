@@ -32,7 +32,7 @@ def checkpoint(run: Path, content: Any) -> Path:
     return folder
 
 
-def test_a_foreign_checkpoint_is_refused_before_it_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pickle_that_runs_code_is_refused_before_it_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe, fuse = make_recipe(tmp_path), tmp_path / "went off"
     checkpoint(tmp_path / "run", {"state": Bomb(fuse)})
     assert main([str(recipe)]) == 2
@@ -41,7 +41,7 @@ def test_a_foreign_checkpoint_is_refused_before_it_runs(tmp_path: Path, capsys: 
     assert not fuse.exists()
 
 
-def test_a_bare_pickle_is_not_opened(tmp_path: Path) -> None:
+def test_plain_pickle_is_not_opened(tmp_path: Path) -> None:
     fuse = tmp_path / "went off"
     (tmp_path / "state.pt").write_bytes(pickle.dumps(Bomb(fuse)))
     with pytest.raises(ValueError, match="is not opened"):
@@ -49,7 +49,7 @@ def test_a_bare_pickle_is_not_opened(tmp_path: Path) -> None:
     assert not fuse.exists()
 
 
-def test_code_that_comes_with_a_model_does_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_remote_code_of_a_model_does_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe, fuse = make_recipe(tmp_path), tmp_path / "went off"
     file = tmp_path / "llava" / "config.json"
     strange = {"model_type": "strange", "auto_map": {"AutoConfig": "strange.Strange"}}
@@ -60,7 +60,7 @@ def test_code_that_comes_with_a_model_does_not_run(tmp_path: Path, capsys: pytes
     assert not fuse.exists()
 
 
-def test_that_code_may_run_is_said_aloud(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_trust_remote_code_warns(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     recipe = make_recipe(tmp_path)
     for trusted in ("false", "true"):
         assert not caplog.records
@@ -68,7 +68,7 @@ def test_that_code_may_run_is_said_aloud(tmp_path: Path, caplog: pytest.LogCaptu
     assert f"code that comes with {tmp_path / 'llava'} is run" in caplog.text
 
 
-def test_tensors_and_plain_things_are_harmless(tmp_path: Path) -> None:
+def test_pickle_of_tensors_and_plain_python_is_accepted(tmp_path: Path) -> None:
     from deepspeed.runtime.fp16.loss_scaler import LossScaler
 
     scan_pickles(checkpoint(tmp_path, {"step": torch.ones(2), "groups": [{"lr": 0.1}], "scale": LossScaler(1.0)}))

@@ -45,6 +45,6 @@ def test_all_ranks_save_and_leave(
     code, told = began.end(), began.log.read_text(errors="replace")
     record_property("seconds", time.monotonic() - asked)
     assert (code == STOPPED) if way == "one rank" else (code != 0)
-    assert f"stopped at step {logged_step(run)}" in told and "the same command goes on" in told
+    assert f"stopped at step {logged_step(run)}" in told and "Run the same command to resume from" in told
     assert latest_complete(run)[0] == run / f"checkpoint-{logged_step(run)}"
     assert not began.held_ports()

@@ -33,7 +33,7 @@ def holder(run: Path, kind: str = "alone") -> tuple[subprocess.Popen[str], int]:
     return held, int(held.stdout.readline())
 
 
-def test_a_second_run_is_refused_and_touches_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_lock_refuses_a_second_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe, run = make_recipe(tmp_path), tmp_path / "run"
     held, _ = holder(run)
     try:
@@ -46,7 +46,7 @@ def test_a_second_run_is_refused_and_touches_nothing(tmp_path: Path, capsys: pyt
         held.wait()
 
 
-def test_a_killed_run_holds_nothing(tmp_path: Path) -> None:
+def test_run_lock_ends_with_a_killed_run(tmp_path: Path) -> None:
     """Though a loader process, forked off it, lives on."""
     held, child = holder(tmp_path, "fork")
     try:
@@ -59,7 +59,7 @@ def test_a_killed_run_holds_nothing(tmp_path: Path) -> None:
         os.kill(child, signal.SIGKILL)
 
 
-def test_a_lock_that_is_given_back_can_be_taken(tmp_path: Path) -> None:
+def test_run_lock_can_be_taken_again_after_release(tmp_path: Path) -> None:
     first, second = RunLock(tmp_path), RunLock(tmp_path)
     first.take()
     first.take()

@@ -19,7 +19,7 @@ from dart_train.common.trackers import wandb_mode
 from dart_train.training.callbacks import MetricsFile
 from tests.fixtures.faults import fill
 from tests.fixtures.run_scene import free_port, losses, make_recipe
-from tests.training.test_log import wandb_history
+from tests.training.test_metrics_log import wandb_history
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 STEPS = ["train.max_steps=2", "train.per_device_batch_size=2", "log.report_to=[wandb]", "train.save_steps=2"]
@@ -66,14 +66,14 @@ def on_disk(run: Path) -> None:
     raise AssertionError(f"{told} on the disk, expected {expected}")
 
 
-def test_a_server_that_is_away_is_not_waited_for(
+def test_wandb_server_refusing_connections(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     on_disk(go(tmp_path, monkeypatch, free_port()))
     assert "W&B cannot be reached" in caplog.text and "wandb sync" in caplog.text
 
 
-def test_a_server_that_never_answers_is_left(
+def test_wandb_server_that_never_answers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silent: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     on_disk(go(tmp_path, monkeypatch, silent))
@@ -81,9 +81,7 @@ def test_a_server_that_never_answers_is_left(
 
 
 @pytest.mark.parametrize("moment", ["from the start", "in the middle"])
-def test_a_full_disk_ends_the_telling_and_not_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
-) -> None:
+def test_wandb_disk_full_does_not_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
     """W&B's folder is a disk of its own; what the run itself writes lies elsewhere."""
     recipe, disk = make_recipe(tmp_path), tmp_path / "run" / "wandb"
     disk.mkdir(parents=True)

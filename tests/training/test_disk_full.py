@@ -43,7 +43,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
-def test_a_full_disk_ends_the_run_and_harms_nothing(
+def test_disk_full_ends_the_run_and_keeps_earlier_checkpoints(
     recipe: Path, small_disk: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = small_disk / "run"
@@ -57,7 +57,7 @@ def test_a_full_disk_ends_the_run_and_harms_nothing(
     assert not (run / "checkpoint-4").exists() and not list(run.glob(".checkpoint-*"))
 
 
-def test_on_a_full_disk_it_goes_on_where_the_recipe_says_so(
+def test_disk_full_continues_if_on_save_error_is_continue(
     recipe: Path, small_disk: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = small_disk / "run"
@@ -78,7 +78,7 @@ def test_on_a_full_disk_it_goes_on_where_the_recipe_says_so(
     assert losses(run)[-1]["step"] == 6
 
 
-def test_pictures_that_cannot_be_written_end_nothing(
+def test_overlay_write_failure_does_not_stop_training(
     recipe: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run, rows = tmp_path / "run", recipe.parent / "rows.json"
@@ -90,7 +90,7 @@ def test_pictures_that_cannot_be_written_end_nothing(
     assert is_complete(run / "checkpoint-4")
 
 
-def test_half_a_line_does_not_spoil_the_next(small_disk: Path) -> None:
+def test_disk_full_leaves_no_partial_line(small_disk: Path) -> None:
     file = small_disk / "lines.jsonl"
     append_jsonl(file, {"step": 1})
     ballast = fill(small_disk, room=4096)
@@ -102,7 +102,7 @@ def test_half_a_line_does_not_spoil_the_next(small_disk: Path) -> None:
 
 
 @pytest.mark.parametrize("way", ["closed", "read-only"])
-def test_a_folder_that_cannot_be_written_ends_the_run_and_harms_nothing(
+def test_read_only_folder_ends_the_run_and_keeps_earlier_checkpoints(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], way: str
 ) -> None:
     """Modes of files would not keep root out: made unchangeable, or under a read-only mount, when it is to be saved."""

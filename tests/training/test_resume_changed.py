@@ -1,4 +1,4 @@
-"""A run that goes on is the run that began: what is otherwise is listed, and refused unless forced."""
+"""A resumed run is the run that was started: a changed recipe, base model or version is refused unless forced."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ def refused(recipe: Path, capsys: pytest.CaptureFixture[str], *changes: str) -> 
     return capsys.readouterr().err
 
 
-def test_another_recipe_is_refused_with_every_difference(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resume_with_a_changed_recipe_lists_every_difference(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told = refused(recipe, capsys, "train.learning_rate=2e-3", "parts.lora.rank=8", "reduction.keep=0.5")
     for difference in ("train.learning_rate: 0.001 then, 0.002 now", "parts.lora.rank: 4 then, 8 now", "0.5 now",
                        "--force"):  # fmt: skip
         assert difference in told, difference
 
 
-def test_another_base_model_is_refused(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resume_with_another_base_model_is_refused(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = recipe.parent / "llava" / "model.safetensors"
     weights = load_file(file)
     name = min(weights)
@@ -61,7 +61,7 @@ def test_another_base_model_is_refused(recipe: Path, capsys: pytest.CaptureFixtu
     assert "another base model" in refused(recipe, capsys)
 
 
-def test_another_version_is_refused(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resume_with_another_version_is_refused(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = recipe.parent / "run" / "checkpoint-2" / "versions.json"
     size = file.stat().st_size
     then = {**json.loads(file.read_text()), "peft": "0.1.0"}
@@ -70,13 +70,13 @@ def test_another_version_is_refused(recipe: Path, capsys: pytest.CaptureFixture[
     assert "peft: 0.1.0 then, " in refused(recipe, capsys)
 
 
-def test_forced_it_goes_on_and_says_so(recipe: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_resume_with_force_continues_and_warns(recipe: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert main([str(recipe), *FIRST, "train.max_steps=3", "train.weight_decay=0.1", "--force"]) == 0
     assert "train.weight_decay: 0.0 then, 0.1 now" in caplog.text
     assert [line["step"] for line in losses(recipe.parent / "run")] == [1, 2, 3]
 
 
-def test_what_teaches_nothing_else_may_change(recipe: Path) -> None:
+def test_resume_with_allowed_changes(recipe: Path) -> None:
     """More steps, other moments of saving and telling, a base model that was moved."""
     moved = recipe.parent / "moved"
     (recipe.parent / "llava").rename(moved)

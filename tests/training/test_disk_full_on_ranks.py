@@ -1,4 +1,4 @@
-"""A checkpoint that cannot be written, on all ranks or on one alone: every rank learns it, the last one is whole."""
+"""A checkpoint that cannot be written, on all ranks or on one: every rank learns of it, the earlier one is complete."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def only_what_was_run(disk: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_last_good_checkpoint_is_as_it_was(disk: Path, name: str) -> None:
+def test_earlier_checkpoint_is_unchanged(disk: Path, name: str) -> None:
     before = json.loads((disk.parent / f"{name}.json").read_text())
     assert any(file.endswith("complete.json") for file in before)
     assert any("optim_states" in file for file in before)
@@ -90,7 +90,7 @@ def test_the_last_good_checkpoint_is_as_it_was(disk: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", STOPS)
-def test_every_rank_stops_with_one_message(disk: Path, name: str) -> None:
+def test_every_rank_stops_with_the_same_message(disk: Path, name: str) -> None:
     said = [(disk / name / f"refused-{rank}.txt").read_text() for rank in (0, 1)]
     rank, how, *_ = CASES[name]
     assert said[0] == said[1] and re.search(SAID[how], said[0])
@@ -103,12 +103,12 @@ def test_every_rank_stops_with_one_message(disk: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", GOES_ON)
-def test_every_rank_goes_on_to_the_end(disk: Path, name: str) -> None:
+def test_every_rank_continues_to_the_end(disk: Path, name: str) -> None:
     assert not list((disk / name).glob("refused-*.txt"))
     assert {len(json.loads((disk / name / f"kept-{rank}.json").read_text())) for rank in (0, 1)} == {6}
     assert CASES[name][1] == "read-only" or losses(disk / name)[-1]["step"] == 6
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_no_half_checkpoint_is_in_the_way(disk: Path, name: str) -> None:
+def test_no_draft_checkpoint_is_left(disk: Path, name: str) -> None:
     assert not list((disk / name).glob(".checkpoint-*"))

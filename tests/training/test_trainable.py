@@ -38,7 +38,7 @@ def trained(name: str) -> bool:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_parameter_has_its_part(family: str) -> None:
+def test_every_parameter_belongs_to_a_part(family: str) -> None:
     model = FAMILIES[family].model()
     belongs = part_of(model)
     found = {belongs(name) for name, _ in model.named_parameters()}
@@ -50,7 +50,7 @@ def test_every_parameter_has_its_part(family: str) -> None:
 
 @pytest.mark.parametrize("modes", COMBINATIONS, ids="-".join)
 @pytest.mark.parametrize("family", ["llava", "qwen3_vl"])
-def test_exactly_the_chosen_parameters_move(family: str, modes: tuple[str, str, str]) -> None:
+def test_exactly_the_chosen_parameters_train(family: str, modes: tuple[str, str, str]) -> None:
     """After one step of plain gradient descent; what the family's forward never reaches cannot move."""
     reached = _reached(family)
     model: Any = choose_parameters(FAMILIES[family].model(), make_parts(*modes))
@@ -88,7 +88,7 @@ def _reached(family: str) -> set[str]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_adapters_go_on_all_linear_layers_of_the_language_model_and_not_on_the_head(family: str) -> None:
+def test_lora_targets_are_all_linear_layers_but_the_head(family: str) -> None:
     model = FAMILIES[family].model()
     targets = lora_targets(model, make_parts("frozen", "full", "lora"))
     decoder = model.get_decoder()
@@ -96,17 +96,17 @@ def test_adapters_go_on_all_linear_layers_of_the_language_model_and_not_on_the_h
     assert {id(model.get_submodule(name)) for name in targets} == linear
 
 
-def test_a_target_that_is_not_there_is_told_with_the_nearest_name() -> None:
+def test_unknown_lora_target_suggests_the_nearest_name() -> None:
     with pytest.raises(ValueError, match=r"no linear layer named qproj .* did you mean q_proj"):
         lora_targets(FAMILIES["llava"].model(), make_parts("frozen", "full", "lora", targets=("qproj",)))
 
 
-def test_the_language_model_is_not_held_twice() -> None:
+def test_full_language_with_lora_elsewhere_is_refused() -> None:
     with pytest.raises(ValueError, match="two copies of the language model"):
         choose_parameters(FAMILIES["llava"].model(), make_parts("lora", "full", "full"))
 
 
-def test_the_projector_is_saved_beside_the_adapter(tmp_path: Path) -> None:
+def test_lora_checkpoint_includes_the_projector(tmp_path: Path) -> None:
     model = choose_parameters(FAMILIES["llava"].model(), make_parts("frozen", "full", "lora"))
     model.save_pretrained(tmp_path)
     names = load_file(tmp_path / "adapter_model.safetensors")
@@ -114,7 +114,7 @@ def test_the_projector_is_saved_beside_the_adapter(tmp_path: Path) -> None:
     assert not any("vision_tower" in name or "lm_head" in name for name in names)
 
 
-def test_each_part_learns_at_its_own_rate() -> None:
+def test_parameter_groups_have_the_learning_rate_of_their_part() -> None:
     text = "{model: {path: x}, parts: {vision: {mode: full, learning_rate: 1e-6}, language: {mode: full}}, "
     recipe = read_recipe(text + "train: {learning_rate: 1e-4, weight_decay: 0.1}}")
     model = choose_parameters(FAMILIES["llava"].model(), recipe.parts)
@@ -126,7 +126,7 @@ def test_each_part_learns_at_its_own_rate() -> None:
     assert all((p.ndim > 1) == (g["weight_decay"] > 0) for g in groups for p in g["params"])
 
 
-def test_counts_are_those_of_the_model_without_copies() -> None:
+def test_parameter_counts_exclude_copies_of_peft() -> None:
     model = FAMILIES["llava"].model()
     whole = sum(parameter.numel() for parameter in model.parameters())
     made = count_parameters(choose_parameters(model, make_parts("frozen", "full", "lora")))
