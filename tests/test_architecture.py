@@ -20,6 +20,7 @@ SHIMS = {"families", "processors"}
 # From the bottom up. A package imports lower layers only, never another package of its own layer.
 LAYERS = (
     ("common", "reduction"),
+    ("kernels",),
     ("config",),
     ("models",),
     ("hooks",),
@@ -37,6 +38,7 @@ EXCEPTIONS = set[tuple[str, str]]()
 ONLY_IN = {
     "deepspeed": {"hooks/deepspeed_compat.py", "checkpoints", "training", "common/distributed.py"},
     "peft": {"checkpoints", "exporting", "models/peft_compat.py", "training"},
+    "triton": {"kernels"},
     "trl": set[str](),
     "wandb": {"common/trackers.py", "evaluation", "training"},
 }

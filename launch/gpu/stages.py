@@ -24,6 +24,7 @@ LIMITS = {
 DRY_LIMIT = 180  # of each stage on a CPU, which may be busy
 GIB = 1 << 30
 NO_CHECKPOINTING_GIB = 100  # 16 rows of 640 tokens through 7B keep about 75 GiB of activations
+FUSED = "dart_train.kernels.fused_dart:FusedDART"
 WAYS = ["full tokens", "keep-all attached", "DART"]
 
 
@@ -105,7 +106,7 @@ def _long(settings: Settings) -> str:
 
 def _select(settings: Settings) -> list[str]:
     sizes = ["--tokens", "144", "--width", "256"] if settings.dry else ["--tokens", "576", "2880", "--width", "4096"]
-    return _bench(settings, "select", 9, 3.0, *sizes, "--batch", "1", "--methods", "dart")
+    return _bench(settings, "select", 9, 3.0, *sizes, "--batch", "1", "--methods", "dart", FUSED)
 
 
 def _distill(settings: Settings) -> list[str]:
