@@ -164,7 +164,7 @@ def draw_overlay(image: Image.Image, patches: Sequence[OverlayPatch], width: int
 
 
 def _corners(box: Box, scale: float, size: tuple[int, int]) -> Corners:
-    """In whole pixels; neighbours share none, and no patch is empty."""
+    """In full pixels; neighbours share none, and no patch is empty."""
     left, top = min(round(box.left * scale), size[0] - 1), min(round(box.top * scale), size[1] - 1)
     return left, top, max(left, round(box.right * scale) - 1), max(top, round(box.bottom * scale) - 1)
 

@@ -1,8 +1,8 @@
-"""What a model's visual tokens really see: a picture is painted on, and the tokens that change are counted.
+"""What a model's visual tokens show: an image is painted on, and the tokens that change are found.
 
-The picture goes through the real processor, vision tower and projector, up to where the decoder begins. Only the
-tower's attention is silenced, so that no patch hears of another: a token then changes if, and only if, the paint
-lies under it.
+The image goes through the real processor, vision tower and projector, up to where the decoder begins. Only the
+attention of the tower is disabled, so that patches do not influence each other: a token changes if, and only if, the
+paint is in its box.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _ATTENTION_OUTPUTS = (".out_proj", ".o_proj", ".proj", ".projection_layer")
 
 
 @cache
-def deaf_model(name: str) -> Any:
-    """The family's model, its vision tower's patches deaf to each other."""
+def model_without_tower_attention(name: str) -> Any:
+    """The family's model; the patches of its vision tower do not attend to each other."""
     model = FAMILIES[name].model()
     tower = next(m for n, m in model.named_modules() if n.endswith(("vision_tower", "visual", "vision_model")))
     outputs = [
@@ -36,7 +36,7 @@ def deaf_model(name: str) -> Any:
         for path, module in tower.named_modules()
         if ("attn" in path or "attention" in path) and path.endswith(_ATTENTION_OUTPUTS)
     ]
-    assert outputs, "no attention found to silence"
+    assert outputs, "no attention found to disable"
     for module in outputs:
         nn.init.zeros_(module.weight)
         if module.bias is not None:
@@ -50,7 +50,7 @@ def ask(name: str, rows: Sequence[Sequence[Image.Image]]) -> dict[str, Tensor]:
     return encode(name, [[{"role": "user", "content": content}] for content in parts])
 
 
-def films(name: str, rows: Sequence[Sequence[Image.Image]]) -> dict[str, Tensor]:
+def video_inputs(name: str, rows: Sequence[Sequence[Image.Image]]) -> dict[str, Tensor]:
     """A video in each row, its frames given."""
     processor = copy.copy(processor_of(name))
     processor.video_processor = PatchedFrames({})
@@ -66,13 +66,15 @@ def films(name: str, rows: Sequence[Sequence[Image.Image]]) -> dict[str, Tensor]
 
 
 def places(name: str, pictures: Sequence[Image.Image]) -> list[TokenPlace]:
-    return locate_tokens(deaf_model(name), FAMILIES[name].processor(), ask(name, [pictures]), [pictures])[0]
+    return locate_tokens(
+        model_without_tower_attention(name), FAMILIES[name].processor(), ask(name, [pictures]), [pictures]
+    )[0]
 
 
 @torch.no_grad()
 def visual_tokens(name: str, batch: dict[str, Tensor]) -> Tensor:
-    """[N, D]: what stands in the visual tokens' places when the decoder begins."""
-    model, found = deaf_model(name), list[Tensor]()
+    """[N, D]: the embeddings of the visual tokens at the input of the decoder."""
+    model, found = model_without_tower_attention(name), list[Tensor]()
     parts = find_parts(model)
 
     def catch(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
@@ -87,7 +89,7 @@ def visual_tokens(name: str, batch: dict[str, Tensor]) -> Tensor:
 
 
 def painted(picture: Image.Image, box: Box) -> Image.Image:
-    """Other colours in the whole pixels of the box."""
+    """Other colours in the box, in full pixels."""
     copy = picture.copy()
     corner = (round(box.left), round(box.top), round(box.right) - 1, round(box.bottom) - 1)
     part = picture.crop((corner[0], corner[1], corner[2] + 1, corner[3] + 1))
@@ -96,7 +98,7 @@ def painted(picture: Image.Image, box: Box) -> Image.Image:
 
 
 def changes(name: str, pictures: Sequence[Image.Image], number: int, boxes: Sequence[Box]) -> Tensor:
-    """[boxes, N] how far each token moves when a box of picture `number` is painted."""
+    """[boxes, N] how much each token changes when a box of image `number` is painted."""
     rows = [
         list(pictures),
         *([painted(picture, box) if i == number else picture for i, picture in enumerate(pictures)] for box in boxes),

@@ -46,7 +46,7 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Family]]:
     yield known
 
 
-def stranger() -> tuple[Any, Any]:
+def unknown_family() -> tuple[Any, Any]:
     """A model and a processor of a family that no record describes."""
     model, processor = FAMILIES["llava"].model(), copy.copy(FAMILIES["llava"].processor())
     model.config.model_type = "made_up"
@@ -54,8 +54,8 @@ def stranger() -> tuple[Any, Any]:
     return model, processor
 
 
-def test_without_its_record_only_methods_that_need_no_grid_work(registry: dict[str, Family]) -> None:
-    model, processor = stranger()
+def test_unknown_family_works_with_methods_without_a_grid(registry: dict[str, Family]) -> None:
+    model, processor = unknown_family()
     inputs = build_inputs(processor, [[user_message("what", [picture(1)])]])
     with attach(model, DART(keep=9)):
         model(**inputs)
@@ -68,9 +68,9 @@ def test_without_its_record_only_methods_that_need_no_grid_work(registry: dict[s
 
 
 @torch.no_grad()
-def test_one_record_is_enough(registry: dict[str, Family]) -> None:
+def test_new_family_needs_one_record(registry: dict[str, Family]) -> None:
     family.register(record())
-    model, processor = stranger()
+    model, processor = unknown_family()
     inputs = build_inputs(processor, [[user_message("what", [picture(1)])]])
     with attach(model, UniformGrid(keep=9)) as attached:
         model(**inputs)
@@ -87,7 +87,7 @@ def test_one_record_is_enough(registry: dict[str, Family]) -> None:
     assert part("model.vision_tower.vision_model.embeddings.patch_embedding.weight") == "vision"
 
 
-def test_a_model_type_belongs_to_one_family(registry: dict[str, Family]) -> None:
+def test_model_type_of_two_families_is_refused(registry: dict[str, Family]) -> None:
     family.register(record())
     with pytest.raises(ValueError, match=r"'llava' of family twin is registered for LLaVA-1\.5"):
         family.register(Family("twin", ("llava",), made_up_tiles))

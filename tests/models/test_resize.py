@@ -1,4 +1,4 @@
-"""Fewer pixels give about the budget's tokens, as far as a family's encoder can; the rest is refused."""
+"""fewer_pixels: about as many tokens as the budget, as far as a family's encoder allows; the rest is refused."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def model_of(name: str) -> Any:
 
 
 def encoded(processor: Any, sizes: tuple[tuple[int, int], ...]) -> dict[str, torch.Tensor]:
-    asked = {"type": "text", "text": "?"}
+    question = {"type": "text", "text": "?"}
     rows = [
-        [{"role": "user", "content": [{"type": "image", "image": picture(i, size)}, asked]}]
+        [{"role": "user", "content": [{"type": "image", "image": picture(i, size)}, question]}]
         for i, size in enumerate(sizes)
     ]
     options = {"padding": True, "padding_side": "left"}
@@ -47,19 +47,19 @@ def tokens(name: str, batch: dict[str, torch.Tensor]) -> list[int]:
 
 @pytest.mark.parametrize("name", POSSIBLE)
 @pytest.mark.parametrize("keep", [4, 40, 0.25])
-def test_tokens_fall_to_what_is_promised_and_the_model_runs(name: str, keep: int | float) -> None:
+def test_smaller_images_give_the_resulting_size_and_the_model_runs(name: str, keep: int | float) -> None:
     full, model = FAMILIES[name].processor(), model_of(name)
     shrunk = fewer_pixels(full, keep)
     batch = encoded(shrunk, SIZES)
-    promised = [resulting_size(full, keep, height, width) for width, height in SIZES]
-    assert tokens(name, batch) == [size.tokens for size in promised]
+    expected = [resulting_size(full, keep, height, width) for width, height in SIZES]
+    assert tokens(name, batch) == [size.tokens for size in expected]
     with torch.no_grad(), accept_smaller_images(model):
         assert model(**batch).logits.isfinite().all()
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
 @pytest.mark.parametrize("keep", [9, 16, 25, 0.25])
-def test_where_any_number_is_possible_the_budget_is_met_nearly(name: str, keep: int | float) -> None:
+def test_budget_is_met_within_a_quarter_where_any_size_is_possible(name: str, keep: int | float) -> None:
     processor = FAMILIES[name].processor()
     for width, height in SIZES:
         before = resulting_size(processor, 1.0, height, width).tokens
@@ -68,7 +68,7 @@ def test_where_any_number_is_possible_the_budget_is_met_nearly(name: str, keep: 
 
 
 @pytest.mark.parametrize("name", TILED)
-def test_tiles_fall_first_and_nothing_goes_below_one_tile(name: str) -> None:
+def test_tiled_families_drop_tiles_down_to_one(name: str) -> None:
     processor = FAMILIES[name].processor()
     full, fewer, least = (resulting_size(processor, keep, 64, 64).tokens for keep in (1.0, 50, 1))
     assert least <= fewer <= 50 < full
@@ -78,7 +78,7 @@ def test_tiles_fall_first_and_nothing_goes_below_one_tile(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", POSSIBLE)
-def test_a_picture_within_the_budget_is_left_as_it_is(name: str) -> None:
+def test_image_within_the_budget_is_unchanged(name: str) -> None:
     processor = FAMILIES[name].processor()
     plain, same = encoded(processor, SIZES), encoded(fewer_pixels(processor, 1000), SIZES)
     assert plain.keys() == same.keys()
@@ -87,8 +87,8 @@ def test_a_picture_within_the_budget_is_left_as_it_is(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", POSSIBLE)
-def test_what_is_seen_is_the_same_picture_only_smaller(name: str) -> None:
-    """A bright frame is still in it: the picture was resized, not cut out of the middle."""
+def test_image_is_resized_and_not_cropped(name: str) -> None:
+    """A bright border is still in it."""
     dark = Image.new("RGB", (64, 64))
     framed = ImageOps.expand(Image.new("RGB", (32, 32)), 16, "white")
     shrunk = fewer_pixels(FAMILIES[name].processor(), 16)
@@ -97,7 +97,7 @@ def test_what_is_seen_is_the_same_picture_only_smaller(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", POSSIBLE)
-def test_the_given_processor_is_left_as_it_was(name: str) -> None:
+def test_original_processor_is_unchanged(name: str) -> None:
     processor = FAMILIES[name].processor()
     before, kind = processor.image_processor.to_dict(), type(processor.image_processor)
     fewer_pixels(processor, 4)
@@ -105,7 +105,7 @@ def test_the_given_processor_is_left_as_it_was(name: str) -> None:
     assert type(processor.image_processor) is kind
 
 
-def test_llava_needs_interpolation_and_says_so_by_failing() -> None:
+def test_llava_needs_interpolated_position_embeddings() -> None:
     model, batch = model_of("llava"), encoded(fewer_pixels(FAMILIES["llava"].processor(), 16), SIZES)
     with pytest.raises(ValueError, match="doesn't match model"):
         model(**batch)
@@ -117,7 +117,7 @@ def test_llava_needs_interpolation_and_says_so_by_failing() -> None:
     assert not model.model.vision_tower._forward_pre_hooks
 
 
-def test_encoders_of_one_size_are_refused_with_the_reason() -> None:
+def test_encoders_of_one_size_are_refused() -> None:
     with pytest.raises(ValueError, match=r"Gemma3Processor.*projector pools"):
         fewer_pixels(FAMILIES["gemma3"].processor(), 8)
     with pytest.raises(ValueError, match="cannot interpolate"), interpolate_position_embeddings(model_of("qwen2_vl")):
@@ -127,13 +127,13 @@ def test_encoders_of_one_size_are_refused_with_the_reason() -> None:
 
 
 @pytest.mark.parametrize("keep", [0, -1, 0.0, 1.5, True, "many"])
-def test_nonsense_budgets_are_refused(keep: Any) -> None:
+def test_invalid_budgets_are_refused(keep: Any) -> None:
     with pytest.raises(ValueError, match="expected a number of tokens"):
         fewer_pixels(FAMILIES["qwen2_vl"].processor(), keep)
 
 
 @given(st.integers(1, 4000), st.integers(1, 4000), st.integers(1, 1500))
-def test_a_grid_fits_into_its_cells_and_into_the_shape(height: int, width: int, cells: int) -> None:
+def test_fit_grid_uses_most_cells_and_keeps_the_aspect_ratio(height: int, width: int, cells: int) -> None:
     rows, columns = fit_grid(height, width, cells)
     assert rows >= 1 and columns >= 1 and rows * columns <= cells
     if cells >= 25 and 0.5 <= height / width <= 2:

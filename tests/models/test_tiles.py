@@ -1,4 +1,4 @@
-"""How pictures lie in the prompt, family by family: held against the families' own processors and models."""
+"""The tiles of images in the prompt, family by family, compared with the families' own processors and models."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ VISUAL, VIDEO, TEXT, MARK = 1, 2, 10, 11
 
 
 def encoded(name: str, *rows: list[tuple[int, int]]) -> dict[str, torch.Tensor]:
-    """Each row: pictures of these sizes (width, height), then a question."""
+    """Each row: images of these sizes (width, height), then a question."""
     turns = [[{"type": "image", "image": picture(number, size)} for number, size in enumerate(row)] for row in rows]
     question = {"type": "text", "text": "what"}
     return encode(name, [[{"role": "user", "content": [*images, question]}] for images in turns])
 
 
 def tiles_of(name: str, inputs: dict[str, torch.Tensor]) -> tuple[list[list[Tile]], BatchLayout]:
-    """Found from what the record says that it reads; and the batch, its images told apart."""
+    """Found from the inputs that the record reads; and the batch, with its images separated."""
     parts = find_parts(FAMILIES[name].model())
     batch = BatchLayout.of(inputs["input_ids"], parts.visual_ids, inputs["attention_mask"])
     read = {key: value for key, value in inputs.items() if key in parts.family.reads}
@@ -36,7 +36,7 @@ def tiles_of(name: str, inputs: dict[str, torch.Tensor]) -> tuple[list[list[Tile
 
 
 def row(text: str) -> SampleLayout:
-    """`v` a visual token, `w` one of a video, `m` a mark, anything else text."""
+    """`v` a visual token, `w` one of a video, `m` a marker, anything else text."""
     ids = torch.tensor([{"v": VISUAL, "w": VIDEO, "m": MARK}.get(letter, TEXT) for letter in text])
     return BatchLayout.of(ids[None], [VISUAL, VIDEO]).rows()[0]
 
@@ -65,8 +65,8 @@ def test_qwen_grids_are_those_of_its_positions(name: str, video: bool) -> None:
     inputs = make_video_batch(name) if video else encoded(name, [(64, 40)], [(48, 48), (32, 64)])
     tiles, batch = tiles_of(name, inputs)
     assert [len(images) for images in batch.images] == ([1, 1] if video else [1, 2])
-    asked = {key: value for key, value in inputs.items() if key not in PIXELS}
-    positions = FAMILIES[name].model().model.get_rope_index(**asked)[0]
+    inputs = {key: value for key, value in inputs.items() if key not in PIXELS}
+    positions = FAMILIES[name].model().model.get_rope_index(**inputs)[0]
     mine = [(row, column) for image in tiles for r, c in image for row in range(r) for column in range(c)]
     theirs = []
     for place, each in enumerate(batch.rows()):
@@ -82,7 +82,7 @@ def test_onevision_does_not_tile_several_images() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model_type", "inputs", "text", "said"),
+    ("model_type", "inputs", "text", "message"),
     [
         ("llava_next", {}, "v" * 10, "image_sizes is missing"),
         ("llava_next", {"image_sizes": [(336, 672)]}, "v" * 576, r"make 1752 visual tokens, but the prompt has 576"),
@@ -94,9 +94,9 @@ def test_onevision_does_not_tile_several_images() -> None:
         ("another", {}, "vvvv", "no record .* 'another' models"),
     ],
 )
-def test_an_unknown_grid_is_refused(model_type: str, inputs: Any, text: str, said: str) -> None:
+def test_unknown_grid_is_refused(model_type: str, inputs: Any, text: str, message: str) -> None:
     config = LlavaNextConfig() if model_type == "llava_next" else config_of(model_type)
-    with pytest.raises(UnknownGridError, match=said):
+    with pytest.raises(UnknownGridError, match=message):
         find_family(model_type).tiles(config, inputs, [row(text)])
 
 
@@ -117,14 +117,14 @@ def test_images_and_videos_of_one_batch_keep_their_order() -> None:
     [
         ("mtvvvvmtt", [1]),
         ("mtvvvvmtvvvvntmtvvvvmtt", [3]),  # tiles, a line break, the overview
-        ("mtvvvvmmtvvvvmt", [1, 1]),  # nothing between two images but their marks
+        ("mtvvvvmmtvvvvmt", [1, 1]),  # nothing between two images but their markers
         ("mtvvvvmtvvvvmttttmtvvvvmmtvvvvmtvvvvm", [2, 1, 2]),
     ],
 )
-def test_the_marks_tell_which_tiles_are_of_one_image(text: str, images: list[int]) -> None:
+def test_markers_separate_images(text: str, images: list[int]) -> None:
     assert [len(tiles) for tiles in find_family("smolvlm").tiles(None, {}, [row("tt"), row(text)])] == images
 
 
-def test_every_tiny_family_has_a_record() -> None:
+def test_every_test_family_has_a_record() -> None:
     assert all(find_family(FAMILIES[name].model().config.model_type).model_types for name in FAMILIES)
     assert set(FAMILIES_WITH_VIDEO) <= set(FAMILIES)

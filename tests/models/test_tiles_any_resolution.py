@@ -1,4 +1,4 @@
-"""Pictures of any resolution, at the sizes of the published models: held against what the model itself packs."""
+"""Any-resolution tiles at the sizes of the published models, compared with what the model itself packs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def prompt(tokens: int) -> list[SampleLayout]:
 
 def packed(config: Any, size: tuple[int, int]) -> torch.Tensor:
     """[T, 3] what the model makes of an image of `size` (height, width), whose features are (1, row, column)
-    of the large picture and (2, 0, 0) of the overview; a line break is (0, 0, 0)."""
+    of the large image and (2, 0, 0) of the overview; a line break is (0, 0, 0)."""
     side = config.vision_config.image_size // config.vision_config.patch_size
     tall, wide = get_anyres_image_grid_shape(size, config.image_grid_pinpoints, config.vision_config.image_size)
     row, column = torch.meshgrid(torch.arange(tall * side), torch.arange(wide * side), indexing="ij")
@@ -48,7 +48,7 @@ HARD = [(336, 336), (1, 1), (1000, 337), (337, 1000), (2000, 130), (384, 2304), 
     which=st.integers(0, 2),
     size=st.one_of(st.sampled_from(HARD), st.tuples(st.integers(100, 2500), st.integers(100, 2500))),
 )
-def test_any_resolution_is_unpadded_shrunk_and_broken_as_the_model_does(which: int, size: tuple[int, int]) -> None:
+def test_any_resolution_grid_equals_the_one_of_the_model(which: int, size: tuple[int, int]) -> None:
     """At the sizes of the published models."""
     config = CONFIGS[which]
     sequence = packed(config, size)
@@ -62,13 +62,13 @@ def test_any_resolution_is_unpadded_shrunk_and_broken_as_the_model_does(which: i
     assert (large[1:, 0, 1] > large[:-1, 0, 1]).all() and (large[0, 1:-1, 2] > large[0, :-2, 2]).all()
 
 
-def test_the_limit_of_onevision_shrinks_large_pictures() -> None:
+def test_onevision_limit_reduces_large_images() -> None:
     sizes = torch.tensor([(2304, 2304)])
     tiles = find_family("llava_onevision").tiles(CONFIGS[1], {"image_sizes": sizes}, prompt(729 + 81 * 82))
     assert tiles == [[(27, 27), (81, 82)]]  # of 162 x 162
 
 
-def test_adjacent_pictures_of_any_resolution_are_one_run() -> None:
+def test_adjacent_images_are_one_run() -> None:
     sizes = torch.tensor([(336, 672), (672, 336)])
     tiles = find_family("llava_next").tiles(CONFIGS[0], {"image_sizes": sizes}, prompt(2 * 576 + 24 * 49 + 48 * 25))
     assert tiles == [[(24, 24), (24, 49)], [(24, 24), (48, 25)]]

@@ -1,4 +1,4 @@
-"""What is drawn, read back from the pixels."""
+"""Overlays and heat maps, read back from the pixels."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def plain(colour: tuple[int, int, int] = (200, 120, 40), side: int = 40) -> Imag
     return Image.new("RGB", (side, side), colour)
 
 
-def test_kept_patches_are_the_picture_and_dropped_ones_lie_in_the_shade() -> None:
+def test_kept_patches_are_unchanged_and_dropped_ones_dark() -> None:
     boxes = [place.box for place in quarters() if place.box]
     page = draw_overlay(plain(), [OverlayPatch(box, i in (0, 3)) for i, box in enumerate(boxes)], WIDTH)
     centres = [page.getpixel(at) for at in ((20, 20), (60, 20), (20, 60), (60, 60))]
@@ -34,7 +34,7 @@ def test_kept_patches_are_the_picture_and_dropped_ones_lie_in_the_shade() -> Non
         assert isinstance(dark, tuple) and max(dark) < 70
 
 
-def test_pivots_are_ringed_and_nothing_else_is() -> None:
+def test_only_pivots_have_a_ring() -> None:
     boxes = [place.box for place in quarters() if place.box]
     page = np.asarray(draw_overlay(plain(), [OverlayPatch(box, True, i == 2) for i, box in enumerate(boxes)], WIDTH))
     rows, columns = np.nonzero((page == PIVOT).all(-1))
@@ -42,19 +42,19 @@ def test_pivots_are_ringed_and_nothing_else_is() -> None:
     assert page[60, 20].tolist() == [200, 120, 40]
 
 
-def test_all_tokens_kept_is_the_picture_itself() -> None:
+def test_all_tokens_kept_is_the_unchanged_image() -> None:
     boxes = [place.box for place in quarters() if place.box]
     page = draw_overlay(plain(), [OverlayPatch(box, True) for box in boxes], WIDTH)
     assert page.getcolors() == [(WIDTH * WIDTH, (200, 120, 40))]
 
 
-def test_where_no_token_looks_is_told_from_where_one_was_dropped() -> None:
+def test_parts_without_a_token_are_hatched() -> None:
     page = draw_overlay(plain(), [OverlayPatch(Box(0, 0, 20, 40), False)], WIDTH)
     assert len(page.crop((2, 2, 38, 78)).getcolors() or []) == 1
     assert len(page.crop((42, 2, 78, 78)).getcolors() or []) > 1
 
 
-def test_every_picture_view_and_frame_has_its_place_in_the_panel() -> None:
+def test_every_image_view_and_frame_is_in_the_panel() -> None:
     one = overlay_panel([plain()], quarters(), Choice([True] * 4), width=100)
     two = overlay_panel([plain(), plain()], [*quarters(), *quarters(image=1)], Choice([True] * 8), width=100)
     both = overlay_panel([plain()], [*quarters("overview"), *quarters("tiles")], Choice([True] * 8), width=100)
@@ -67,7 +67,7 @@ def test_every_picture_view_and_frame_has_its_place_in_the_panel() -> None:
     assert {page.width for page in (one, two, both, film)} == {100}
 
 
-def test_a_line_of_panels_stands_level() -> None:
+def test_panels_have_equal_heights() -> None:
     with_pivots = overlay_panel([plain()], quarters(), Choice([True] * 4, [True] * 4, ("what", "colour")), "dart", 200)
     without = overlay_panel([plain()], quarters(), Choice([True] * 4), "a method with a very long name indeed", 200)
     assert with_pivots.size == without.size
@@ -75,20 +75,20 @@ def test_a_line_of_panels_stands_level() -> None:
     assert page.width == 2 * 200 + 3 * 16
 
 
-def test_a_choice_over_other_tokens_is_refused() -> None:
+def test_choice_of_another_length_is_refused() -> None:
     with pytest.raises(ValueError, match="kept has 3 entries; pivots has 5 entries; expected one for each of the 4"):
         overlay_panel([plain()], quarters(), Choice([True] * 3, [False] * 5))
     with pytest.raises(ValueError, match="1 images were given, but the tokens are of 2"):
         overlay_panel([plain()], quarters(image=1), Choice([True] * 4))
 
 
-def test_long_texts_are_cut_to_their_width() -> None:
+def test_long_texts_end_with_an_ellipsis() -> None:
     lines = wrap_text("word " * 100 + "x" * 300, 200, 14, max_lines=3)
     assert len(lines) == 3 and lines[-1].endswith("…")
     assert wrap_text("", 200, 14) == [""]
 
 
-def test_a_heat_map_is_the_share_kept_of_what_was_seen() -> None:
+def test_heat_map_is_the_share_of_covered_area_that_was_kept() -> None:
     heat = HeatMap(cells=4)
     heat.add(quarters(), [True, False, False, True], [(40, 40)])
     heat.add(quarters(), [True, True, False, False], [(40, 40)])
@@ -98,7 +98,7 @@ def test_a_heat_map_is_the_share_kept_of_what_was_seen() -> None:
     assert heat.share()[0].tolist() == [pytest.approx(2 / 3)] * 2 + [0.5] * 2
 
 
-def test_heat_maps_share_one_scale_and_leave_blank_what_nobody_saw() -> None:
+def test_heat_maps_without_tokens_are_nan_and_drawn() -> None:
     full, some = HeatMap(cells=2), HeatMap(cells=2)
     full.add(quarters(), [True] * 4, [(40, 40)])
     some.add(quarters()[:2], [True, False], [(40, 40)])

@@ -1,4 +1,4 @@
-"""One call, and one command, from a picture and a question to a page."""
+"""`show`, the function and the command: from an image and a question to a page."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.zoo import FAMILIES, picture, save_folder
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_every_family_is_shown_and_left_as_it_was(name: str) -> None:
+def test_show_works_for_every_family_and_leaves_the_model_unchanged(name: str) -> None:
     model, processor = FAMILIES[name].model(), FAMILIES[name].processor()
     before, state = set(vars(model)), model.training
     page = show(model, processor, [picture(1)], "what is left of it", [DART(keep=0.3), FastV(keep=5)], width=120)
@@ -25,7 +25,7 @@ def test_every_family_is_shown_and_left_as_it_was(name: str) -> None:
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
-def test_panels_show_what_their_method_kept() -> None:
+def test_panels_depend_on_the_method_only() -> None:
     """The same method twice gives the same panel, and another method another one."""
     model, processor = FAMILIES["llava"].model(), FAMILIES["llava"].processor()
     methods = [FastV(keep=8), FastV(keep=8), Balance(keep=8, alpha=0.0)]
@@ -34,7 +34,7 @@ def test_panels_show_what_their_method_kept() -> None:
     assert panels[1] == panels[2] and panels[0] != panels[1] != panels[3]
 
 
-def test_the_command_writes_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_command_writes_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, image, out = save_folder("qwen2_vl", tmp_path / "model"), tmp_path / "a.png", tmp_path / "new" / "page.png"
     picture(2).save(image)
     ask = ["show", str(folder), "--image", str(image), "--image", str(image), "--question", "what is it"]
@@ -45,7 +45,7 @@ def test_the_command_writes_a_page(tmp_path: Path, capsys: pytest.CaptureFixture
     assert torch.is_grad_enabled()
 
 
-def test_all_that_is_wrong_is_told_at_once_before_a_model_is_read(
+def test_problems_are_reported_together_before_weights_are_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dart_train.checkpoints, "load", lambda *a, **k: pytest.fail("the model was read"))
@@ -53,7 +53,7 @@ def test_all_that_is_wrong_is_told_at_once_before_a_model_is_read(
     ask = ["show", "model", "--image", str(tmp_path / "cat.png"), "--image", str(tmp_path / "broken.png"),
            "--question", " ", "--methods", "dartt,fewer_pixels", "--keep", "1.5", "--out", "page.txt"]  # fmt: skip
     assert main(ask) == 2
-    told = capsys.readouterr().err
+    err = capsys.readouterr().err
     for words in (
         "cat.png: no such file",
         "broken.png: not an image that can be opened",
@@ -63,7 +63,7 @@ def test_all_that_is_wrong_is_told_at_once_before_a_model_is_read(
         "--keep=1.5: expected",
         "page.txt",
     ):
-        assert words in told, words
+        assert words in err, words
     assert main(["show", "model", "--question", "what"]) == 2
     assert "no image: give --image" in capsys.readouterr().err
     assert main(["show", "model", "--image", "x", "--question", "what", "--keep", "many"]) == 2

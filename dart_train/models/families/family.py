@@ -1,7 +1,7 @@
 """The record of a model family, and the registry that finds it by model type or processor class.
 
 A new family is one file with one record, and one import in `families/__init__.py`. A model of no known family takes
-the generic path: everything that does not need the image's grid works wherever the decoder looks like one (see
+the generic path: everything that does not need the image's grid works with every Hugging Face decoder (see
 `dart_train.models.structure`); `dart_train.check` verifies it.
 """
 
@@ -30,7 +30,7 @@ class Family:
 
     tiles(config, inputs, rows): the tiles of each image of the batch, in order; all tiles of an image, and all frames
         of a video, are one image.
-    reads: the model inputs that `tiles` looks at, on the host.
+    reads: the model inputs that `tiles` uses, on the host.
     geometry(info): one `TokenGrid` for each tile of an image; None where it is not known.
     video_geometry: `geometry` also handles videos.
     processors: class names of the family's processors; `resizer` makes their images smaller for fewer tokens, and

@@ -1,7 +1,7 @@
-"""`show --frames`: a video's kept tokens, each over its own patches of its own frames.
+"""`show --frames`: the kept tokens of a video, each over its own patches of its own frames.
 
-Every token's patches are painted in a colour of its own. What is kept stands on the page in full colour, what is
-dropped is in the shade: so the page itself tells which tokens it says were kept, wherever they were drawn."""
+The patches of every token have a colour of their own. Kept patches are on the page in full colour and dropped ones in
+the shade, so the tokens drawn as kept can be read from the page."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from tests.zoo.processors import PATCH
 from tests.zoo.video import FRAMES_PER_PATCH, MERGE, PatchedFrames
 
 SIDE = PATCH * MERGE  # pixels of a token
-ACROSS, DOWN, TOGETHER = 4, 3, 2  # tokens; frames that a token sees
+ACROSS, DOWN, TOGETHER = 4, 3, 2  # tokens; frames that a token shows
 FRAMES = 3 * TOGETHER
-CELLS = list(product(range(FRAMES // TOGETHER), range(DOWN), range(ACROSS)))  # as tokens stand in the prompt
+CELLS = list(product(range(FRAMES // TOGETHER), range(DOWN), range(ACROSS)))  # in the order of the prompt
 COLOURS = {cell: (255 - 40 * (i // 9), 20 + 55 * (i % 3), 30 + 55 * (i // 3 % 3)) for i, cell in enumerate(CELLS)}
 PANEL, GAP = 336, 16
 
@@ -46,17 +46,17 @@ def clip(tmp_path: Path) -> list[str]:
 
 @pytest.fixture
 def cutting(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """Frames are cut into patches without torchvision; what the video processor was asked for."""
+    """Frames are cut into patches without torchvision; the arguments of the video processor."""
     assert FRAMES_PER_PATCH == TOGETHER
-    asked: list[dict[str, Any]] = []
+    calls: list[dict[str, Any]] = []
 
     class Cut(PatchedFrames):
         def __call__(self, videos: Any, **kwargs: Any) -> Any:
-            asked.append(kwargs)
+            calls.append(kwargs)
             return super().__call__(videos, **kwargs)
 
     monkeypatch.setattr("dart_train.models.processors.NoVideo", Cut)
-    return asked
+    return calls
 
 
 def shown(page: Image.Image, panel: int) -> set[tuple[int, int, int]]:
@@ -69,7 +69,7 @@ def shown(page: Image.Image, panel: int) -> set[tuple[int, int, int]]:
 
 @torch.no_grad()
 def kept(folder: Path, reducer: Any) -> set[tuple[int, int, int]]:
-    """Which cells the model keeps, asked without any drawing."""
+    """Which cells the model keeps, without any drawing."""
     loaded = dart_train.load(folder, reducer=None, device="cpu")
     turn = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "what moves"}]}
     text = loaded.processor.apply_chat_template([turn], add_generation_prompt=True)
@@ -82,13 +82,13 @@ def kept(folder: Path, reducer: Any) -> set[tuple[int, int, int]]:
 
 
 @pytest.mark.parametrize("family", FAMILIES_WITH_VIDEO)
-def test_kept_patches_are_in_colour_in_their_own_frames(
+def test_kept_patches_are_drawn_in_their_own_frames(
     family: str, tmp_path: Path, clip: list[str], cutting: list[dict[str, Any]]
 ) -> None:
     folder, out = save_folder(family, tmp_path / family), tmp_path / "page.png"
     ask = ["show", str(folder), "--frames", *clip, "--question", "what moves", "--device", "cpu"]
     assert main([*ask, "--methods", "dart,random", "--keep", "11", "--out", str(out)]) == 0
-    assert cutting[0]["do_sample_frames"] is False, "every frame that was given is looked at"
+    assert cutting[0]["do_sample_frames"] is False, "every given frame is used"
     page = Image.open(out)
     assert page.width == 3 * PANEL + 4 * GAP
     assert shown(page, 0) == set(CELLS)
@@ -98,7 +98,7 @@ def test_kept_patches_are_in_colour_in_their_own_frames(
     assert shown(page, 1) != shown(page, 2)
 
 
-def test_what_is_wrong_with_frames_and_model_is_told_at_once(
+def test_problems_with_frames_and_model_are_reported_together(
     tmp_path: Path, clip: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dart_train.checkpoints.load", lambda *a, **k: pytest.fail("the model was read"))
@@ -106,7 +106,7 @@ def test_what_is_wrong_with_frames_and_model_is_told_at_once(
     folder = save_folder("llava", tmp_path / "llava")
     ask = ["show", str(folder), "--frames", *clip, str(tmp_path / "other.png"), "--question", "what moves"]
     assert main([*ask, "--methods", "dart,drat", "--layer", "9", "--out", "page.txt"]) == 2
-    told = capsys.readouterr().err
+    err = capsys.readouterr().err
     for words in (
         "images of 8x8, 32x24 were given, expected frames of one video",
         "--frames: videos of llava models cannot be shown",
@@ -114,12 +114,12 @@ def test_what_is_wrong_with_frames_and_model_is_told_at_once(
         "--methods dart: layer=9: expected 0 to 4",
         "page.txt",
     ):
-        assert words in told, words
+        assert words in err, words
 
 
-def test_a_folder_without_a_processor_is_told_with_the_rest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_processor_is_reported_with_the_rest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = save_folder("llava", tmp_path / "llava")
     (folder / "processor_config.json").unlink()
     assert main(["show", str(folder), "--image", str(tmp_path / "cat.png"), "--question", "what"]) == 2
-    told = capsys.readouterr().err
-    assert "cat.png: no such file" in told and "no processor" in told
+    err = capsys.readouterr().err
+    assert "cat.png: no such file" in err and "no processor" in err

@@ -1,4 +1,4 @@
-"""Pictures during training: in the run folder, in W&B and in TensorBoard, all read back from the disk."""
+"""Overlays during training: in the run folder, in W&B and in TensorBoard, all read back from disk."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dart_train import train
 from tests.fixtures.run_scene import launch, losses, make_recipe
 from tests.training.test_metrics_log import wandb_history
 
-MANY = Path(__file__).parents[1] / "train" / "many.py"
+RUNNER = Path(__file__).parents[1] / "fixtures" / "job_runner.py"
 
 
 def overrides(folder: Path, *more: str) -> list[str]:
@@ -29,7 +29,7 @@ def pages(run: Path) -> dict[str, bytes]:
     return found
 
 
-def test_pictures_lie_in_the_run_and_in_both_trackers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_overlays_are_in_the_run_and_in_both_trackers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -49,16 +49,16 @@ def test_pictures_lie_in_the_run_and_in_both_trackers(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.slow
-def test_drawing_changes_nothing_of_the_training(tmp_path: Path) -> None:
+def test_overlays_do_not_change_the_losses(tmp_path: Path) -> None:
     recipe = make_recipe(tmp_path)
     for name, more in (("drawn", ["train.overlay_steps=1"]), ("plain", [])):
         train(recipe, overrides(tmp_path, f"train.output_dir={tmp_path / name}", *more))
-    told = [[row["loss"] for row in losses(tmp_path / name)] for name in ("drawn", "plain")]
-    assert told[0] == told[1]
+    runs = [[row["loss"] for row in losses(tmp_path / name)] for name in ("drawn", "plain")]
+    assert runs[0] == runs[1]
     assert not (tmp_path / "plain" / "overlays").exists()
 
 
-def test_rows_without_pictures_are_told_before_the_run(tmp_path: Path) -> None:
+def test_rows_without_images_are_reported_before_the_run(tmp_path: Path) -> None:
     recipe = make_recipe(tmp_path)
     turns = [{"from": "human", "value": "what is it"}, {"from": "gpt", "value": "no picture"}]
     (tmp_path / "blind.json").write_text(json.dumps([{"conversations": turns}]))
@@ -68,12 +68,12 @@ def test_rows_without_pictures_are_told_before_the_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.deepspeed
-def test_under_zero_3_all_ranks_look_together_and_see_what_one_process_sees(tmp_path: Path) -> None:
+def test_zero_3_overlays_equal_those_of_one_process(tmp_path: Path) -> None:
     recipe, jobs = make_recipe(tmp_path), tmp_path / "jobs.json"
     more = overrides(tmp_path, "train.overlay_steps=2", "train.zero_stage=3", "train.learning_rate=1e-9",
                      f"train.output_dir={tmp_path / 'three'}")  # fmt: skip
     jobs.write_text(json.dumps([{"recipe": str(recipe), "overrides": more}]))
-    done = launch(MANY, str(jobs), timeout=900)
+    done = launch(RUNNER, str(jobs), timeout=900)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     train(recipe, overrides(tmp_path, "train.overlay_steps=2", "train.learning_rate=1e-9"))
     assert pages(tmp_path / "three") == pages(tmp_path / "run") and len(pages(tmp_path / "run")) == 8

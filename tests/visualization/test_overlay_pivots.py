@@ -1,4 +1,4 @@
-"""The pivots that are drawn are those that the forward chose, in the places of the whole sequence."""
+"""The drawn pivots are those that the forward chose, at positions of the full sequence."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def pivots(found: Kept) -> Tensor:
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_image_pivots_are_what_a_budget_of_pivots_alone_keeps(side: str) -> None:
+def test_image_pivots_equal_the_kept_tokens_of_a_budget_of_pivots(side: str) -> None:
     batch = make_batch("llava", (1, 2), padding_side=side)
     found = kept(batch, DART(keep=20))
     alone = kept(batch, DART(keep=4, text_pivots=0))
@@ -35,7 +35,7 @@ def test_image_pivots_are_what_a_budget_of_pivots_alone_keeps(side: str) -> None
     assert (pivots(found) & found.visual).sum(1).tolist() == [4, 4]
 
 
-def test_text_pivots_are_real_text_behind_the_picture() -> None:
+def test_text_pivots_are_text_after_the_image() -> None:
     batch = make_batch("llava", (1, 2))
     found = kept(batch, DART(keep=20, text_pivots=3))
     text = pivots(found) & ~found.visual
@@ -45,7 +45,7 @@ def test_text_pivots_are_real_text_behind_the_picture() -> None:
         assert int(text[row].nonzero()[0]) > int(found.visual[row].nonzero()[-1])
 
 
-def test_pivots_of_a_later_stage_stand_in_the_whole_sequence() -> None:
+def test_pivots_of_a_later_stage_have_positions_of_the_full_sequence() -> None:
     batch = make_batch("llava", (1, 2))
     found = kept(batch, DART(keep=40, layer=2), DART(keep=16, layer=3, text_pivots=2))
     assert (pivots(found) & found.visual).sum(1).tolist() == [4, 4]
@@ -53,7 +53,7 @@ def test_pivots_of_a_later_stage_stand_in_the_whole_sequence() -> None:
     assert ((pivots(found) & ~found.visual).sum(1)).tolist() == [2, 2]
 
 
-def test_a_method_without_pivots_has_none() -> None:
+def test_method_without_pivots() -> None:
     found = kept(make_batch("llava", (1,)), FastV(keep=9))
     assert found.pivots is None
     assert choice_of_row(found).pivots is None and choice_of_row(found).number == 9
