@@ -7,15 +7,14 @@ from pathlib import Path
 import pytest
 
 from dart_train.config import load_recipe
-from dart_train.evaluation.comparison import compare
 from tests.evaluation import scene
 
 
 @pytest.fixture(scope="session")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished comparison: the folder of its recipe. Do not change it."""
+    """A finished comparison without a report: the folder of its recipe. Do not change it."""
     folder = tmp_path_factory.mktemp("compare")
-    compare(load_recipe(scene.make(folder), ["compare.timing=true", "compare.timing_repeats=2"]))
+    scene.compare_without_report(load_recipe(scene.make(folder), ["compare.timing=true", "compare.timing_repeats=2"]))
     return folder
 
 

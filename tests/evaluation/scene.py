@@ -6,12 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from dart_train.config import Recipe, load_recipe
+from dart_train.evaluation.comparison import compare
 from dart_train.evaluation.comparison_grid import prepare
 from dart_train.evaluation.generate import LoadedCheckpoint
 from dart_train.evaluation.questions import Question
+from dart_train.evaluation.results import ComparisonResults
 from tests.zoo import picture, save_folder, sentence
 
 RECIPE = """
@@ -78,6 +81,15 @@ def plainly(model: Any, processor: Any, question: Question, new: int = 3) -> str
     )
     made = model.generate(**inputs, max_new_tokens=new, do_sample=False)
     return processor.batch_decode(made[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0].strip()
+
+
+def compare_without_report(recipe: Recipe) -> ComparisonResults:
+    """Plots and report take most of the time of a small comparison."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dart_train.evaluation.report.write_report", lambda results: None)
+        results = compare(recipe)
+    assert results is not None
+    return results
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:

@@ -11,10 +11,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dart_train import DART, attach
 from dart_train.config import RecipeError, load_recipe
-from dart_train.evaluation.comparison import compare
 from dart_train.evaluation.comparison_grid import grid_cells, prepare
 from dart_train.evaluation.cost import PrefillFlops, PrefillShape
 from dart_train.evaluation.generate import LoadedCheckpoint
+from dart_train.evaluation.report.build import measurement_facts
+from dart_train.evaluation.results import ComparisonResults
 from dart_train.reduction import Random
 from tests.evaluation import scene
 from tests.zoo import FAMILIES, make_batch
@@ -88,31 +89,35 @@ def test_stages_that_the_model_does_not_have_are_errors(done: Path, layers: tupl
 
 
 @pytest.fixture(scope="module")
-def compared(done: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A comparison of the pyramid, eight tokens left of it."""
+def compared(done: Path, tmp_path_factory: pytest.TempPathFactory) -> ComparisonResults:
+    """A comparison of the pyramid at eight tokens."""
     out = tmp_path_factory.mktemp("pyramid") / "out"
     more = ["compare.budgets=[8]", "compare.sets.0.limit=6", "compare.timing=true", "compare.timing_repeats=1"]
-    compare(load_recipe(done / "compare.yaml", [PYRAMID, f"compare.output_dir={out}", *more]))
-    return out
+    recipe = load_recipe(done / "compare.yaml", [PYRAMID, f"compare.output_dir={out}", *more])
+    return scene.compare_without_report(recipe)
 
 
-def test_answers_of_stages_equal_those_of_attach(done: Path, compared: Path) -> None:
+def test_answers_of_stages_equal_those_of_attach(done: Path, compared: ComparisonResults) -> None:
     recipe = load_recipe(done / "compare.yaml", ["compare.sets.0.limit=6"])
     subject = LoadedCheckpoint(recipe, recipe.model.path, torch.device("cpu"))
-    here = [line for line in scene.lines(compared) if line["method"] == "pyramid"]
+    here = [line for line in scene.lines(compared.folder) if line["method"] == "pyramid"]
     with attach(subject.model, [DART(keep=16, layer=1), Random(keep=8, layer=3)]):
         for line, question in zip(here, prepare(recipe, progress=False).questions, strict=True):
             assert line["prediction"] == scene.plainly(subject.model, subject.processor, question)
             assert line["kept"] == (8 if line["visual_tokens"] else 0)
 
 
-def test_kv_bytes_of_stages(compared: Path) -> None:
-    with (compared / "cost.csv").open(newline="") as file:
+def test_kv_bytes_of_stages(compared: ComparisonResults) -> None:
+    with (compared.folder / "cost.csv").open(newline="") as file:
         full, pyramid = csv.DictReader(file)
     length = int(full["prompt_tokens"])
     tokens = length + 2 * (length - TOKENS + 16) + (LAYERS - 3) * (length - TOKENS + 8)
     assert int(pyramid["kv_bytes"]) == 2 * KV_HEADS * HEAD * FLOAT * tokens and int(pyramid["kept"]) == 8
-    assert "layer=1" in (compared / "report.html").read_text()
+
+
+def test_report_lists_the_options_of_every_stage(compared: ComparisonResults) -> None:
+    described = measurement_facts(compared)["method pyramid / 8"]
+    assert "layer=1" in described and "; then method=random, keep=8, layer=3" in described
 
 
 def test_flops_of_stages_match_a_counted_forward() -> None:

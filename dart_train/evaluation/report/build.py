@@ -105,7 +105,7 @@ def render(results: ComparisonResults, plots: Sequence[Plot]) -> str:
         questions=paper_questions(results),
         heat=_heat_map(results, images),
         galleries=list(_galleries(results, images)),
-        facts=_facts(results),
+        facts=measurement_facts(results),
     )
 
 
@@ -146,7 +146,7 @@ def _galleries(results: ComparisonResults, images: TokenImages) -> Iterator[dict
         yield {"title": f"{checkpoint}, {name}" if several_sets else checkpoint, "cards": cards}
 
 
-def _facts(results: ComparisonResults) -> dict[str, str]:
+def measurement_facts(results: ComparisonResults) -> dict[str, str]:
     """How it was measured."""
     recipe, prepared = results.prepared.recipe, results.prepared
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} thread(s)"
