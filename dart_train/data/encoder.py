@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,19 +20,19 @@ from .supervision import IGNORED, SampleTokens, make_tokens
 from .truncation import POLICIES, TooLongError, shorten_to_fit
 
 ImageSizes = tuple[tuple[int, int], ...]  # (width, height) of each image of a conversation
-_CACHE_SIZE = 256  # the text of one large image may be a quarter of a megabyte
+_CACHE_SIZE = 1 << 16  # entries; the text of a large image is up to 250 kB, and compressed below 1 kB
 
 
 class ImageTokenCounter:
     """The placeholder text that the processor writes for images of given sizes. It depends on the sizes alone, so a
-    blank image of the same size is enough; results are cached. `visual` are the ids that the model replaces by image
-    features."""
+    blank image of the same size is enough. Results are cached, because the image processor takes most of the time.
+    `visual` are the ids that the model replaces by image features."""
 
     def __init__(self, processor: Any) -> None:
         self.processor = processor
         self.visual = visual_token_ids(processor)
         self._tokens = processor.tokenizer.convert_ids_to_tokens(sorted(self.visual))
-        self.texts = functools.lru_cache(maxsize=_CACHE_SIZE)(self._texts)
+        self._compressed = functools.lru_cache(maxsize=_CACHE_SIZE)(self._compressed_texts)
 
     def __getstate__(self) -> dict[str, Any]:  # the cache is not sent to worker processes
         return {"processor": self.processor}
@@ -43,13 +44,16 @@ class ImageTokenCounter:
         """The number of visual tokens of each image of one conversation."""
         return [sum(text.count(token) for token in self._tokens) for text in self.texts(sizes)]
 
-    def _texts(self, sizes: ImageSizes) -> list[str]:
-        if not sizes:
-            return []
+    def texts(self, sizes: ImageSizes) -> list[str]:
+        """The placeholder text of each image of one conversation."""
+        return [zlib.decompress(text).decode() for text in self._compressed(sizes)] if sizes else []
+
+    def _compressed_texts(self, sizes: ImageSizes) -> list[bytes]:
         blanks = [Image.new("RGB", size) for size in sizes]
         text = " ".join([self.processor.image_token] * len(sizes))
         output = self.processor(text=[text], images=[blanks], return_text_replacement_offsets=True)
-        return [image["replacement"] for image in output["text_replacement_offsets"][0]]
+        replacements = (image["replacement"] for image in output["text_replacement_offsets"][0])
+        return [zlib.compress(text.encode(), 1) for text in replacements]
 
 
 def visual_token_ids(processor: Any) -> frozenset[int]:
