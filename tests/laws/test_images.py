@@ -13,7 +13,7 @@ from dart_train import DART, REDUCERS, Reducer, attach
 from dart_train.hooks.batch_plan import plan_batch
 from dart_train.models.structure import find_parts
 from tests.fixtures.reference_forward import first_difference, masked_logits
-from tests.laws.cases import NAMES, ROUNDING, batch_of, model_of, new_tokens, reducer_of
+from tests.laws.cases import ROUNDING, batch_of, method_on_family, model_of, new_tokens, reducer_of
 from tests.zoo import FAMILIES, FAMILIES_WITH_VIDEO, conversation, encode, make_video_batch
 
 SPLIT = ("idefics3", "smolvlm")  # text between tiles
@@ -23,7 +23,7 @@ EVERYTHING = ("keep_all", "fewer_pixels")
 
 @cache
 def owners(name: str, n_images: tuple[int, ...]) -> tuple[dict[str, Tensor], Tensor]:
-    """A batch, and [B, L] the number of the picture that each visual token belongs to, -1 elsewhere. Found another
+    """A batch, and [B, L] the number of the image that each visual token belongs to, -1 elsewhere. Found another
     way than by the package: by a processor that reports where it wrote each image."""
     processor = FAMILIES[name].processor()
     rows = [conversation(n, "which is red", seed=n)[0] for n in n_images]
@@ -35,27 +35,28 @@ def owners(name: str, n_images: tuple[int, ...]) -> tuple[dict[str, Tensor], Ten
             continue
         text = processor.apply_chat_template(row, add_generation_prompt=True)
         shown = [part["image"] for part in row[0]["content"] if part["type"] == "image"]
-        told = processor(text=[text], images=[shown], return_text_replacement_offsets=True, return_offsets_mapping=True)
-        offset = batch["input_ids"].shape[1] - len(told["input_ids"][0])  # left padding
-        for number, picture in enumerate(told["text_replacement_offsets"][0]):
-            start, stop = picture["new_span"]
-            for place, (begin, end) in enumerate(told["offset_mapping"][0]):
-                if begin < stop and end > start and told["input_ids"][0][place] in find_parts(model).visual_ids:
+        encoded = processor(
+            text=[text], images=[shown], return_text_replacement_offsets=True, return_offsets_mapping=True
+        )
+        offset = batch["input_ids"].shape[1] - len(encoded["input_ids"][0])  # left padding
+        for number, image in enumerate(encoded["text_replacement_offsets"][0]):
+            start, stop = image["new_span"]
+            for place, (begin, end) in enumerate(encoded["offset_mapping"][0]):
+                if begin < stop and end > start and encoded["input_ids"][0][place] in find_parts(model).visual_ids:
                     owner[at, offset + place] = number
     return batch, owner
 
 
 def kept_of_each(kept: Tensor, owner: Tensor) -> list[tuple[int, int]]:
-    """(kept tokens, all tokens) of each picture of the batch."""
+    """(kept tokens, all tokens) of each image of the batch."""
     found = []
     for row, mine in zip(kept, owner, strict=True):
         found += [(int(row[mine == n].sum()), int((mine == n).sum())) for n in range(int(mine.max()) + 1)]
     return found
 
 
-@pytest.mark.parametrize("method", REDUCERS)
-@pytest.mark.parametrize("name", NAMES)
-def test_each_image_keeps_its_own_budget(name: str, method: str) -> None:
+@pytest.mark.parametrize(("method", "name"), method_on_family())
+def test_each_image_keeps_its_own_budget(method: str, name: str) -> None:
     batch, owner = owners(name, (1, 2, 0))
     model = model_of(name)
     for keep in (7, 0.3):
