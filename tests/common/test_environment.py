@@ -1,4 +1,4 @@
-"""`env` says what is here and warns about what is known to go wrong; it never tells a secret."""
+"""`env` prints versions and devices, warns about known bad combinations, and never prints a secret."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from dart_train.__main__ import main
 from dart_train.common.environment import Environment, Gpu, read_environment, warnings_for
 
-CALM = Environment(
+GOOD = Environment(
     python="3.11.7",
     system="Linux",
     cores=8,
@@ -23,11 +23,11 @@ CALM = Environment(
 )
 CPU = {"gpus": (), "cuda": None, "nvcc": None}
 BAD = {
-    "tested with 5.23 to": {"versions": {**CALM.versions, "transformers": "4.57.1"}},
-    "older than 0.19": {"versions": {**CALM.versions, "deepspeed": "0.16.4"}},
-    "builds for different devices": {"versions": {**CALM.versions, "torchvision": "0.28.0+cpu"}},
+    "tested with 5.23 to": {"versions": {**GOOD.versions, "transformers": "4.57.1"}},
+    "older than 0.19": {"versions": {**GOOD.versions, "deepspeed": "0.16.4"}},
+    "builds for different devices": {"versions": {**GOOD.versions, "torchvision": "0.28.0+cpu"}},
     "needs an Ampere GPU": {
-        "versions": {**CALM.versions, "flash-attn": "2.8"},
+        "versions": {**GOOD.versions, "flash-attn": "2.8"},
         "gpus": (Gpu("T4", 16.0, (7, 5), False),),
     },
     "fp16": {"gpus": (Gpu("T4", 16.0, (7, 5), False),)},
@@ -39,29 +39,27 @@ BAD = {
 }
 
 
-def test_a_sound_machine_is_not_warned() -> None:
-    assert warnings_for(CALM) == []
+def test_no_warning_on_a_good_machine() -> None:
+    assert warnings_for(GOOD) == []
 
 
 @pytest.mark.parametrize("words", BAD)
-def test_a_known_bad_combination_is_told(words: str) -> None:
-    assert any(words in line for line in warnings_for(replace(CALM, **BAD[words])))  # type: ignore[arg-type]
+def test_known_bad_combination_is_reported(words: str) -> None:
+    assert any(words in line for line in warnings_for(replace(GOOD, **BAD[words])))  # type: ignore[arg-type]
 
 
-def test_the_report_names_versions_and_device(capsys: pytest.CaptureFixture[str]) -> None:
+def test_env_prints_versions_and_device(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["env"]) == 0
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     for name in ("torch", "transformers", "deepspeed", "device", "cores"):
-        assert name in told
-    assert read_environment().versions["transformers"] in told  # type: ignore[operator]
+        assert name in output
+    assert read_environment().versions["transformers"] in output  # type: ignore[operator]
 
 
-def test_the_report_can_be_read_by_a_program_and_holds_no_secret(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_env_json_has_no_secret(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "planted-secret")
     monkeypatch.setenv("HF_TOKEN", "planted-secret")
     assert main(["env", "--json"]) == 0
-    told = capsys.readouterr().out
-    assert set(json.loads(told)) >= {"versions", "gpus", "warnings"}
-    assert "planted-secret" not in told
+    output = capsys.readouterr().out
+    assert set(json.loads(output)) >= {"versions", "gpus", "warnings"}
+    assert "planted-secret" not in output

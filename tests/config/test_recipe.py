@@ -1,4 +1,4 @@
-"""What a recipe promises: strict reading, every mistake at once, and a text that reads back the same."""
+"""Reading recipes: strict, all issues at once, overrides, and a YAML text that reads back the same."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SMALL = "model: {path: some/model}\ndata: {train: [{path: rows.json}]}\n"
 
 
 def problems(text: str, *overrides: str, needs: tuple[str, ...] = ()) -> dict[str, str]:
-    """path -> what is said there."""
+    """path -> message."""
     with pytest.raises(RecipeError) as caught:
         read_recipe(text, overrides, needs)
     return {problem.path: str(problem) for problem in caught.value.issues}
@@ -27,7 +27,7 @@ def problems(text: str, *overrides: str, needs: tuple[str, ...] = ()) -> dict[st
 # Reading
 
 
-def test_a_model_is_all_that_a_recipe_must_name() -> None:
+def test_only_the_model_is_required() -> None:
     recipe = read_recipe("model: {path: some/model}")
     assert recipe.model.path == "some/model"
     assert recipe.reduction.reducers() == [DART(keep=0.222, layer=2)]
@@ -39,7 +39,7 @@ def test_a_section_may_be_left_empty() -> None:
     assert read_recipe(SMALL + "train:\nlog:\n") == read_recipe(SMALL)
 
 
-def test_all_mistakes_are_told_at_once_each_with_its_path() -> None:
+def test_all_issues_are_reported_at_once_with_their_paths() -> None:
     text = """
         model: {dtype: bf16}
         reduction: {method: dartt, keep: 64}
@@ -70,11 +70,11 @@ def test_all_mistakes_are_told_at_once_each_with_its_path() -> None:
     assert "did you mean dart?" in found["reduction"]
 
 
-def test_a_key_in_the_wrong_section_is_sent_to_the_right_one() -> None:
+def test_did_you_mean_names_the_section_of_a_key() -> None:
     assert problems(SMALL + "learning_rate: 1e-4")["learning_rate"].endswith("mean train.learning_rate?")
 
 
-def test_a_missing_need_and_a_mistaken_one_are_each_told_once() -> None:
+def test_required_key_is_reported_once() -> None:
     assert list(problems(SMALL, needs=("compare.sets",))) == ["compare.sets"]
     assert list(problems(SMALL + "compare: {sets: [{}]}", needs=("compare.sets",))) == ["compare.sets.0.path"]
 
@@ -95,7 +95,7 @@ def test_a_missing_need_and_a_mistaken_one_are_each_told_once() -> None:
         ("parts.lora.targets", "[q_proj, v_proj]", ("q_proj", "v_proj")),
     ],
 )
-def test_values_are_what_they_look_like(path: str, given: str, read: Any) -> None:
+def test_yaml_values_keep_their_type(path: str, given: str, read: Any) -> None:
     value: Any = read_recipe(SMALL, [f"{path}={given}"])
     for name in path.split("."):
         value = value[int(name)] if name.isdigit() else getattr(value, name)
@@ -124,12 +124,12 @@ def test_values_are_what_they_look_like(path: str, given: str, read: Any) -> Non
         "compare.checkpoints={a: 1}",
     ],
 )
-def test_a_value_of_another_type_or_out_of_range_is_refused(wrong: str) -> None:
+def test_wrong_type_or_range_is_refused(wrong: str) -> None:
     path = wrong.partition("=")[0]
     assert [found for found in problems(SMALL, wrong) if found.startswith(path)]
 
 
-def test_a_key_given_twice_is_told_with_both_lines() -> None:
+def test_duplicate_key_is_reported_with_both_lines() -> None:
     found = problems("model: {path: x}\ntrain:\n  seed: 1\n  epochs: 2\n  seed: 3\nmodel: {path: y}\n")
     assert found == {
         "seed": "seed: given twice, in lines 3 and 5; keep one",
@@ -137,7 +137,7 @@ def test_a_key_given_twice_is_told_with_both_lines() -> None:
     }
 
 
-def test_anchors_may_be_shared_and_overridden_apart() -> None:
+def test_anchors_are_copied_and_can_be_overridden_separately() -> None:
     text = "model: {path: x}\ndata:\n  train: &rows [{path: rows.json}]\n  validation: *rows\n"
     recipe = read_recipe(text, ["data.validation.0.limit=5"])
     assert (recipe.data.train[0].limit, recipe.data.validation[0].limit) == (None, 5)
@@ -156,11 +156,11 @@ def test_anchors_may_be_shared_and_overridden_apart() -> None:
         "just words",
     ],
 )
-def test_what_is_no_recipe_says_so(text: str) -> None:
+def test_unreadable_text_is_reported(text: str) -> None:
     problems(text)
 
 
-def test_a_missing_file_names_the_one_that_was_meant(tmp_path: Path) -> None:
+def test_missing_file_suggests_a_similar_name(tmp_path: Path) -> None:
     (tmp_path / "llava_dart.yaml").write_text(SMALL)
     with pytest.raises(RecipeError, match=r"did you mean .*llava_dart\.yaml"):
         load_recipe(tmp_path / "lava_dart.yaml")
@@ -187,7 +187,7 @@ def test_overrides_reach_every_depth_and_win() -> None:
     assert recipe.reduction.reducers() == [FastV(keep=64)]
 
 
-def test_overrides_that_lead_nowhere_are_all_told() -> None:
+def test_all_wrong_overrides_are_reported() -> None:
     found = problems(SMALL, "nonsense", "data.train.5.limit=1", "model.path.x=1", "train.seed=[", "train.sed=1")
     assert found.keys() == {"", "data.train.5", "model.path.x", "train.seed", "train.sed"}
 
@@ -219,13 +219,13 @@ PLAIN = st.recursive(
 @given(PLAIN)
 @example("one\x85two\u2028three\n four\t")
 @settings(deadline=None, derandomize=True)
-def test_text_and_data_are_the_same(data: Any) -> None:
+def test_yaml_round_trip(data: Any) -> None:
     assert parse(dump(data)) == data
 
 
 @given(st.sampled_from(all_paths(Recipe)), PLAIN)
 @settings(max_examples=300, deadline=None, derandomize=True)
-def test_nothing_but_a_recipe_error_ever_comes_of_a_recipe(place: str, value: Any) -> None:
+def test_fuzz_any_value_of_any_key_is_read_or_reported(place: str, value: Any) -> None:
     text = dump({"model": {"path": "x"}, "reduction": {"method": "dart", "keep": 64}})
     try:
         recipe = read_recipe(text, [f"{place}={dump(value)}"])
@@ -237,7 +237,7 @@ def test_nothing_but_a_recipe_error_ever_comes_of_a_recipe(place: str, value: An
 
 @given(st.dictionaries(st.sampled_from(["method", "keep", "layer", "schedule", "stages", "per", "x"]), PLAIN) | PLAIN)
 @settings(max_examples=200, deadline=None, derandomize=True)
-def test_nor_of_a_reduction(reduction: Any) -> None:
+def test_fuzz_reduction_is_read_or_reported(reduction: Any) -> None:
     try:
         read_recipe(dump({"model": {"path": "x"}, "reduction": reduction}))
     except RecipeError as error:

@@ -1,4 +1,4 @@
-"""What a recipe says of reductions and of sections that do not go together, and that it explains itself."""
+"""Rules of a recipe: forms of a reduction, combinations that cannot work, and a description for every key."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from dart_train.reduction import DART, FastV
 SMALL = "model: {path: some/model}\ndata: {train: [{path: rows.json}]}\n"
 
 
-def told(text: str, *overrides: str) -> list[str]:
-    """The paths of all problems."""
+def issue_paths(text: str, *overrides: str) -> list[str]:
+    """The paths of all issues."""
     with pytest.raises(RecipeError) as caught:
         read_recipe(text, overrides)
     return [problem.path for problem in caught.value.issues]
@@ -65,17 +65,17 @@ def test_a_recipe_without_reduction_is_one_override_away() -> None:
         ),
     ],
 )
-def test_a_wrong_reduction_is_told_where_it_stands(reduction: str, path: str) -> None:
-    assert told(SMALL + f"reduction: {reduction}") == [path]
+def test_wrong_reduction_has_its_path(reduction: str, path: str) -> None:
+    assert issue_paths(SMALL + f"reduction: {reduction}") == [path]
 
 
-def test_the_released_schedule_is_the_default_progression() -> None:
+def test_progressive_defaults_are_those_of_the_released_code() -> None:
     text = SMALL + "reduction: {method: dart, keep: 64, schedule: {kind: progressive}}"
     expected = Progressive(start_low=0.10, start_high=0.10, end_low=0.26, end_high=0.74)
     assert read_recipe(text).reduction.schedule == expected
 
 
-IMPOSSIBLE = [
+CONFLICTS = [
     ("train.offload_parameters", ["train.offload_parameters=true"], "train.zero_stage=3"),
     ("train.offload_optimizer", ["train.offload_optimizer=true", "train.zero_stage=0"], "train.zero_stage=1"),
     ("train.deepspeed", ["train.deepspeed=ds.json", "train.offload_optimizer=true"], "train.deepspeed=null"),
@@ -121,10 +121,10 @@ IMPOSSIBLE = [
 ]
 
 
-@pytest.mark.parametrize(("path", "broken", "remedy"), IMPOSSIBLE)
-def test_an_impossible_combination_is_told_and_its_remedy_helps(path: str, broken: list[str], remedy: str) -> None:
+@pytest.mark.parametrize(("path", "broken", "remedy"), CONFLICTS)
+def test_conflict_is_reported_and_its_remedy_helps(path: str, broken: list[str], remedy: str) -> None:
     base = SMALL + "reduction: {method: dart, keep: 64}\n"
-    assert told(base, *broken) == [path]
+    assert issue_paths(base, *broken) == [path]
     if path == "reduction.schedule.choices":
         remedy = "reduction.schedule.choices=[1.0]"
     read_recipe(base, [*broken, remedy])
