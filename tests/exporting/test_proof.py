@@ -101,9 +101,8 @@ def test_validation_and_comparison_results_are_exported(runs: Runs, tmp_path: Pa
     run = tmp_path / "run"
     shutil.copytree(runs("full"), run)
     with (run / "metrics.jsonl").open("a") as lines:
-        lines.write(
-            json.dumps({"step": 2, "eval_loss": 9.0}) + "\n" + json.dumps({"step": 4, "eval_loss": 1.25}) + "\n"
-        )
+        for step, loss in ((2, 9.0), (4, 1.25), (6, 8.0)):  # the exported checkpoint is that of step 4
+            lines.write(json.dumps({"step": step, "eval_loss": loss}) + "\n")
     (run / "compare").mkdir()
     (run / "compare" / "table.csv").write_text("checkpoint,keep,exact_match\ntuned,0.111,0.625\n")
     out = dart_train.export(run, tmp_path / "out")
