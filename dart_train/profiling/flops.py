@@ -240,12 +240,13 @@ def flop_rates(
 
 
 def multiplied_weights(model: Any) -> dict[PartName, int]:
-    """Weights of linear and convolutional layers, by part."""
+    """Weights of linear and convolutional layers, by part. Scorers belong to the selection, which is not counted."""
     part = part_of(model)
     found: dict[PartName, int] = {"vision": 0, "projector": 0, "language": 0}
     for name, module in model.named_modules():
-        if isinstance(module, _PRODUCTS) and ".original_module" not in name:  # PEFT's copy of a module in mode full
-            found[part(name)] += module.weight.numel()
+        owner = part(name)
+        if isinstance(module, _PRODUCTS) and owner in found and ".original_module" not in name:  # PEFT's copy
+            found[owner] += module.weight.numel()
     return found
 
 

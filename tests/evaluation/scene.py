@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import LlavaForConditionalGeneration
 
+from dart_train import Learned, attach
+from dart_train.checkpoints.scorer_file import split_state_dict, write_scorers
 from dart_train.config import Recipe, load_recipe
 from dart_train.evaluation.comparison import compare
 from dart_train.evaluation.comparison_grid import prepare
@@ -36,6 +39,7 @@ def make(folder: Path) -> Path:
     """recipe.yaml and all that it names. One question in seven has an answer that the model does not give."""
     (folder / "images").mkdir(parents=True)
     save_folder("llava", folder / "llava")
+    _save_scorer(folder / "llava")
     recipe = folder / "compare.yaml"
     recipe.write_text(RECIPE.format(folder=folder))
     rows = [_row(folder, number) for number in range(NUMBER)]
@@ -45,6 +49,13 @@ def make(folder: Path) -> Path:
         row["conversations"][1]["value"] = "something else" if wrong else answer
     _write(folder, rows)
     return recipe
+
+
+def _save_scorer(folder: Path) -> None:
+    """Of method learned; a scorer that nothing was taught is as good here as any."""
+    model = LlavaForConditionalGeneration.from_pretrained(folder)
+    with attach(model, Learned(keep=16)):
+        write_scorers(folder, split_state_dict(model.state_dict())[1], model)
 
 
 def _row(folder: Path, number: int) -> dict[str, Any]:

@@ -151,3 +151,16 @@ def test_the_command_reports_errors_once_and_exits_with_2(done: Path, capsys: py
 def test_a_good_recipe_is_prepared_without_weights(done: Path) -> None:
     prepared = prepare(load_recipe(done / "compare.yaml"), progress=False)
     assert len(prepared.questions) == 14 and len(prepared.cells) == 5
+
+
+def test_learned_without_a_scorer_file_is_refused(done: Path, tmp_path: Path) -> None:
+    from tests.zoo import save_folder
+
+    save_folder("llava", tmp_path / "plain")
+    options = [
+        f"model.path={tmp_path / 'plain'}",
+        "compare.methods=[learned]",
+        f"compare.output_dir={tmp_path / 'out'}",
+    ]
+    with pytest.raises(ValueError, match=r"scorer\.safetensors is missing"):
+        compare(load_recipe(done / "compare.yaml", options))
