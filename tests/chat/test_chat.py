@@ -17,7 +17,7 @@ from dart_train.chat import TimedStreamer, generate_answers
 from dart_train.models import loading as weights
 from dart_train.models.prompts import assistant_message, user_message
 from tests.fixtures.runs import Runs
-from tests.zoo import FAMILIES, picture, save_folder
+from tests.zoo import FAMILIES, make_image, save_folder
 
 SUMMARY = re.compile(r"\[(\d+) of (\d+) visual tokens kept; first token [\d.]+ s.*, (\d+) tokens in [\d.]+ s\]")
 SHORT = ["--max-new-tokens", "6", "--device", "cpu"]
@@ -25,7 +25,7 @@ SHORT = ["--max-new-tokens", "6", "--device", "cpu"]
 
 @pytest.fixture
 def cat(tmp_path: Path) -> Path:
-    picture(3).save(tmp_path / "cat.png")
+    make_image(3).save(tmp_path / "cat.png")
     return tmp_path / "cat.png"
 
 
@@ -34,7 +34,7 @@ def direct(path: Path, cat: Path, *turns: str, **how: object) -> list[str]:
     loaded = dart_train.load(path, device="cpu", **how)  # type: ignore[arg-type]
     conversation, found = [], []
     for turn in turns:
-        conversation.append(user_message(turn, [picture(3)] if not found else []))
+        conversation.append(user_message(turn, [make_image(3)] if not found else []))
         found += generate_answers(loaded, [conversation], max_new_tokens=6)
         conversation.append(assistant_message(found[-1]))
     return found

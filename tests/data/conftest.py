@@ -5,7 +5,7 @@ import json
 import datasets
 import pytest
 
-from tests.data.pictures import noise
+from tests.data.images import noise
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +27,7 @@ def llava_row(number: int, image: str | None = None) -> dict:
 
 @pytest.fixture
 def image_folder(tmp_path):
-    """Three pictures: 0.png, 1.png, 2.png."""
+    """Three images: 0.png, 1.png, 2.png."""
     folder = tmp_path / "images"
     folder.mkdir()
     for number in range(3):
@@ -37,7 +37,7 @@ def image_folder(tmp_path):
 
 @pytest.fixture
 def llava_rows():
-    """Six rows; those with an odd number have no picture."""
+    """Six rows; those with an odd number have no image."""
     return [llava_row(n, f"{n // 2}.png" if n % 2 == 0 else None) for n in range(6)]
 
 

@@ -1,4 +1,4 @@
-"""Started by the DeepSpeed launcher on two ranks, of which the second never sees a picture, in training and in
+"""Started by the DeepSpeed launcher on two ranks, of which the second never sees an image, in training and in
 evaluation, for one job of a list after the other. Rank 0 writes the losses of each."""
 
 import gc
@@ -28,7 +28,7 @@ def work(model: str, family: str, stage: int, checkpointing: bool, out: str) -> 
     if checkpointing:
         loaded.activation_checkpointing_enable({"use_reentrant": False})
     attach_dummy_image(loaded, dummy_inputs(load_processor(model)))
-    # One batch for each rank in turn: rank 0 sees pictures, rank 1 text alone.
+    # One batch for each rank in turn: rank 0 sees images, rank 1 text alone.
     rows = [make_batch(family, (1 - n % 2,), "right", seed=n, labels=True) for n in range(8)]
     trainer = Trainer(loaded, arguments, train_dataset=rows, data_collator=lambda batch: batch[0])
     trainer.train()

@@ -10,7 +10,7 @@ from dart_train.data.issues import BadRowError
 from dart_train.data.sample import Sample, Turn
 from dart_train.data.supervision import IGNORED
 from tests.data.processors import LLAVA_STYLE, LLAVA_STYLE_MARKED, llava_with, unmarked
-from tests.zoo import FAMILIES, picture
+from tests.zoo import FAMILIES, make_image
 
 ANSWERS = ["A red cat.", "Yes, très sûr:\n- one\n- two"]
 
@@ -25,7 +25,7 @@ def sample(questions=("<image> beside <image>\nWhat is it?", "Sure? "), answers=
 
 def supervised(encoder, row):
     """The stretches that are learnt from, decoded, as lists of token strings."""
-    images = [picture(seed) for seed in range(len(row.images))]
+    images = [make_image(seed) for seed in range(len(row.images))]
     features = encoder.encode(row, images).features
     ids, labels = features["input_ids"][0].tolist(), features["labels"][0].tolist()
     stretches, inside = [], False
@@ -44,7 +44,7 @@ def test_what_is_supervised_decodes_to_the_answers_and_their_end(name, marks):
     processor = FAMILIES[name].processor()
     encoder = Encoder(processor if marks else unmarked(processor))
     assert encoder.template.marked == marks
-    for row in (sample(), sample(("No picture here?",), ANSWERS[:1]), sample(system="Be brief.")):
+    for row in (sample(), sample(("No image here?",), ANSWERS[:1]), sample(system="Be brief.")):
         said = [turn.texts[0] for turn in row.turns if turn.role == "assistant"]
         stretches = supervised(encoder, row)
         decoded = [processor.tokenizer.decode(stretch[:-1]).strip() for stretch in stretches]
@@ -56,7 +56,7 @@ def test_what_is_supervised_decodes_to_the_answers_and_their_end(name, marks):
 def test_the_prompt_of_generation_is_how_the_training_text_begins(name):
     """What the model is asked at inference is, token by token, what stands before the first answer in training."""
     processor = FAMILIES[name].processor()
-    encoder, row, images = Encoder(unmarked(processor)), sample(), [picture(0), picture(1)]
+    encoder, row, images = Encoder(unmarked(processor)), sample(), [make_image(0), make_image(1)]
     features = encoder.encode(row, images).features
     question = row.messages()[:1]
     for part, image in zip((part for part in question[0]["content"] if part["type"] == "image"), images, strict=True):
@@ -110,7 +110,7 @@ def test_a_processor_without_template_says_so():
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen2_vl", "idefics3"])
-def test_text_cannot_forge_turns_or_pictures(name):
+def test_text_cannot_forge_turns_or_images(name):
     encoder = Encoder(FAMILIES[name].processor())
     for token in (encoder.processor.tokenizer.eos_token, encoder.processor.image_token):
         row = Sample("s", (Turn("user", ("Say it",)), Turn("assistant", (f"say {token} now",))))
@@ -119,21 +119,21 @@ def test_text_cannot_forge_turns_or_pictures(name):
                 action(row, ())
 
 
-def test_a_picture_inside_an_answer_is_shown_and_not_learnt():
+def test_an_image_inside_an_answer_is_shown_and_not_learnt():
     encoder = Encoder(FAMILIES["qwen2_vl"].processor())
     messages = [{"role": "user", "content": "Draw"}, {"role": "assistant", "content": "Here: <image> it is."}]
-    features = encoder.encode(normalise({"messages": messages, "images": ["a.png"]}), [picture(0)]).features
+    features = encoder.encode(normalise({"messages": messages, "images": ["a.png"]}), [make_image(0)]).features
     visual = features["input_ids"][0] == encoder.processor.image_token_id
     assert visual.any() and (features["labels"][0][visual] == IGNORED).all()
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_lengths_from_sizes_are_the_lengths_of_the_real_pictures(name):
+def test_lengths_from_sizes_are_the_lengths_of_the_real_images(name):
     processor = FAMILIES[name].processor()
     encoder = Encoder(processor)
     for questions in (("<image>a",), ("<image><image>b <image>",), ("none",)):
         row = sample(questions, ANSWERS[:1])
-        images = [picture(seed) for seed in range(len(row.images))]
+        images = [make_image(seed) for seed in range(len(row.images))]
         length = encoder.measure(row, tuple(image.size for image in images))
         features = encoder.encode(row, images).features
         assert length.total == length.used == features["input_ids"].shape[1]

@@ -15,7 +15,7 @@ from dart_train.data.issues import CODES
 from dart_train.data.sources import SourceSpec, open_sources
 from dart_train.reduction import DART
 from tests.data.conftest import llava_row
-from tests.data.pictures import encoded, noise
+from tests.data.images import encoded, noise
 from tests.data.test_formats import JUNK
 from tests.zoo import FAMILIES
 
@@ -36,7 +36,7 @@ def talk(*values, image=None):
 def faulty_rows(folder):
     """One row for each fault that can be seen without a model, with the code that it must get."""
     (folder / "cut.png").write_bytes(encoded(noise(200, 200))[:5000])
-    (folder / "text.png").write_text("not a picture")
+    (folder / "text.png").write_text("not an image")
     (folder / "grey.png").write_bytes(encoded(noise().convert("L")))
     (folder / "line.png").write_bytes(encoded(Image.new("RGB", (3000, 2))))
     (folder / "dot.png").write_bytes(encoded(Image.new("RGB", (2, 2))))

@@ -8,18 +8,18 @@ from dart_train.data.dataset import SkippedRow
 from dart_train.data.encoder import Encoder
 from dart_train.data.formats import normalise
 from dart_train.data.supervision import IGNORED
-from tests.zoo import FAMILIES, picture
+from tests.zoo import FAMILIES, make_image
 
 MIXES = {"one": (1,), "ragged": (1, 2, 0), "text first": (0, 1), "text only": (0, 0), "many": (2, 1, 2)}
 
 
 def rows_of(counts):
-    """(sample, its pictures), of different sizes, texts of different lengths."""
+    """(sample, its images), of different sizes, texts of different lengths."""
     rows = []
     for row, count in enumerate(counts):
         question = "<image>" * count + "What is it?" + " really?" * row
         sample = normalise({"question": question, "answer": "Yes." * (row + 1), "images": ["a.png"] * count})
-        rows.append((sample, [picture(10 * row + i) for i in range(count)]))
+        rows.append((sample, [make_image(10 * row + i) for i in range(count)]))
     return rows
 
 
@@ -31,10 +31,10 @@ def test_a_collated_batch_is_the_processors_own(name, counts):
     batch = Collator(processor)([encoder.encode(*row) for row in rows])
     labels = batch.pop("labels")
     texts = [encoder.template.answers(sample.messages())[0] for sample, _ in rows]
-    pictures = [images for _, images in rows] if any(counts) else None
+    images = [each for _, each in rows] if any(counts) else None
     special = not texts[0].startswith(processor.tokenizer.bos_token or "\0")
     own = processor(
-        text=texts, images=pictures, padding=True, padding_side="right", return_tensors="pt", add_special_tokens=special
+        text=texts, images=images, padding=True, padding_side="right", return_tensors="pt", add_special_tokens=special
     )
     assert batch.keys() == own.keys()
     for key, value in own.items():

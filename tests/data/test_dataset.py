@@ -26,7 +26,7 @@ def write(path, rows):
 
 @pytest.fixture
 def broken_file(tmp_path, image_folder):
-    """Nine rows; 2 names no picture, 5 has none at all, 7 no answer."""
+    """Nine rows; 2 names no image, 5 has none at all, 7 no answer."""
     rows = [llava_row(n, f"{n % 3}.png") for n in range(9)]
     rows[2]["image"] = "none.png"
     del rows[5]["image"]

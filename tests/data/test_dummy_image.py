@@ -32,7 +32,7 @@ def test_loss_and_gradients_of_a_text_only_batch_stay_what_they_are(name):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_weights_are_asked_for_in_the_order_of_a_batch_with_pictures_forward_and_backward(name):
+def test_dummy_image_uses_weights_in_the_order_of_a_batch_with_images(name):
     """ZeRO-3 gathers a module's weights when its turn comes, and all ranks must gather in one order."""
     model = FAMILIES[name].model().train()
     attach_dummy_image(model, dummy_inputs(FAMILIES[name].processor()))
@@ -42,15 +42,15 @@ def test_weights_are_asked_for_in_the_order_of_a_batch_with_pictures_forward_and
             module.register_forward_pre_hook(lambda *_, path=path: order.append(f"forward {path}"))
             module.register_full_backward_pre_hook(lambda *_, path=path: order.append(f"backward {path}"))
     _, shown = step(model, make_batch(name, (1, 1), "right", labels=True))
-    with_picture = list(dict.fromkeys(order))
+    with_images = list(dict.fromkeys(order))
     order.clear()
     _, dummy = step(model, make_batch(name, (0, 0), "right", labels=True))
     assert shown.keys() == dummy.keys()
-    assert list(dict.fromkeys(order)) == with_picture
+    assert list(dict.fromkeys(order)) == with_images
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen3_vl", "idefics3"])
-def test_batches_with_pictures_and_evaluation_are_left_alone(name):
+def test_batches_with_images_and_evaluation_are_unchanged(name):
     model = FAMILIES[name].model()
     batches = [make_batch(name, (1, 0), labels=True), make_batch(name, (0, 0), labels=True)]
     calls = []

@@ -33,7 +33,7 @@ def told(tmp_path_factory):
 
 
 @pytest.mark.parametrize("family, checkpointing", CASES)
-def test_a_rank_without_pictures_hangs_neither_zero_2_nor_zero_3(told, family, checkpointing):
+def test_a_rank_without_images_hangs_neither_zero_2_nor_zero_3(told, family, checkpointing):
     two, three = told(family, checkpointing, 2), told(family, checkpointing, 3)
     assert len(two["losses"]) == 5 and two["losses"][3] < two["losses"][0]
     assert three["losses"] == pytest.approx(two["losses"], rel=1e-4)

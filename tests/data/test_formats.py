@@ -106,14 +106,14 @@ def test_a_row_without_images_is_text_only():
 
 
 def test_columns_map_our_names_to_theirs():
-    row = {"picture": "cat.png", "query": "What is it?", "label": "A cat.", "key": "k1"}
-    columns = {"image": "picture", "question": "query", "answer": "label", "id": "key"}
+    row = {"photo": "cat.png", "query": "What is it?", "label": "A cat.", "key": "k1"}
+    columns = {"image": "photo", "question": "query", "answer": "label", "id": "key"}
     assert normalise(row, columns) == Sample("k1", ASKED)
     with pytest.raises(BadRowError, match="columns names nope"):
         normalise(row, {"image": "nope"})
 
 
-def test_a_tar_row_brings_its_own_picture():
+def test_a_tar_row_brings_its_own_image():
     row = {"__key__": "000", "__url__": "x.tar", "jpg": {"bytes": PNG, "path": "000.jpg"}, "json": LLAVA}
     sample = normalise(row)
     assert sample.id == "1" and sample.images == [ImageRef(data=PNG)]

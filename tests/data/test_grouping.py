@@ -12,7 +12,7 @@ from dart_train.data.sampler import DeterministicOrder
 from dart_train.data.sources import SourceSpec, open_sources
 from dart_train.reduction import DART
 from tests.data.conftest import llava_row
-from tests.data.pictures import noise
+from tests.data.images import noise
 from tests.zoo import FAMILIES
 
 ENCODER = Encoder(FAMILIES["qwen2_vl"].processor(), 400, "drop")

@@ -1,4 +1,4 @@
-"""A picture is opened inside its folder, within limits, upright and RGB, or refused by name."""
+"""An image is opened inside its folder, within limits, upright and RGB, or refused by name."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ from PIL import Image, ImageCms
 from dart_train.data.images import ImageStore, fitted_size
 from dart_train.data.issues import BadRowError
 from dart_train.data.sample import ImageRef
-from tests.data.pictures import encoded, noise
+from tests.data.images import encoded, noise
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def test_a_truncated_file_is_found_though_its_header_is_whole(kind):
             assert error.value.code in ("truncated_image", "unreadable_image")
 
 
-def test_no_decoder_beyond_plain_pictures_is_tried():
+def test_no_decoder_beyond_plain_images_is_tried():
     refused(*bytes_of(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "unreadable_image")
     refused(*bytes_of(b""), "unreadable_image")
 
@@ -132,7 +132,7 @@ def test_a_line_a_hundred_thousand_wide_is_refused():
     refused(*bytes_of(encoded(Image.new("L", (100_000, 1)))), "extreme_shape")
 
 
-def picture(mode):
+def image_of_mode(mode):
     ramp = np.linspace(0, 255, 1200).reshape(30, 40)
     if mode == "I;16":
         return Image.fromarray((ramp * 257).astype(np.uint16))
@@ -146,10 +146,10 @@ def picture(mode):
 
 @pytest.mark.parametrize("mode", ["RGBA", "P", "L", "LA", "1", "CMYK", "I;16", "I", "F", "LAB"])
 def test_every_mode_becomes_rgb_and_is_told(mode):
-    store, ref = bytes_of(encoded(picture(mode), "TIFF"))
+    store, ref = bytes_of(encoded(image_of_mode(mode), "TIFF"))
     opened = store.open(ref)
     assert opened.mode == "RGB" and opened.size == (40, 30)
-    assert np.asarray(opened).std() > 20  # still a picture: neither clipped to white nor to black
+    assert np.asarray(opened).std() > 20  # still an image: neither clipped to white nor to black
     assert [finding.code for finding in store.probe(ref)[1]] == ["mode_converted"]
 
 
@@ -171,7 +171,7 @@ def test_an_animation_gives_its_first_frame():
     assert "animated_image" in [finding.code for finding in store.probe(ref)[1]]
 
 
-def test_a_picture_is_turned_upright():
+def test_an_image_is_turned_upright():
     exif = Image.Exif()
     exif[0x0112] = 6
     store, ref = bytes_of(encoded(noise(40, 20), "JPEG", exif=exif))
@@ -200,7 +200,7 @@ def test_opening_resizes_to_the_limits():
 
 @settings(max_examples=150, deadline=None)
 @given(st.data())
-def test_damaged_bytes_are_a_picture_or_a_bad_row(data):
+def test_damaged_bytes_are_an_image_or_a_bad_row(data):
     whole = bytearray(encoded(noise(16, 16), data.draw(st.sampled_from(["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP"]))))
     for _ in range(data.draw(st.integers(1, 6))):
         whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))

@@ -14,9 +14,9 @@ from dart_train.data.encoder import Encoder
 from dart_train.data.formats import normalise
 from dart_train.reduction import count_kept_by_stage
 from tests.laws.cases import NAMES, model_of
-from tests.zoo import FAMILIES, picture
+from tests.zoo import FAMILIES, make_image
 
-# Each row: what is said in turn, question and answer; pictures side by side, apart, in later turns, last, and none.
+# Each row: what is said in turn, question and answer; images side by side, apart, in later turns, last, and none.
 ROWS = (
     ("<image>What is red?", "A cat."),
     ("<image><image>Which of <image> them?", "The first one."),
@@ -41,11 +41,11 @@ def encoded(name: str) -> tuple[Any, list[Any]]:
     encoder, rows, lengths = Encoder(FAMILIES[name].processor()), [], []
     for number, said in enumerate(ROWS):
         turns = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(said)]
-        pictures = [picture(10 * number + i) for i in range("".join(said).count("<image>"))]
-        images = {"images": [f"{i}.png" for i in range(len(pictures))]} if pictures else {}
+        shown = [make_image(10 * number + i) for i in range("".join(said).count("<image>"))]
+        images = {"images": [f"{i}.png" for i in range(len(shown))]} if shown else {}
         sample = normalise({"messages": turns, **images})
-        lengths.append(encoder.measure(sample, tuple(image.size for image in pictures)))
-        rows.append(encoder.encode(sample, pictures))
+        lengths.append(encoder.measure(sample, tuple(image.size for image in shown)))
+        rows.append(encoder.encode(sample, shown))
     return Collator(encoder.processor)(rows), lengths
 
 
@@ -65,7 +65,7 @@ def test_the_count_is_what_the_model_keeps(name: str) -> None:
             assert (mask & kept.visual).sum(1).tolist() == [counts[stage] for counts in told]
 
 
-def test_a_picture_is_in_the_turn_of_the_answer_behind_it() -> None:
+def test_an_image_is_in_the_turn_of_the_answer_behind_it() -> None:
     for name in NAMES:
         turns = [length.answer_starts for length in encoded(name)[1]]
         alike = [[each.count(turn) for turn in dict.fromkeys(each)] for each in turns]

@@ -10,19 +10,19 @@ from dart_train.data.formats import normalise
 from dart_train.data.issues import BadRowError
 from dart_train.data.supervision import IGNORED
 from dart_train.data.truncation import TooLongError
-from tests.zoo import FAMILIES, picture, sentence
+from tests.zoo import FAMILIES, make_image, sentence
 
-IMAGES = [picture(seed) for seed in range(4)]
+IMAGES = [make_image(seed) for seed in range(4)]
 
 
 def talk(*exchanges):
-    """(number of pictures, words asked, words answered) for each exchange."""
+    """(number of images, words of the question, words of the answer) for each exchange."""
     messages = []
-    for number, (pictures, asked, answered) in enumerate(exchanges):
-        question = "<image>" * pictures + sentence(max(1, asked), number)
+    for number, (images, question_words, answer_words) in enumerate(exchanges):
+        question = "<image>" * images + sentence(max(1, question_words), number)
         messages.append({"role": "user", "content": question})
-        messages.append({"role": "assistant", "content": sentence(max(1, answered), 50 + number)})
-    total = sum(pictures for pictures, _, _ in exchanges)
+        messages.append({"role": "assistant", "content": sentence(max(1, answer_words), 50 + number)})
+    total = sum(images for images, _, _ in exchanges)
     return normalise({"messages": messages, "images": ["a.png"] * total}, row_id="the-row")
 
 
@@ -51,7 +51,7 @@ def test_no_image_token_is_ever_cut_and_the_limit_is_kept(exchanges, limit, name
         assert visual(encoder, whole) > 0 or limit < 60  # text alone can always be shortened, markup cannot
         return
     assert short.length <= limit and visual(encoder, short) == visual(encoder, whole)
-    for key, value in whole.features.items():  # the pictures themselves are the same
+    for key, value in whole.features.items():  # the images themselves are the same
         if value.shape != whole.features["input_ids"].shape:
             assert torch.equal(value, short.features[key])
         else:
@@ -103,7 +103,7 @@ def test_drop_and_error_name_the_row_its_length_and_the_limit():
     assert not isinstance(error.value, BadRowError)  # it ends the run, and is not skipped as a bad row
 
 
-def test_pictures_larger_than_the_limit_drop_the_row_whatever_the_policy():
+def test_images_larger_than_the_limit_drop_the_row_whatever_the_policy():
     with pytest.raises(BadRowError, match="its images and markup alone leave no room"):
         encode("llava", talk((2, 4, 4)), 100)
 

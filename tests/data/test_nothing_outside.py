@@ -8,7 +8,7 @@ import pytest
 from dart_train.data.images import ImageStore
 from dart_train.data.issues import BadRowError
 from dart_train.data.sample import ImageRef
-from tests.data.pictures import noise
+from tests.data.images import noise
 
 OPENED: list[str] = []
 LISTENING = [False]
@@ -23,7 +23,7 @@ sys.addaudithook(listen)  # for the rest of the process: such hooks cannot be ta
 
 
 @pytest.mark.parametrize("way", ["up", "absolute", "link", "linked folder", "neighbour"])
-def test_a_picture_outside_is_refused_and_not_opened(tmp_path, way):
+def test_an_image_outside_is_refused_and_not_opened(tmp_path, way):
     folder, secret, beside = tmp_path / "images", tmp_path / "secret.png", tmp_path / "images2" / "c.png"
     for file in (folder / "a.png", secret, beside):
         file.parent.mkdir(exist_ok=True)

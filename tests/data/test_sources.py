@@ -17,7 +17,7 @@ from dart_train.data.issues import BadRowError
 from dart_train.data.sample import ImageRef
 from dart_train.data.sources import SourceSpec, open_source, open_sources
 from tests.data.conftest import llava_row
-from tests.data.pictures import encoded, noise
+from tests.data.images import encoded, noise
 
 
 def samples(spec, **options):
@@ -77,10 +77,10 @@ def write_tar(path, columns):
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_paths_inside_columnar_files_are_never_opened_by_the_loader(tmp_path, streaming):
-    pictures = [{"bytes": b"junk", "path": "a.png"}, {"bytes": None, "path": "/etc/passwd"}]
+    images = [{"bytes": b"junk", "path": "a.png"}, {"bytes": None, "path": "/etc/passwd"}]
     text = datasets.Value("string")
     features = datasets.Features({"images": datasets.List(datasets.Image()), "question": text, "answer": text})
-    table = pa.Table.from_pylist([{"images": pictures, "question": "?", "answer": "!"}], schema=features.arrow_schema)
+    table = pa.Table.from_pylist([{"images": images, "question": "?", "answer": "!"}], schema=features.arrow_schema)
     pq.write_table(table, tmp_path / "rows.parquet")
     (sample,) = samples(tmp_path / "rows.parquet", streaming=streaming)
     assert sample.images == [ImageRef(data=b"junk"), ImageRef(path="/etc/passwd")]

@@ -18,7 +18,7 @@ from dart_train.evaluation.comparison_grid import prepare
 from dart_train.evaluation.generate import LoadedCheckpoint
 from dart_train.evaluation.questions import Question
 from dart_train.evaluation.results import ComparisonResults
-from tests.zoo import picture, save_folder, sentence
+from tests.zoo import make_image, save_folder, sentence
 
 RECIPE = """
 model: {{path: {folder}/llava, dtype: float32}}
@@ -62,7 +62,7 @@ def _row(folder: Path, number: int) -> dict[str, Any]:
     """Questions of different lengths; one without an image."""
     text, names = sentence(2 + number % 5, number), [] if number == 3 else [f"{number}.png"]
     for name in names:
-        picture(number).save(folder / "images" / name)
+        make_image(number).save(folder / "images" / name)
     turns = [{"from": "human", "value": "<image>\n" * len(names) + text}, {"from": "gpt", "value": "nothing yet"}]
     row = {"id": str(number), "conversations": turns, "kind": KINDS[number % 2]}
     return {**row, "image": names[0]} if names else row

@@ -11,12 +11,12 @@ import pytest
 from dart_train.config import Recipe, read_recipe
 from dart_train.data.issues import BadRowError
 from dart_train.evaluation.questions import Question, open_sets, questions_of
-from tests.zoo import picture
+from tests.zoo import make_image
 
 
 @pytest.fixture
 def read_rows(tmp_path: Path):
-    picture(1).save(tmp_path / "a.png")
+    make_image(1).save(tmp_path / "a.png")
 
     def read(*rows: Any, **columns: str) -> list[Question | BadRowError]:
         (tmp_path / "rows.json").write_text(json.dumps(list(rows)))
@@ -70,7 +70,7 @@ def test_key_changes_with_question_answer_and_image(read_rows, tmp_path: Path) -
     row = {"image": "a.png", "question": "Which?", "answer": "red"}
     keys = [read_rows({**row, **more})[0].key for more in ({}, {}, {"answer": "blue"}, {"question": "What?"})]
     assert keys[0] == keys[1] and len(set(keys)) == 3
-    picture(2).save(tmp_path / "a.png")
+    make_image(2).save(tmp_path / "a.png")
     assert read_rows(row)[0].key not in keys
 
 

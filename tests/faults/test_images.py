@@ -22,11 +22,11 @@ MODES = {"lora": [], "full": ["parts.language={mode: full}", "parts.vision={mode
 STAGES = (0, 1, 2, 3)
 
 
-def pictures(recipe: Path) -> list[tuple[int, ...]]:
-    """Of each step: how many pictures each of the two ranks sees."""
-    told, processor = load_recipe(recipe, SHARED), FAMILIES["llava"].processor()
+def images_per_rank(recipe: Path) -> list[tuple[int, ...]]:
+    """Of each step: how many images each of the two ranks sees."""
+    loaded, processor = load_recipe(recipe, SHARED), FAMILIES["llava"].processor()
     rows = json.loads((recipe.parent / "rows.json").read_text())
-    feeds = [TrainFeed.open(told, RankInfo(rank, 2, 2, False), processor) for rank in (0, 1)]
+    feeds = [TrainFeed.open(loaded, RankInfo(rank, 2, 2, False), processor) for rank in (0, 1)]
     names = [[feed.row_ids(step, 0)[0] for feed in feeds] for step in range(STEPS)]
     numbers = [[int(name.removeprefix("rows.json:").split()[0]) for name in each] for each in names]
     return [tuple(len(rows[number].get("image", ())) for number in each) for each in numbers]
@@ -34,9 +34,9 @@ def pictures(recipe: Path) -> list[tuple[int, ...]]:
 
 def test_no_zero_stage_waits_for_a_rank_without_images(tmp_path: Path) -> None:
     recipe = make_recipe(tmp_path)
-    seen = pictures(recipe)
-    alone = sum(min(each) == 0 < max(each) for each in seen)
-    other, none = sum(each[0] != each[1] for each in seen), sum(max(each) == 0 for each in seen)
+    counts = images_per_rank(recipe)
+    alone = sum(min(each) == 0 < max(each) for each in counts)
+    other, none = sum(each[0] != each[1] for each in counts), sum(max(each) == 0 for each in counts)
     assert alone > STEPS / 4 and none > 5
     runs = {f"{mode}-{stage}": [f"train.zero_stage={stage}", *MODES[mode]] for mode in MODES for stage in STAGES}
     jobs = [{"recipe": str(recipe), "overrides": [*SHARED, f"train.output_dir={tmp_path / name}", *changes]}

@@ -44,7 +44,7 @@ def reducer_of(method: str, keep: int | float = 8, **options: Any) -> Reducer:
 
 
 def new_tokens(model: Any, batch: dict[str, Tensor], number: int = 5, **options: Any) -> Tensor:
-    """Generated ids only. Visual tokens are not generated: no model's forward takes them without a picture."""
+    """Generated ids only. Visual tokens are not generated: no model's forward takes them without an image."""
     names = ("image_token_id", "image_token_index", "video_token_id")
     visual = {getattr(model.config, name, None) for name in names} - {None}
     options |= {"do_sample": False, "max_new_tokens": number, "min_new_tokens": number}

@@ -91,20 +91,20 @@ def test_prompt_lookup_drafts_do_not_influence_the_selection(name: str) -> None:
 
 
 def turn_by_turn(model: Any, name: str, keep: int) -> tuple[Any, Any, Any]:
-    """Two turns, a picture in each: the second continues the first one's cache."""
+    """Two turns, an image in each: the second continues the first one's cache."""
     first, _ = conversation(1, "what is here", "a red one", seed=1)
     second, _ = conversation(1, "and which is here", seed=2)
     both = encode(name, [first + second])
     visual = both["input_ids"][0] == model.config.image_token_id
-    edges = torch.diff(visual.int()).nonzero().flatten().tolist()  # before and at the end of each picture
+    edges = torch.diff(visual.int()).nonzero().flatten().tolist()  # before and at the end of each image
     split = edges[2] - 2
-    pictures = {k: v for k, v in both.items() if k in ("pixel_values", "image_sizes")}
+    images = {k: v for k, v in both.items() if k in ("pixel_values", "image_sizes")}
     ids, mask = both["input_ids"], both["attention_mask"]
     with torch.no_grad(), attach(model, DART(keep=keep)) as attached:
-        now = {k: v[:1] for k, v in pictures.items()}
+        now = {k: v[:1] for k, v in images.items()}
         cache = model(input_ids=ids[:, :split], attention_mask=mask[:, :split], use_cache=True, **now)
         before, cache = attached.last, cache_in_output(cache)
-        later = {k: v[1:] for k, v in pictures.items()}
+        later = {k: v[1:] for k, v in images.items()}
         later[cache_argument(model.forward)] = cache
         logits = model(input_ids=ids[:, split:], attention_mask=mask, **later).logits
     return both, logits, (before, attached.last)

@@ -117,7 +117,7 @@ def test_later_stages_keep_to_the_same_images(name: str) -> None:
 @pytest.mark.parametrize("method", ["dart", "uniform", "window_fastv"])
 @pytest.mark.parametrize("name", [*SPLIT, "qwen2_5_vl", "llava_onevision"])
 def test_beams_share_the_images_of_their_sample(name: str, method: str) -> None:
-    """Beams repeat what the forward is given, pictures' grids too; `generate` was given each once."""
+    """Beams repeat what the forward is given, images' grids too; `generate` was given each once."""
     model, batch = model_of(name), batch_of(name, (2, 1))
     with attach(model, reducer_of(method, 7, per="image")) as attached:
         cached = new_tokens(model, batch, 3, num_beams=2)

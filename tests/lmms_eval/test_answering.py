@@ -25,7 +25,7 @@ from dart_train.lmms_eval.answering import (
 from dart_train.lmms_eval.loading import open_model
 from dart_train.models.prompts import assistant_message, user_message
 from tests.fixtures.run_scene import ROOT
-from tests.zoo import picture, save_folder, sentence
+from tests.zoo import make_image, save_folder, sentence
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +46,8 @@ def test_the_entry_point_names_what_is_there() -> None:
 def test_batched_answers_equal_single_ones(folder: Path) -> None:
     loaded = open_model({"pretrained": str(folder), "reducer": "dart", "keep": 8}, "cpu")
     conversations = [
-        [user_message(sentence(3, 1), [picture(1)])],
-        [user_message(sentence(6, 2), [picture(2), picture(3)])],
+        [user_message(sentence(3, 1), [make_image(1)])],
+        [user_message(sentence(6, 2), [make_image(2), make_image(3)])],
     ]
     count = VisualTokenCount()
     options = {"max_new_tokens": 5, "temperature": 0, "until": ["\n\n"]}
@@ -67,7 +67,7 @@ def test_likelihood_equals_that_of_generation(folder: Path, reducer: str) -> Non
     """Token by token: each probability from a prefill of all that comes before it, chosen by the prompt alone."""
     keep = {} if reducer == "none" else {"keep": 8}
     loaded = open_model({"pretrained": str(folder), "reducer": reducer, **keep}, "cpu")
-    conversation = [user_message(sentence(4, 1), [picture(1)])]
+    conversation = [user_message(sentence(4, 1), [make_image(1)])]
     found = likelihood(loaded, conversation, "red circle")
     inputs = chat_inputs(loaded, [conversation])
     tokens = loaded.processor.tokenizer("red circle", add_special_tokens=False)["input_ids"]
@@ -95,7 +95,7 @@ class Forced:
 
 def test_the_models_own_answer_is_greedy(folder: Path) -> None:
     loaded = open_model({"pretrained": str(folder), "reducer": "dart", "keep": 8}, "cpu")
-    conversation = [user_message(sentence(4, 3), [picture(4)])]
+    conversation = [user_message(sentence(4, 3), [make_image(4)])]
     inputs = chat_inputs(loaded, [conversation])
     first = loaded.model.generate(**inputs, max_new_tokens=1, do_sample=False)[0, -1]
     word = loaded.processor.tokenizer.decode(first)
@@ -120,7 +120,7 @@ def test_answers_end_at_stop_texts() -> None:
 
 def test_image_token_in_the_text_is_removed(folder: Path) -> None:
     processor = dart_train.load(folder, device="cpu").processor
-    (turn,) = from_question(processor, f"{processor.image_token}\nwhat is it", [picture(1).convert("L")])
+    (turn,) = from_question(processor, f"{processor.image_token}\nwhat is it", [make_image(1).convert("L")])
     assert [part["type"] for part in turn["content"]] == ["image", "text"]
     assert turn["content"][1]["text"] == "what is it" and turn["content"][0]["image"].mode == "RGB"
     assert from_messages(processor, [turn, assistant_message("yes")]) == [turn, assistant_message("yes")]

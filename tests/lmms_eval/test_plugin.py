@@ -17,7 +17,7 @@ from dart_train.chat import generate_answers
 from dart_train.lmms_eval import NAME
 from dart_train.models.prompts import user_message
 from tests.fixtures.run_scene import ROOT
-from tests.zoo import picture, save_folder, sentence
+from tests.zoo import make_image, save_folder, sentence
 
 HOW = 'its pins are narrower than ours; in an environment of its own: pip install ".[lmms]" pytest'
 pytest.importorskip("lmms_eval", reason=f"lmms-eval is not here: {HOW}")
@@ -29,7 +29,7 @@ dataset_path: parquet
 dataset_kwargs: {{data_files: {{test: {rows}}}}}
 test_split: test
 output_type: {kind}
-doc_to_visual: !function tiny.pictures
+doc_to_visual: !function tiny.images
 doc_to_text: !function tiny.text
 {more}
 metadata: [{{version: 0.0}}]
@@ -45,7 +45,7 @@ doc_to_target: 0
 metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
 """
 FUNCTIONS = """
-def pictures(doc):
+def images(doc):
     return [doc["image"].convert("RGB")]
 
 def text(doc, lmms_eval_specific_kwargs=None):
@@ -60,7 +60,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("scene")
     save_folder("llava", folder / "llava")
-    rows = [{"image": picture(i), "question": sentence(3 + i % 2, i), "answer": "red"} for i in range(QUESTIONS)]
+    rows = [{"image": make_image(i), "question": sentence(3 + i % 2, i), "answer": "red"} for i in range(QUESTIONS)]
     features = datasets.Features(
         {"image": datasets.Image(), "question": datasets.Value("string"), "answer": datasets.Value("string")}
     )
@@ -105,7 +105,7 @@ def test_lmms_eval_registry_finds_the_plug_in() -> None:
 def test_a_task_runs_with_the_reduction(scene: Path, tmp_path: Path, more: list[str]) -> None:
     output = evaluate(scene, tmp_path, "tiny_generate", *more)
     loaded = dart_train.load(scene / "llava", {"method": "dart", "keep": 8}, device="cpu")
-    conversations = [[user_message(sentence(3 + i % 2, i), [picture(i)])] for i in range(QUESTIONS)]
+    conversations = [[user_message(sentence(3 + i % 2, i), [make_image(i)])] for i in range(QUESTIONS)]
     direct = [generate_answers(loaded, [one], max_new_tokens=4)[0] for one in conversations]
     assert [answer_of(row) for row in output["samples"]] == direct
     full = dart_train.load(scene / "llava", reducer=None, device="cpu")
@@ -117,7 +117,7 @@ def test_multiple_choice_by_likelihood(scene: Path, tmp_path: Path) -> None:
 
     output = evaluate(scene, tmp_path, "tiny_choose", "--force_simple")
     loaded = dart_train.load(scene / "llava", {"method": "dart", "keep": 8}, device="cpu")
-    conversations = [[user_message(sentence(3 + i % 2, i), [picture(i)])] for i in range(QUESTIONS)]
+    conversations = [[user_message(sentence(3 + i % 2, i), [make_image(i)])] for i in range(QUESTIONS)]
     correct = 0
     for one in conversations:
         weighed = [likelihood(loaded, one, f" {choice}").loss for choice in ("red", "the small circle")]

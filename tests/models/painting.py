@@ -46,7 +46,7 @@ def model_without_tower_attention(name: str) -> Any:
 
 def ask(name: str, rows: Sequence[Sequence[Image.Image]]) -> dict[str, Tensor]:
     text = {"type": "text", "text": "what is it"}
-    parts = [[*({"type": "image", "image": picture} for picture in row), text] for row in rows]
+    parts = [[*({"type": "image", "image": image} for image in row), text] for row in rows]
     return encode(name, [[{"role": "user", "content": content}] for content in parts])
 
 
@@ -65,9 +65,9 @@ def video_inputs(name: str, rows: Sequence[Sequence[Image.Image]]) -> dict[str, 
     return dict(encoded)
 
 
-def places(name: str, pictures: Sequence[Image.Image]) -> list[TokenPlace]:
+def places(name: str, images: Sequence[Image.Image]) -> list[TokenPlace]:
     return locate_tokens(
-        model_without_tower_attention(name), FAMILIES[name].processor(), ask(name, [pictures]), [pictures]
+        model_without_tower_attention(name), FAMILIES[name].processor(), ask(name, [images]), [images]
     )[0]
 
 
@@ -88,20 +88,20 @@ def visual_tokens(name: str, batch: dict[str, Tensor]) -> Tensor:
     return found[0][torch.isin(batch["input_ids"], torch.tensor(parts.visual_ids))]
 
 
-def painted(picture: Image.Image, box: Box) -> Image.Image:
+def painted(image: Image.Image, box: Box) -> Image.Image:
     """Other colours in the box, in full pixels."""
-    copy = picture.copy()
+    copy = image.copy()
     corner = (round(box.left), round(box.top), round(box.right) - 1, round(box.bottom) - 1)
-    part = picture.crop((corner[0], corner[1], corner[2] + 1, corner[3] + 1))
+    part = image.crop((corner[0], corner[1], corner[2] + 1, corner[3] + 1))
     copy.paste(part.point(lambda value: (value + 128) % 256), corner[:2])
     return copy
 
 
-def changes(name: str, pictures: Sequence[Image.Image], number: int, boxes: Sequence[Box]) -> Tensor:
+def changes(name: str, images: Sequence[Image.Image], number: int, boxes: Sequence[Box]) -> Tensor:
     """[boxes, N] how much each token changes when a box of image `number` is painted."""
     rows = [
-        list(pictures),
-        *([painted(picture, box) if i == number else picture for i, picture in enumerate(pictures)] for box in boxes),
+        list(images),
+        *([painted(image, box) if i == number else image for i, image in enumerate(images)] for box in boxes),
     ]
     tokens = visual_tokens(name, ask(name, rows)).unflatten(0, (len(rows), -1)).float()
     return (tokens[1:] - tokens[:1]).norm(dim=2)

@@ -17,7 +17,7 @@ from dart_train.models.resize import accept_smaller_images, fewer_pixels, result
 from dart_train.models.structure import part_of
 from dart_train.models.token_places import locate_tokens
 from dart_train.visualization import show
-from tests.zoo import FAMILIES, picture
+from tests.zoo import FAMILIES, make_image
 
 TOKENS = (8, 8)
 
@@ -56,13 +56,13 @@ def unknown_family() -> tuple[Any, Any]:
 
 def test_unknown_family_works_with_methods_without_a_grid(registry: dict[str, Family]) -> None:
     model, processor = unknown_family()
-    inputs = build_inputs(processor, [[user_message("what", [picture(1)])]])
+    inputs = build_inputs(processor, [[user_message("what", [make_image(1)])]])
     with attach(model, DART(keep=9)):
         model(**inputs)
     with attach(model, UniformGrid(keep=9)), pytest.raises(UnknownGridError, match="'made_up'"):
         model(**inputs)
     with pytest.raises(UnknownGridError, match="'made_up'"):
-        locate_tokens(model, processor, inputs, [[picture(1)]])
+        locate_tokens(model, processor, inputs, [[make_image(1)]])
     with pytest.raises(ValueError, match="MadeUpProcessor: how its encoder takes smaller images is not known"):
         fewer_pixels(processor, 9)
 
@@ -71,13 +71,13 @@ def test_unknown_family_works_with_methods_without_a_grid(registry: dict[str, Fa
 def test_new_family_needs_one_record(registry: dict[str, Family]) -> None:
     family.register(record())
     model, processor = unknown_family()
-    inputs = build_inputs(processor, [[user_message("what", [picture(1)])]])
+    inputs = build_inputs(processor, [[user_message("what", [make_image(1)])]])
     with attach(model, UniformGrid(keep=9)) as attached:
         model(**inputs)
         assert attached.last is not None and list(attached.last.visual_after) == [9]
-    assert len(locate_tokens(model, processor, inputs, [[picture(1)]])[0]) == 64
-    assert show(model, processor, [picture(1)], "what", [UniformGrid(keep=9)], width=160).width == 2 * 160 + 3 * 16
-    smaller = build_inputs(fewer_pixels(processor, 16), [[user_message("what", [picture(1)])]])
+    assert len(locate_tokens(model, processor, inputs, [[make_image(1)]])[0]) == 64
+    assert show(model, processor, [make_image(1)], "what", [UniformGrid(keep=9)], width=160).width == 2 * 160 + 3 * 16
+    smaller = build_inputs(fewer_pixels(processor, 16), [[user_message("what", [make_image(1)])]])
     assert int((smaller["input_ids"] == model.config.image_token_id).sum()) == 16
     assert resulting_size(processor, 16, 64, 64).tokens == 16
     with accept_smaller_images(model):

@@ -17,7 +17,7 @@ from transformers import ProcessorMixin
 from transformers.utils import is_torchvision_available
 
 from dart_train.models.processors import load_processor
-from tests.zoo import FAMILIES, FAMILIES_WITH_VIDEO, conversation, picture, save_folder
+from tests.zoo import FAMILIES, FAMILIES_WITH_VIDEO, conversation, make_image, save_folder
 
 every_family = pytest.mark.parametrize("name", FAMILIES)
 without_torchvision = pytest.mark.skipif(is_torchvision_available(), reason="torchvision is installed")
@@ -76,7 +76,7 @@ def test_pickle(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [*FAMILIES_WITH_VIDEO, "llava_onevision", "internvl", "smolvlm"])
 def test_video_is_refused_without_torchvision(name: str, tmp_path: Path) -> None:
     loaded = load_processor(str(save_folder(name, tmp_path)))
-    frames = [picture(number, (48, 48)) for number in range(4)]
+    frames = [make_image(number, (48, 48)) for number in range(4)]
     for video in (frames, "clip.mp4"):
         turn = {"role": "user", "content": [{"type": "video", "video": video}]}
         with pytest.raises(ValueError, match="install torchvision"):
@@ -86,12 +86,12 @@ def test_video_is_refused_without_torchvision(name: str, tmp_path: Path) -> None
 @pytest.mark.parametrize("name", FAMILIES_WITH_VIDEO)
 def test_pixel_limits_change_the_number_of_tokens(name: str, tmp_path: Path) -> None:
     folder = str(save_folder(name, tmp_path))
-    picture = conversation(1, "", seed=0)[1][0]
+    image = conversation(1, "", seed=0)[1][0]
 
     def patches(**limits: int) -> int:
-        return load_processor(folder, **limits).image_processor([picture])["image_grid_thw"][0].prod().item()
+        return load_processor(folder, **limits).image_processor([image])["image_grid_thw"][0].prod().item()
 
-    assert picture.size == (64, 64)
+    assert image.size == (64, 64)
     assert patches() == 16 * 16
     assert patches(max_pixels=32 * 32) == 8 * 8
     assert patches(min_pixels=96 * 96, max_pixels=128 * 128) == 24 * 24

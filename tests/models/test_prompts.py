@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from dart_train.models.prompts import assistant_message, build_inputs, prompt_problems, special_tokens, user_message
-from tests.zoo import FAMILIES, picture
+from tests.zoo import FAMILIES, make_image
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_batch_equals_apply_chat_template_of_the_processor(family: str) -> None:
     processor = FAMILIES[family].processor()
     conversations = [
-        [user_message("what is red", [picture(1)])],
-        [user_message("which", [picture(2), picture(3)]), assistant_message("one"), user_message("and the other")],
+        [user_message("what is red", [make_image(1)])],
+        [user_message("which", [make_image(2), make_image(3)]), assistant_message("one"), user_message("and what")],
     ]
     inputs = build_inputs(processor, conversations)
     expected = processor.apply_chat_template(
@@ -33,16 +33,16 @@ def test_batch_equals_apply_chat_template_of_the_processor(family: str) -> None:
 
 def test_images_given_separately_are_those_of_the_messages() -> None:
     processor = FAMILIES["llava"].processor()
-    inputs = build_inputs(processor, [[user_message("what", [picture(1)])]])
+    inputs = build_inputs(processor, [[user_message("what", [make_image(1)])]])
     bare = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what"}]}]
-    separate = build_inputs(processor, [bare], [[picture(1)]])
+    separate = build_inputs(processor, [bare], [[make_image(1)]])
     assert all(torch.equal(inputs[name], separate[name]) for name in inputs)
 
 
 def test_bos_written_by_the_template_is_not_added_again() -> None:
     processor = FAMILIES["gemma3"].processor()
     begin = processor.tokenizer.bos_token_id
-    ids = build_inputs(processor, [[user_message("what", [picture(1)])]])["input_ids"]
+    ids = build_inputs(processor, [[user_message("what", [make_image(1)])]])["input_ids"]
     assert int((ids == begin).sum()) == 1
     assert special_tokens(processor, f"{processor.tokenizer.bos_token}text") == {"add_special_tokens": False}
     assert special_tokens(processor, "text") == {"add_special_tokens": True}

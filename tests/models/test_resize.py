@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from dart_train.models.families.llava import interpolate_position_embeddings
 from dart_train.models.families.resizer import fit_grid
 from dart_train.models.resize import accept_smaller_images, fewer_pixels, resulting_size
-from tests.zoo import FAMILIES, picture
+from tests.zoo import FAMILIES, make_image
 from tests.zoo.processors import TILE
 
 SIZES = ((64, 64), (64, 40), (32, 64))  # (width, height)
@@ -30,7 +30,7 @@ def model_of(name: str) -> Any:
 def encoded(processor: Any, sizes: tuple[tuple[int, int], ...]) -> dict[str, torch.Tensor]:
     question = {"type": "text", "text": "?"}
     rows = [
-        [{"role": "user", "content": [{"type": "image", "image": picture(i, size)}, question]}]
+        [{"role": "user", "content": [{"type": "image", "image": make_image(i, size)}, question]}]
         for i, size in enumerate(sizes)
     ]
     options = {"padding": True, "padding_side": "left"}

@@ -12,7 +12,7 @@ from transformers import LlavaNextConfig
 from dart_train.models.families import Tile, UnknownGridError, find_family
 from dart_train.models.structure import find_parts
 from dart_train.reduction.batch_layout import BatchLayout, SampleLayout
-from tests.zoo import FAMILIES, FAMILIES_WITH_VIDEO, encode, make_video_batch, picture
+from tests.zoo import FAMILIES, FAMILIES_WITH_VIDEO, encode, make_image, make_video_batch
 
 SIZES = [(64, 64), (64, 40), (32, 64), (48, 48), (97, 20), (20, 97), (61, 50), (33, 64), (200, 130), (16, 16)]
 PIXELS = ("pixel_values", "pixel_values_videos")
@@ -21,7 +21,7 @@ VISUAL, VIDEO, TEXT, MARK = 1, 2, 10, 11
 
 def encoded(name: str, *rows: list[tuple[int, int]]) -> dict[str, torch.Tensor]:
     """Each row: images of these sizes (width, height), then a question."""
-    turns = [[{"type": "image", "image": picture(number, size)} for number, size in enumerate(row)] for row in rows]
+    turns = [[{"type": "image", "image": make_image(number, size)} for number, size in enumerate(row)] for row in rows]
     question = {"type": "text", "text": "what"}
     return encode(name, [[{"role": "user", "content": [*images, question]}] for images in turns])
 

@@ -21,7 +21,7 @@ from tests.models.painting import (
     video_inputs,
     visual_tokens,
 )
-from tests.zoo import FAMILIES, FAMILIES_WITH_VIDEO, picture
+from tests.zoo import FAMILIES, FAMILIES_WITH_VIDEO, make_image
 
 # Sizes at which nothing is resized before the tiles: every pixel must be right.
 EXACT = {"llava": (32, 32), "gemma3": (32, 32)}
@@ -38,10 +38,10 @@ def boxes_in(size: tuple[int, int], number: int, seed: int) -> list[Box]:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_paint_changes_exactly_the_tokens_whose_box_it_touches(name: str) -> None:
-    shown = [picture(3, EXACT.get(name, (64, 64)))]
+    shown = [make_image(3, EXACT.get(name, (64, 64)))]
     found, boxes = places(name, shown), boxes_in(shown[0].size, 4, seed=1)
     moved = changes(name, shown, 0, boxes) > MOVED
-    sharp = [i for i, place in enumerate(found) if place.view != "overview"]  # the overview is a smaller picture
+    sharp = [i for i, place in enumerate(found) if place.view != "overview"]  # the overview is a smaller image
     assert any(found[i].box for i in sharp)
     for box, row in zip(boxes, moved.tolist(), strict=True):
         touched = [i for i in sharp if (at := found[i].box) and at.touches(box)]
@@ -51,7 +51,7 @@ def test_paint_changes_exactly_the_tokens_whose_box_it_touches(name: str) -> Non
 @pytest.mark.parametrize("sizes", [[(97, 150)], [(90, 41), (50, 70)]], ids=["odd", "two"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_paint_in_a_box_changes_its_token_most(name: str, sizes: list[tuple[int, int]]) -> None:
-    shown = [picture(3 + i, size) for i, size in enumerate(sizes)]
+    shown = [make_image(3 + i, size) for i, size in enumerate(sizes)]
     found, number = places(name, shown), len(shown) - 1
     chosen = [i for i, place in enumerate(found) if place.image == number and place.box][:: 6 if len(found) > 60 else 3]
     moved = changes(name, shown, number, [box for i in chosen if (box := found[i].box)])
@@ -64,7 +64,7 @@ def test_paint_in_a_box_changes_its_token_most(name: str, sizes: list[tuple[int,
 @pytest.mark.parametrize("name", FAMILIES)
 def test_boxes_of_a_view_cover_the_image_once(name: str) -> None:
     """Except for cropped parts, and for less than a token at the edges, where LLaVA-NeXT removes padding by rows."""
-    shown = [picture(5, (97, 61)), picture(6, (40, 70))][: 1 if name == "llava_onevision" else 2]
+    shown = [make_image(5, (97, 61)), make_image(6, (40, 70))][: 1 if name == "llava_onevision" else 2]
     found = places(name, shown)
     for number, (width, height) in enumerate(one.size for one in shown):
         for view in {place.view for place in found if place.image == number and place.box}:
@@ -81,7 +81,7 @@ def test_boxes_of_a_view_cover_the_image_once(name: str) -> None:
 
 
 def test_cropped_parts_have_no_token() -> None:
-    shown = [picture(3, (96, 32))]
+    shown = [make_image(3, (96, 32))]
     boxes = [place.box for place in places("llava", shown) if place.box]
     assert (min(b.left for b in boxes), max(b.right for b in boxes)) == (32, 64)
     assert float(changes("llava", shown, 0, [Box(0, 0, 29, 32), Box(67, 0, 96, 32)]).max()) < MOVED
@@ -89,7 +89,7 @@ def test_cropped_parts_have_no_token() -> None:
 
 @pytest.mark.parametrize("name", FAMILIES_WITH_VIDEO)
 def test_video_tokens_show_their_own_frames(name: str) -> None:
-    frames = [picture(40 + i, (32, 24)) for i in range(4)]
+    frames = [make_image(40 + i, (32, 24)) for i in range(4)]
     batch = video_inputs(name, [frames])
     model, processor = model_without_tower_attention(name), FAMILIES[name].processor()
     found = locate_tokens(model, processor, batch, [[frames]])[0]
@@ -101,7 +101,7 @@ def test_video_tokens_show_their_own_frames(name: str) -> None:
 
 
 def test_batch_rows_have_their_own_places() -> None:
-    shown = [[picture(1, (64, 40))], [], [picture(2, (32, 64)), picture(3, (50, 50))]]
+    shown = [[make_image(1, (64, 40))], [], [make_image(2, (32, 64)), make_image(3, (50, 50))]]
     model, processor = model_without_tower_attention("qwen2_vl"), FAMILIES["qwen2_vl"].processor()
     together = locate_tokens(model, processor, ask("qwen2_vl", shown), shown)
     assert together == [locate_tokens(model, processor, ask("qwen2_vl", [row]), [row])[0] for row in shown]
@@ -114,7 +114,7 @@ def test_pixels_after_the_last_patch_have_no_token() -> None:
 
 
 def test_unknown_places_are_refused() -> None:
-    shown, processor = [picture(1)], FAMILIES["llava"].processor()
+    shown, processor = [make_image(1)], FAMILIES["llava"].processor()
     batch = ask("llava", [shown])
     with pytest.raises(UnknownGridError, match="2 images were given, but the prompt has 1"):
         locate_tokens(model_without_tower_attention("llava"), processor, batch, [shown * 2])
@@ -128,7 +128,7 @@ def test_unknown_places_are_refused() -> None:
 
 def test_line_breaks_have_no_box() -> None:
     """LLaVA-NeXT: one after each row of the large image, and nowhere else."""
-    found = places("llava_next", [picture(3, (64, 64))])
+    found = places("llava_next", [make_image(3, (64, 64))])
     large: list[TokenPlace] = found[16:]
     assert [i for i, place in enumerate(large) if place.box is None] == [9 * row + 8 for row in range(8)]
     assert all(place.box for place in found[:16])

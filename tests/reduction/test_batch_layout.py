@@ -35,7 +35,7 @@ def candidates(batch: BatchLayout, per: str = "sample") -> list[str]:
         ("tvvvttaaa", [".vvvPL..."]),  # no answer chooses
         ("tvvvttaatta", [".vvvPL....."]),  # nor what comes after it
         ("tvv__tt_", [".vv..PL."]),  # nor padding, wherever it is
-        ("tvvtvvtt", [".vv.vvPL"]),  # text between two pictures did not see the second
+        ("tvvtvvtt", [".vv.vvPL"]),  # text between two images did not see the second
         ("tvvtvv", [".vvPvV"]),  # unless there is none after it
         ("ttvv", ["PPvV"]),  # nor after the first: then all text
         ("vvv", ["vvV"]),
@@ -64,7 +64,7 @@ prompts = st.lists(st.sampled_from("vvtt"), min_size=1, max_size=8).map("".join)
 @settings(max_examples=60, deadline=None)
 @given(before=prompts, after=prompts, answer=st.integers(1, 6), seed=st.integers(0, 9))
 def test_another_answer_gives_the_same_groups(before: str, after: str, answer: int, seed: int) -> None:
-    """Longer, other words, or a further turn: what the first pictures see stays."""
+    """Longer, other words, or a further turn: what the first images see stays."""
     plain = Scene((before + "v" + after,), (seed,)).batch()
     longer = Scene((before + "v" + after + "a" * answer + "tvt",), (seed,), side="right").batch()
     mine, (other, *_) = plain.groups("sample"), longer.groups("sample")
@@ -113,7 +113,7 @@ def images(*rows: str) -> BatchLayout:
 @pytest.mark.parametrize(
     ("sizes", "found"),
     [
-        ([3, 2, 4], [[(1, 4), (4, 6)], [(2, 6)]]),  # adjacent pictures are cut by their sizes
+        ([3, 2, 4], [[(1, 4), (4, 6)], [(2, 6)]]),  # adjacent images are cut by their sizes
         ([5, 4], [[(1, 6)], [(2, 6)]]),
         ([3, 2, 1, 1, 2], [[(1, 4), (4, 6)], [(2, 3), (3, 4), (4, 6)]]),
     ],

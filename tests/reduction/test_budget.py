@@ -48,7 +48,7 @@ def test_a_ratio_is_the_ratio_of_each(keep: float, sizes: list[int]) -> None:
     assert split_budget(keep, sizes) == [tokens_to_keep(keep, size) for size in sizes]
 
 
-ROW = "t" + "v" * 12 + "t" + "v" * 4 + "tt" + "a" + "t" + "v" * 8 + "ttt"  # two pictures, an answer, a third
+ROW = "t" + "v" * 12 + "t" + "v" * 4 + "tt" + "a" + "t" + "v" * 8 + "ttt"  # two images, an answer, a third
 
 
 @pytest.mark.parametrize(

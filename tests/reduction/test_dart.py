@@ -73,7 +73,7 @@ def test_paper_rule_with_little_text_or_a_small_image(size: int) -> None:
 
 
 def test_groups_of_one_sample_select_separately() -> None:
-    """Two pictures under a budget each: the second sees the same text, and none of the first's tokens."""
+    """Two images under a budget each: the second sees the same text, and none of the first's tokens."""
     reducer = DART(keep=7, per="image")
     row = "t" + "v" * 12 + "t" + "v" * 15 + "tttttt"
     scores = l1_norms(Scene((row,)).heads(3)[0])

@@ -68,8 +68,8 @@ def pooled(view: View, reducer: Reducer) -> Tensor:
 def test_pooling_is_average_pooling() -> None:
     """The paper's 2 x 2: 576 tokens become 144."""
     view = tiled(Pooling(keep=144), (24, 24))
-    picture = view.states[0, 1:577].T.reshape(1, -1, 24, 24)
-    wanted = avg_pool2d(picture, 2)[0].flatten(1).T
+    image = view.states[0, 1:577].T.reshape(1, -1, 24, 24)
+    wanted = avg_pool2d(image, 2)[0].flatten(1).T
     assert torch.allclose(pooled(view, Pooling(keep=144)), wanted, atol=1e-6)
 
 

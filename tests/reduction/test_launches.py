@@ -1,4 +1,4 @@
-"""On a GPU a small operation costs its launch, not its arithmetic: what is launched does not grow with the picture."""
+"""On a GPU a small operation costs its launch, not its arithmetic: what is launched does not grow with the image."""
 
 from __future__ import annotations
 

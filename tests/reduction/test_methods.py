@@ -14,7 +14,7 @@ from dart_train.reduction.token_groups import TokenGroups
 from tests.reduction.scenes import Scene
 
 ONE, TWO = "tt" + "v" * 16 + "ttttt", "t" + "v" * 8 + "t" + "v" * 12 + "tttt"
-TURNS = "t" + "v" * 10 + "tt" + "a" + "tt" + "v" * 6 + "ttttttt"  # the second picture comes after an answer
+TURNS = "t" + "v" * 10 + "tt" + "a" + "tt" + "v" * 6 + "ttttttt"  # the second image comes after an answer
 ROWS = (ONE, TWO, TURNS, "tttt", "v" * 4, "v" * 4 + "t" * 40)
 SAMPLES = (16, 20, 16, 0, 4, 4)
 IMAGES = ((16,), (8, 12), (10, 6), (), (4,), (4,))

@@ -18,7 +18,7 @@ from tests.reduction.scenes import Scene
 
 @dataclass(frozen=True, kw_only=True)
 class Last(ScoreReducer):
-    """A method of another package: the last tokens of each picture, in steps."""
+    """A method of another package: the last tokens of each image, in steps."""
 
     requires: ClassVar[frozenset[str]] = frozenset()
     step: int = 1

@@ -60,7 +60,7 @@ def test_overlays_do_not_change_the_losses(tmp_path: Path) -> None:
 
 def test_rows_without_images_are_reported_before_the_run(tmp_path: Path) -> None:
     recipe = make_recipe(tmp_path)
-    turns = [{"from": "human", "value": "what is it"}, {"from": "gpt", "value": "no picture"}]
+    turns = [{"from": "human", "value": "what is it"}, {"from": "gpt", "value": "no image"}]
     (tmp_path / "blind.json").write_text(json.dumps([{"conversations": turns}]))
     with pytest.raises(ValueError, match=r"train\.overlay_steps: none of the first 64 rows"):
         train(recipe, [f"data.validation=[{{path: {tmp_path}/blind.json}}]", "train.overlay_steps=2"])

@@ -8,7 +8,7 @@ from functools import partial
 
 from transformers import PreTrainedModel, ProcessorMixin
 
-from tests.zoo.batches import conversation, encode, make_batch, picture, sentence
+from tests.zoo.batches import conversation, encode, make_batch, make_image, sentence
 from tests.zoo.folders import save_folder
 from tests.zoo.models import CONFIGS, build
 from tests.zoo.processors import processor_of
@@ -37,8 +37,8 @@ __all__ = [
     "conversation",
     "encode",
     "make_batch",
+    "make_image",
     "make_video_batch",
-    "picture",
     "save_folder",
     "sentence",
 ]

@@ -1,4 +1,4 @@
-"""Pictures, conversations, and the batches that a family's own processor makes of them."""
+"""Images, conversations, and the batches that a family's own processor makes of them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _WORDS = (
 Message = dict[str, Any]
 
 
-def picture(seed: int, size: tuple[int, int] | None = None) -> Image.Image:
+def make_image(seed: int, size: tuple[int, int] | None = None) -> Image.Image:
     """Coloured shapes under some noise, so that no two patches are quite equal.
 
     The size (width, height) goes with the seed unless given.
@@ -54,8 +54,8 @@ def sentence(words: int, seed: int) -> str:
 def conversation(
     n_images: int, question: str, answer: str | None = None, seed: int = 0
 ) -> tuple[list[Message], list[Image.Image]]:
-    """One user turn (the pictures, then the question) and, if given, the answer; and the pictures."""
-    images = [picture(seed * 10 + number) for number in range(n_images)]
+    """One user turn (the images, then the question) and, if given, the answer; and the images."""
+    images = [make_image(seed * 10 + number) for number in range(n_images)]
     content = [{"type": "image", "image": image} for image in images]
     messages: list[Message] = [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
     if answer is not None:
@@ -71,7 +71,7 @@ def make_batch(
     labels: bool = False,
     question_words: Sequence[int] = (3, 5, 4),
 ) -> dict[str, torch.Tensor]:
-    """A batch for `model(**batch)`: row i has `images[i]` pictures and a question of its own length.
+    """A batch for `model(**batch)`: row i has `images[i]` images and a question of its own length.
 
     With `labels` the rows end with an answer, supervised token by token; without, with the prompt to answer.
     """
@@ -89,7 +89,7 @@ def encode(
     """Conversations through the family's chat template and processor, padded to one batch.
 
     Tensors are made last: requested together with the mask of what the assistant says, InternVL and
-    Idefics3 fail when the first row has no picture.
+    Idefics3 fail when the first row has no image.
     """
     encoded = processor_of(name).apply_chat_template(
         rows,

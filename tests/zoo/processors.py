@@ -1,4 +1,4 @@
-"""The real Hugging Face processor of each family, over the tiny tokenizer and for tiny pictures."""
+"""The real Hugging Face processor of each family, over the tiny tokenizer and for tiny images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TILES = [[TILE, 2 * TILE], [2 * TILE, TILE], [2 * TILE, 2 * TILE]]
 _SQUARE = {"height": TILE, "width": TILE}
 _CROP = {"size": {"shortest_edge": TILE}, "crop_size": _SQUARE}
 _SPLIT = {"size": {"longest_edge": 2 * TILE}, "max_image_size": {"longest_edge": TILE}}
-# Qwen merges 2x2 patches, so a token is 8x8 pixels: 16 to 64 tokens a picture.
+# Qwen merges 2x2 patches, so a token is 8x8 pixels: 16 to 64 tokens an image.
 _PIXELS = {"size": {"shortest_edge": 16 * 64, "longest_edge": 64 * 64}, "patch_size": PATCH}
 _WITHOUT_CLASS_TOKEN = {"vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
 

@@ -16,7 +16,7 @@ from transformers import BatchFeature, ProcessorMixin
 from transformers.video_utils import VideoMetadata
 
 from dart_train.models.processors import NoVideo
-from tests.zoo.batches import picture
+from tests.zoo.batches import make_image
 from tests.zoo.processors import PATCH, processor_of
 
 MERGE = 2
@@ -85,4 +85,4 @@ def encode_videos(
 
 def clip(frames: int, number: int) -> list[Image.Image]:
     """Frames of one size, 32 wide and 24 or more high; another `number` is another clip."""
-    return [picture(1000 * number + frame, (32, 24 + 8 * number)) for frame in range(frames)]
+    return [make_image(1000 * number + frame, (32, 24 + 8 * number)) for frame in range(frames)]

@@ -1,4 +1,4 @@
-"""Pictures of every awkward kind, made on the spot."""
+"""Images of every awkward kind, made on the spot."""
 
 import io
 
