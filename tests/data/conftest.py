@@ -1,4 +1,4 @@
-"""A small data set in every form in which people keep theirs; `datasets` caches in a folder of the test."""
+"""A few rows and images; `datasets` caches in a folder of the test."""
 
 import json
 

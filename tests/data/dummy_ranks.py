@@ -1,5 +1,5 @@
-"""Started by the DeepSpeed launcher on two ranks, of which the second never sees an image, in training and in
-evaluation, for one job of a list after the other. Rank 0 writes the losses of each."""
+"""Started by the DeepSpeed launcher on two ranks; the second never gets an image, in training or in evaluation. Runs
+one job of a list after the other; rank 0 writes the losses of each."""
 
 import gc
 import json
@@ -28,7 +28,7 @@ def work(model: str, family: str, stage: int, checkpointing: bool, out: str) -> 
     if checkpointing:
         loaded.activation_checkpointing_enable({"use_reentrant": False})
     attach_dummy_image(loaded, dummy_inputs(load_processor(model)))
-    # One batch for each rank in turn: rank 0 sees images, rank 1 text alone.
+    # One batch for each rank in turn: rank 0 gets images, rank 1 text only.
     rows = [make_batch(family, (1 - n % 2,), "right", seed=n, labels=True) for n in range(8)]
     trainer = Trainer(loaded, arguments, train_dataset=rows, data_collator=lambda batch: batch[0])
     trainer.train()
@@ -44,10 +44,10 @@ def work(model: str, family: str, stage: int, checkpointing: bool, out: str) -> 
 ADAM = {"type": "Adam", "params": {"lr": 1e-3, "torch_adam": True}}
 
 if __name__ == "__main__":
-    # Where ranks share a busy core, one may wait for another's start much longer than for a hang to show.
+    # Where ranks share a busy core, one may wait minutes for another to start.
     ranks = RankInfo.read()
     ranks.init_process_group(600, ranks.uses_deepspeed(zero_stage=2))
     for job in json.loads(Path(sys.argv[-1]).read_text()):
         work(**job)
-        gc.collect()  # transformers goes by the DeepSpeed settings that are still alive
+        gc.collect()  # transformers uses the DeepSpeed settings that are still alive
     torch.distributed.barrier()

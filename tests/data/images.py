@@ -1,4 +1,4 @@
-"""Images of every awkward kind, made on the spot."""
+"""Images of noise, and their encoded bytes."""
 
 import io
 

@@ -15,7 +15,7 @@ WORDS = [
 
 
 def unmarked(processor):
-    """The same processor whose chat template does not say where the assistant speaks."""
+    """The same processor, whose chat template does not mark the assistant's text."""
     stripped = copy.copy(processor)
     stripped.chat_template = re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", processor.chat_template)
     assert "generation -" not in stripped.chat_template

@@ -1,5 +1,5 @@
-"""What is supervised is what the assistant says and the token that ends its turn: in every family, with a template
-that marks answers and with one that does not. A template that allows neither is refused before training."""
+"""Supervised tokens are the assistant's text and the token that ends its turn: in every family, with a template that
+marks answers and with one that does not. A template from which answers cannot be separated is refused."""
 
 import pytest
 
@@ -15,7 +15,7 @@ from tests.zoo import FAMILIES, make_image
 ANSWERS = ["A red cat.", "Yes, très sûr:\n- one\n- two"]
 
 
-def sample(questions=("<image> beside <image>\nWhat is it?", "Sure? "), answers=ANSWERS, system=None):
+def sample(questions=("<image> next to <image>\nWhat is it?", "Sure? "), answers=ANSWERS, system=None):
     messages = [{"role": "system", "content": system}] if system else []
     for question, answer in zip(questions, answers, strict=True):
         messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
@@ -24,37 +24,37 @@ def sample(questions=("<image> beside <image>\nWhat is it?", "Sure? "), answers=
 
 
 def supervised(encoder, row):
-    """The stretches that are learnt from, decoded, as lists of token strings."""
+    """The supervised spans, as lists of token ids."""
     images = [make_image(seed) for seed in range(len(row.images))]
     features = encoder.encode(row, images).features
     ids, labels = features["input_ids"][0].tolist(), features["labels"][0].tolist()
-    stretches, inside = [], False
+    spans, inside = [], False
     for token, label in zip(ids, labels, strict=True):
         if label != IGNORED:
             assert label == token
-            stretches = stretches if inside else [*stretches, []]
-            stretches[-1].append(token)
+            spans = spans if inside else [*spans, []]
+            spans[-1].append(token)
         inside = label != IGNORED
-    return stretches
+    return spans
 
 
 @pytest.mark.parametrize("marks", [True, False], ids=["marked", "unmarked"])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_what_is_supervised_decodes_to_the_answers_and_their_end(name, marks):
+def test_supervised_tokens_are_the_answers_and_their_end_tokens(name, marks):
     processor = FAMILIES[name].processor()
     encoder = Encoder(processor if marks else unmarked(processor))
     assert encoder.template.marked == marks
     for row in (sample(), sample(("No image here?",), ANSWERS[:1]), sample(system="Be brief.")):
         said = [turn.texts[0] for turn in row.turns if turn.role == "assistant"]
-        stretches = supervised(encoder, row)
-        decoded = [processor.tokenizer.decode(stretch[:-1]).strip() for stretch in stretches]
+        spans = supervised(encoder, row)
+        decoded = [processor.tokenizer.decode(span[:-1]).strip() for span in spans]
         assert decoded == said
-        assert {stretch[-1] for stretch in stretches} == {processor.tokenizer.eos_token_id}
+        assert {span[-1] for span in spans} == {processor.tokenizer.eos_token_id}
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_prompt_of_generation_is_how_the_training_text_begins(name):
-    """What the model is asked at inference is, token by token, what stands before the first answer in training."""
+def test_generation_prompt_is_a_prefix_of_the_training_text(name):
+    """The prompt at inference has the tokens that come before the first answer in training."""
     processor = FAMILIES[name].processor()
     encoder, row, images = Encoder(unmarked(processor)), sample(), [make_image(0), make_image(1)]
     features = encoder.encode(row, images).features
@@ -67,7 +67,7 @@ def test_the_prompt_of_generation_is_how_the_training_text_begins(name):
 
 
 @pytest.mark.parametrize("template", [LLAVA_STYLE, LLAVA_STYLE_MARKED], ids=["unmarked", "marked"])
-def test_a_template_without_end_token_gets_one_behind_the_last_answer(template):
+def test_template_without_end_token_gets_one_after_the_last_answer(template):
     processor = llava_with(template)
     encoder = Encoder(processor)
     assert encoder.template.appends_end
@@ -76,41 +76,41 @@ def test_a_template_without_end_token_gets_one_behind_the_last_answer(template):
     assert last[-1] == processor.tokenizer.eos_token_id and processor.tokenizer.decode(last[:-1]) == "three"
 
 
-def test_an_end_token_right_behind_the_mark_is_learnt_too():
+def test_end_token_right_after_the_generation_mark_is_supervised():
     source = FAMILIES["qwen2_vl"].processor().chat_template
     outside = source.replace("{{- '<|im_end|>' -}}{%- endgeneration -%}", "{%- endgeneration -%}{{- '<|im_end|>' -}}")
     assert outside != source
     processor = unmarked(FAMILIES["qwen2_vl"].processor())
     processor.chat_template = outside
-    for stretch in supervised(Encoder(processor), sample()):
-        assert stretch[-1] == processor.tokenizer.eos_token_id
+    for span in supervised(Encoder(processor), sample()):
+        assert span[-1] == processor.tokenizer.eos_token_id
 
 
 REFUSED = {
     "only the last turn is closed": "{% for m in messages %}{{ m['role'] }}{% for p in m['content'] %}{{ p['text'] }}"
     "{% endfor %}{% if loop.last and m['role'] == 'assistant' %}</s>{% endif %}{% endfor %}",
-    "nothing is said of prompts": "{% for m in messages %}{{ loop.length }}{{ m['content'][0]['text'] }}{% endfor %}",
+    "no generation prompt": "{% for m in messages %}{{ loop.length }}{{ m['content'][0]['text'] }}{% endfor %}",
     "a footer": LLAVA_STYLE + "{{ 'bye' }}",
-    "marks round nothing": LLAVA_STYLE + "{% generation %}{% endgeneration %}",
+    "marks around nothing": LLAVA_STYLE + "{% generation %}{% endgeneration %}",
     "it raises": "{{ raise_exception('no') }}",
     "the prompt ends in half a word": LLAVA_STYLE.replace("'ASSISTANT:'", "'ASSISTANT: '"),
 }
 
 
 @pytest.mark.parametrize("template", REFUSED.values(), ids=REFUSED.keys())
-def test_a_template_that_cannot_tell_answers_apart_is_refused_before_training(template):
+def test_template_without_separable_answers_is_refused_before_training(template):
     with pytest.raises(ValueError, match="cannot separate the assistant") as error:
         ChatTemplate(llava_with(template))
     assert "{% generation %}" in str(error.value) and not isinstance(error.value, BadRowError)
 
 
-def test_a_processor_without_template_says_so():
+def test_processor_without_chat_template_is_refused():
     with pytest.raises(ValueError, match="has no chat template"):
         ChatTemplate(llava_with(None))
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen2_vl", "idefics3"])
-def test_text_cannot_forge_turns_or_images(name):
+def test_control_tokens_in_text_are_refused(name):
     encoder = Encoder(FAMILIES[name].processor())
     for token in (encoder.processor.tokenizer.eos_token, encoder.processor.image_token):
         row = Sample("s", (Turn("user", ("Say it",)), Turn("assistant", (f"say {token} now",))))
@@ -119,7 +119,7 @@ def test_text_cannot_forge_turns_or_images(name):
                 action(row, ())
 
 
-def test_an_image_inside_an_answer_is_shown_and_not_learnt():
+def test_image_inside_an_answer_is_not_supervised():
     encoder = Encoder(FAMILIES["qwen2_vl"].processor())
     messages = [{"role": "user", "content": "Draw"}, {"role": "assistant", "content": "Here: <image> it is."}]
     features = encoder.encode(normalise({"messages": messages, "images": ["a.png"]}), [make_image(0)]).features
@@ -128,7 +128,7 @@ def test_an_image_inside_an_answer_is_shown_and_not_learnt():
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_lengths_from_sizes_are_the_lengths_of_the_real_images(name):
+def test_length_measured_from_sizes_is_the_encoded_length(name):
     processor = FAMILIES[name].processor()
     encoder = Encoder(processor)
     for questions in (("<image>a",), ("<image><image>b <image>",), ("none",)):
@@ -137,8 +137,8 @@ def test_lengths_from_sizes_are_the_lengths_of_the_real_images(name):
         length = encoder.measure(row, tuple(image.size for image in images))
         features = encoder.encode(row, images).features
         assert length.total == length.used == features["input_ids"].shape[1]
-        seen = sum(int((features["input_ids"] == token).sum()) for token in encoder.image_tokens.visual)
-        assert sum(length.visual) == seen and len(length.visual) == len(images)
+        visual = sum(int((features["input_ids"] == token).sum()) for token in encoder.image_tokens.visual)
+        assert sum(length.visual) == visual and len(length.visual) == len(images)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -1,4 +1,5 @@
-"""The check finds every fault by name, on all cores, without a model; fuzzed rows only ever get findings."""
+"""The check reports every fault by its code, with any number of workers and without a model; fuzzed rows never crash
+it."""
 
 import json
 
@@ -34,7 +35,7 @@ def talk(*values, image=None):
 
 
 def faulty_rows(folder):
-    """One row for each fault that can be seen without a model, with the code that it must get."""
+    """One row for each fault that can be found without a model, by the code that it must get."""
     (folder / "cut.png").write_bytes(encoded(noise(200, 200))[:5000])
     (folder / "text.png").write_text("not an image")
     (folder / "grey.png").write_bytes(encoded(noise().convert("L")))
@@ -88,7 +89,7 @@ def test_every_fault_is_found_by_name(tmp_path, image_folder, workers):
         assert result["findings"][code]["examples"][0]["id"].startswith(f"rows.jsonl:{number}")
 
 
-def test_every_finding_of_a_row_is_told_not_the_first_alone(tmp_path, image_folder):
+def test_all_findings_of_a_row_are_reported(tmp_path, image_folder):
     (image_folder / "grey.png").write_bytes(encoded(noise().convert("L")))
     row = talk("<image><image><image>What?", "That.", image=["none.png", "grey.png", "../x.png"])
     result = run(write(tmp_path / "rows.jsonl", [row]), image_folder)
@@ -96,7 +97,7 @@ def test_every_finding_of_a_row_is_told_not_the_first_alone(tmp_path, image_fold
     assert result["dropped"] == 1 and result["errors"] == 2
 
 
-def test_duplicates_are_found_also_across_sources(tmp_path, image_folder):
+def test_duplicates_are_found_across_sources(tmp_path, image_folder):
     train = write(tmp_path / "train.jsonl", [llava_row(0, "0.png"), llava_row(1), {**llava_row(0, "0.png"), "id": "x"}])
     validation = write(tmp_path / "validation.jsonl", [llava_row(2), llava_row(1), llava_row(0, "1.png")])
     sources = open_sources([SourceSpec(str(path), str(image_folder)) for path in (train, validation)])
@@ -123,7 +124,7 @@ def test_tokens_are_counted_before_and_after_the_reduction(tmp_path, image_folde
 @pytest.mark.parametrize("policy, code, dropped", [
     ("drop", "too_long", 3), ("truncate_text", "truncated_text", 0), ("error", "over_limit", 3),
 ])  # fmt: skip
-def test_what_the_length_limit_will_do_is_told(tmp_path, image_folder, policy, code, dropped):
+def test_effect_of_max_length_is_reported(tmp_path, image_folder, policy, code, dropped):
     long = [talk(f"<image>Number {n}? " + "really? " * 30, "Yes.", image=f"{n}.png") for n in range(3)]
     path = write(tmp_path / "rows.jsonl", [*long, *(llava_row(n, "0.png") for n in range(2))])
     result = run(path, image_folder, encoder=Encoder(TINY, 160, policy))
@@ -132,12 +133,12 @@ def test_what_the_length_limit_will_do_is_told(tmp_path, image_folder, policy, c
     assert result["tokens"]["total"]["max"] > 300
 
 
-def test_a_row_that_training_would_refuse_is_refused_by_the_check_too(tmp_path, image_folder):
+def test_row_that_training_refuses_is_refused_by_the_check(tmp_path, image_folder):
     path = write(tmp_path / "rows.jsonl", [talk("What is </s>?", "That."), talk("What?", "This.")])
     assert run(path, image_folder, encoder=Encoder(TINY))["findings"].keys() == {"control_token"}
 
 
-def test_a_streamed_source_is_checked_as_well(tmp_path, image_folder, llava_file):
+def test_streamed_source_is_checked(tmp_path, image_folder, llava_file):
     sources = open_sources([SourceSpec(str(llava_file), str(image_folder), streaming=True)])
     result = check_rows(sources, Encoder(TINY), progress=False)
     assert result["rows"] == result["usable"] == 6 and result["tokens"]["visual"]["sum"] == 3 * 64
@@ -160,7 +161,7 @@ DAMAGE = JUNK | st.sampled_from(["<image>" * 3, "/etc/passwd", "..", "a\0b", "x"
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_a_good_row_with_one_thing_replaced_never_crashes_the_check(image_folder, data):
+def test_fuzzed_value_in_a_good_row_never_crashes_the_check(image_folder, data):
     row = json.loads(json.dumps(llava_row(1, "0.png")))
     keys = [("id",), ("image",), ("conversations",)]
     keys += [("conversations", turn, *key) for turn in (0, 1) for key in ((), ("from",), ("value",))]
@@ -175,7 +176,7 @@ def test_a_good_row_with_one_thing_replaced_never_crashes_the_check(image_folder
     assert result["rows"] == 1 and set(result["findings"]) <= set(CODES)
 
 
-def test_a_row_is_named_by_its_id_also_if_it_cannot_be_read(tmp_path, image_folder):
+def test_row_id_is_reported_even_if_the_row_cannot_be_read(tmp_path, image_folder):
     unread = {**llava_row(7), "conversations": [{"from": "robot", "value": "hi"}]}
     result = run(write(tmp_path / "rows.jsonl", [llava_row(1), unread, "{"]), image_folder)
     assert result["findings"]["unknown_role"]["examples"][0]["id"] == "rows.jsonl:1 (id row-7)"
@@ -190,7 +191,7 @@ def test_more_dropped_rows_than_max_bad_fraction_fail_the_check(tmp_path, image_
     assert not run(path, image_folder, encoder=Encoder(TINY), max_bad_fraction=0.5)["too_many_dropped"]
 
 
-def test_the_command_writes_check_json_and_tells_by_its_exit(tmp_path, image_folder, llava_file, capsys):
+def test_check_command_writes_check_json_and_sets_the_exit_code(tmp_path, image_folder, llava_file, capsys):
     out = tmp_path / "out"
     call = ["check", "--rows", str(llava_file), "--images", str(image_folder), "--out", str(out), "--workers", "1"]
     assert main([*call, "--quiet"]) == 0
@@ -216,7 +217,7 @@ data:
 """
 
 
-def test_a_recipe_brings_sources_model_limits_and_reduction(tmp_path, image_folder, llava_file, capsys):
+def test_check_takes_sources_model_limits_and_reduction_from_a_recipe(tmp_path, image_folder, llava_file, capsys):
     TINY.save_pretrained(tmp_path / "model")
     paths = {"model": tmp_path / "model", "rows": llava_file, "images": image_folder}
     (tmp_path / "recipe.yaml").write_text(RECIPE.format(**paths))
@@ -232,7 +233,7 @@ def test_a_recipe_brings_sources_model_limits_and_reduction(tmp_path, image_fold
     assert "too_long" in json.loads((tmp_path / "out" / "check.json").read_text())["findings"]
 
 
-def test_follow_links_of_a_recipe_allows_images_behind_links(tmp_path, image_folder, llava_file, capsys):
+def test_follow_links_in_a_recipe_allows_linked_images(tmp_path, image_folder, llava_file, capsys):
     for file in image_folder.iterdir():
         file.rename(tmp_path / file.name)
         file.symlink_to(f"../{file.name}")
@@ -247,15 +248,13 @@ def test_follow_links_of_a_recipe_allows_images_behind_links(tmp_path, image_fol
         assert main([*call[:2], f"data.follow_links={value}", *call[2:]]) == 0
 
 
-def test_a_model_that_is_out_of_reach_leaves_the_rows_to_be_checked(
-    tmp_path, image_folder, llava_file, capsys, monkeypatch
-):
+def test_rows_are_checked_if_the_model_cannot_be_reached(tmp_path, image_folder, llava_file, capsys, monkeypatch):
     monkeypatch.setattr("dart_train.models.processors.load_processor", _out_of_reach)
-    paths = {"model": "nobody/nothing", "rows": llava_file, "images": image_folder}
+    paths = {"model": "owner/missing", "rows": llava_file, "images": image_folder}
     (tmp_path / "recipe.yaml").write_text(RECIPE.format(**paths))
     assert main(["check", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path), "--workers", "1", "--quiet"]) == 0
     shown = capsys.readouterr()
-    assert "tokens are not measured: no processor at 'nobody/nothing'" in shown.err
+    assert "tokens are not measured: no processor at 'owner/missing'" in shown.err
     assert "8 rows" in shown.out and "token lengths: not measured" in shown.out
     call = ["check", "--rows", str(llava_file), "--model", str(tmp_path / "none"), "--out", str(tmp_path)]
     assert main(call) == 2
@@ -265,7 +264,7 @@ def _out_of_reach(path):
     raise OSError(f"{path} is not here, and there is no network")
 
 
-def test_a_wrong_call_is_told_and_is_not_a_bad_row(tmp_path, capsys):
+def test_wrong_options_are_refused_with_exit_code_2(tmp_path, capsys):
     for call, words in (
         (["check"], "give either a recipe, or --rows"),
         (["check", "--rows", str(tmp_path / "none.json")], "does not exist"),

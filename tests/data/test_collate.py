@@ -1,4 +1,4 @@
-"""A batch joined row by row is the batch that the family's own processor makes of the same rows."""
+"""A batch collated from encoded rows is the batch that the family's processor makes of the same rows."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def rows_of(counts):
 
 @pytest.mark.parametrize("counts", MIXES.values(), ids=MIXES.keys())
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_collated_batch_is_the_processors_own(name, counts):
+def test_collated_batch_equals_the_batch_of_the_processor(name, counts):
     processor = FAMILIES[name].processor()
     encoder, rows = Encoder(processor), rows_of(counts)
     batch = Collator(processor)([encoder.encode(*row) for row in rows])
@@ -44,7 +44,7 @@ def test_a_collated_batch_is_the_processors_own(name, counts):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_batch_goes_through_the_model_and_its_loss_backward(name):
+def test_collated_batch_runs_forward_and_backward(name):
     encoder = Encoder(FAMILIES[name].processor())
     model = FAMILIES[name].model()
     batch = Collator(encoder.processor)([encoder.encode(*row) for row in rows_of((2, 0, 1))])
@@ -54,7 +54,7 @@ def test_a_batch_goes_through_the_model_and_its_loss_backward(name):
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen2_vl", "gemma3", "idefics3"])
-def test_lengths_are_padded_to_a_multiple(name):
+def test_padding_to_a_multiple(name):
     encoder = Encoder(FAMILIES[name].processor())
     encoded = [encoder.encode(*row) for row in rows_of((1, 0))]
     plain, padded = (Collator(encoder.processor, multiple)(encoded) for multiple in (None, 64))
@@ -69,7 +69,7 @@ def test_lengths_are_padded_to_a_multiple(name):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_skipped_rows_leave_no_trace(name):
+def test_skipped_rows_are_not_in_the_batch(name):
     encoder = Encoder(FAMILIES[name].processor())
     collate, good = Collator(encoder.processor), [encoder.encode(*row) for row in rows_of((1, 2))]
     bad = SkippedRow("row-7", "missing_image")
@@ -79,7 +79,7 @@ def test_skipped_rows_leave_no_trace(name):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_batch_of_bad_rows_still_goes_through_the_model_and_teaches_nothing(name):
+def test_batch_of_bad_rows_runs_with_zero_loss(name):
     batch = Collator(FAMILIES[name].processor())([SkippedRow("row-7", "missing_image")])
     assert (batch["labels"] == IGNORED).all() and len(batch["input_ids"]) == 1
     labels = batch.pop("labels")

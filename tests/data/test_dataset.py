@@ -1,4 +1,4 @@
-"""Rows in training: bad ones are skipped, logged and counted, never silently, and never at the cost of the others."""
+"""Rows in training: bad rows are skipped, logged and counted, and do not change the other rows."""
 
 import json
 import logging
@@ -40,9 +40,9 @@ def reader_of(*files, images, max_length=None, streaming=False, **options):
 
 
 def answers(batch):
-    """The numbers that the rows of a batch talk about."""
-    said = [PROCESSOR.tokenizer.decode(row[row != -100], skip_special_tokens=True) for row in batch["labels"]]
-    return [int(text.strip(" .").split()[-1]) for text in said if text]
+    """The numbers in the answers of a batch."""
+    texts = [PROCESSOR.tokenizer.decode(row[row != -100], skip_special_tokens=True) for row in batch["labels"]]
+    return [int(text.strip(" .").split()[-1]) for text in texts if text]
 
 
 def test_bad_rows_are_skipped_logged_by_id_and_counted(broken_file, image_folder, caplog):
@@ -76,20 +76,20 @@ def test_more_bad_rows_than_allowed_end_the_run(tmp_path, image_folder):
     assert len([enough[n] for n in range(200)]) == 200
 
 
-def test_a_bad_row_moves_no_other_row(broken_file, image_folder, tmp_path):
-    whole = write(tmp_path / "whole.jsonl", [llava_row(n, f"{n % 3}.png") for n in range(9)])
-    seen = []
-    for file in (broken_file, whole):
+def test_bad_row_does_not_move_other_rows(broken_file, image_folder, tmp_path):
+    complete = write(tmp_path / "complete.jsonl", [llava_row(n, f"{n % 3}.png") for n in range(9)])
+    batches_of = []
+    for file in (broken_file, complete):
         data = RowDataset(reader_of(file, images=image_folder, max_bad_fraction=1.0))
         batches = RankBatchSampler(DeterministicOrder(data.sizes, seed=1), 2, 6)
         loader = DataLoader(data, batch_sampler=batches, collate_fn=Collator(PROCESSOR))
-        seen.append([answers(batch) for batch in loader])
-    with_gaps, without = seen
+        batches_of.append([answers(batch) for batch in loader])
+    with_gaps, without = batches_of
     assert [[n for n in batch if n not in (2, 5, 7)] for batch in without] == with_gaps
 
 
 @pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
-def test_loader_processes_give_the_same_batches_and_count_together(broken_file, image_folder, context):
+def test_loader_workers_give_the_same_batches_and_share_the_counts(broken_file, image_folder, context):
     def batches(workers):
         data = RowDataset(reader_of(broken_file, images=image_folder, max_bad_fraction=1.0))
         loader = DataLoader(
@@ -104,14 +104,14 @@ def test_loader_processes_give_the_same_batches_and_count_together(broken_file, 
         assert all(torch.equal(one[key], other[key]) for key in one)
 
 
-def test_a_run_over_max_bad_fraction_ends_from_a_loader_process_too(broken_file, image_folder):
+def test_max_bad_fraction_ends_the_run_from_a_loader_worker(broken_file, image_folder):
     data = RowDataset(reader_of(broken_file, images=image_folder, max_bad_fraction=0.0))
     loader = DataLoader(data, batch_size=3, collate_fn=Collator(PROCESSOR), num_workers=1)
     with pytest.raises(ValueError, match="more than max_bad_fraction"):
         list(loader)
 
 
-def test_rows_that_were_shortened_are_counted(llava_file, image_folder):
+def test_shortened_rows_are_counted(llava_file, image_folder):
     data = RowDataset(reader_of(llava_file, images=image_folder, max_length=40))
     rows = [data[n] for n in (1, 3, 5)]
     assert all(row.length <= 40 for row in rows) and data.reader.counts["shortened"] == 3
@@ -155,18 +155,18 @@ def two_files(tmp_path, image_folder):
     return one, write(tmp_path / "two.jsonl", [llava_row(100 + n) for n in range(6)])
 
 
-def test_a_stream_shows_every_row_of_every_source_once_an_epoch(two_files, image_folder):
+def test_stream_yields_every_row_once_an_epoch(two_files, image_folder):
     rows = [n for batch in streamed(two_files, image_folder) for n in batch]
     expected = [*range(9), *range(100, 106)]
     assert sorted(rows[:15]) == sorted(rows[15:]) == expected and rows[:15] != rows[15:]
 
 
 @pytest.mark.parametrize("workers, world", [(2, 1), (0, 3), (2, 3)])
-def test_a_stream_is_one_line_for_all_ranks_and_loader_processes(two_files, image_folder, workers, world):
+def test_stream_order_is_the_same_for_any_number_of_ranks_and_workers(two_files, image_folder, workers, world):
     assert streamed(two_files, image_folder, workers, world) == streamed(two_files, image_folder)
 
 
-def test_a_stream_resumes_by_position(two_files, image_folder):
+def test_stream_resumes_by_position(two_files, image_folder):
     assert streamed(two_files, image_folder, start=8) == streamed(two_files, image_folder)[4:]
     assert streamed(two_files, image_folder, workers=2, start=20) == streamed(two_files, image_folder)[10:]
 
@@ -176,7 +176,7 @@ def test_weights_set_the_rate_of_a_stream(two_files, image_folder):
     assert sum(n < 100 for n in early) >= 7
 
 
-def test_a_stream_without_rows_says_so(two_files, image_folder):
+def test_stream_without_rows_is_refused(two_files, image_folder):
     reader = reader_of(two_files[0], images=image_folder, streaming=True)
     reader.sources = [replace(source, rows=source.rows.take(0)) for source in reader.sources]
     with pytest.raises(ValueError, match="the data set is empty"):

@@ -1,4 +1,4 @@
-"""A text-only batch runs the vision tower too, and neither its loss nor any gradient knows of it."""
+"""A text-only batch runs the vision tower on a dummy image; its loss and gradients do not change."""
 
 import copy
 
@@ -19,7 +19,7 @@ def step(model, batch):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_loss_and_gradients_of_a_text_only_batch_stay_what_they_are(name):
+def test_dummy_image_does_not_change_loss_or_gradients(name):
     model, text = FAMILIES[name].model().train(), make_batch(name, (0, 0), "right", labels=True)
     assert "pixel_values" not in text
     loss, gradients = step(model, text)
@@ -50,7 +50,7 @@ def test_dummy_image_uses_weights_in_the_order_of_a_batch_with_images(name):
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen3_vl", "idefics3"])
-def test_batches_with_images_and_evaluation_are_unchanged(name):
+def test_dummy_image_is_used_by_text_only_training_batches_only(name):
     model = FAMILIES[name].model()
     batches = [make_batch(name, (1, 0), labels=True), make_batch(name, (0, 0), labels=True)]
     calls = []
@@ -81,7 +81,7 @@ def _counted(function, calls):
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_it_works_with_checkpointing_and_frozen_parts(reentrant):
+def test_dummy_image_with_gradient_checkpointing_and_frozen_parts(reentrant):
     name = "qwen2_vl"
     model, text = FAMILIES[name].model().train(), make_batch(name, (0, 0), "right", labels=True)
     model.model.visual.requires_grad_(False)
@@ -97,7 +97,7 @@ def test_it_works_with_checkpointing_and_frozen_parts(reentrant):
         assert torch.allclose(gradients_with[parameter], gradient, atol=1e-6), parameter
 
 
-def test_removing_it_leaves_no_trace():
+def test_removing_the_dummy_image_restores_the_model():
     model = FAMILIES["llava"].model()
     before = _state(model)
     attach_dummy_image(model, dummy_inputs(FAMILIES["llava"].processor())).remove()
@@ -111,7 +111,7 @@ def _state(model):
     }
 
 
-def test_what_is_missing_is_named():
+def test_dummy_image_refuses_a_model_or_inputs_without_images():
     with pytest.raises(NotImplementedError, match=r"has no `\.model.get_image_features`"):
         attach_dummy_image(torch.nn.Linear(2, 2), {})
     with pytest.raises(ValueError, match="expected pixel_values among them"):

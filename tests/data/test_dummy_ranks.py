@@ -12,8 +12,8 @@ CASES = [("llava", False), ("qwen3_vl", False), ("qwen3_vl", True)]
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory):
-    """What the runs of all cases told, from one launch: to start the ranks takes longer than to train."""
+def results(tmp_path_factory):
+    """The losses of all cases, from one launch: starting the ranks takes longer than training."""
     folder = tmp_path_factory.mktemp("dummy")
     models = {family: str(save_folder(family, folder / family)) for family, _ in CASES}
     jobs = [
@@ -33,8 +33,8 @@ def told(tmp_path_factory):
 
 
 @pytest.mark.parametrize("family, checkpointing", CASES)
-def test_a_rank_without_images_hangs_neither_zero_2_nor_zero_3(told, family, checkpointing):
-    two, three = told(family, checkpointing, 2), told(family, checkpointing, 3)
+def test_zero_2_and_zero_3_finish_with_a_rank_without_images(results, family, checkpointing):
+    two, three = results(family, checkpointing, 2), results(family, checkpointing, 3)
     assert len(two["losses"]) == 5 and two["losses"][3] < two["losses"][0]
     assert three["losses"] == pytest.approx(two["losses"], rel=1e-4)
     assert three["norms"] == pytest.approx(two["norms"], rel=1e-3)

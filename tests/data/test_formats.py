@@ -1,4 +1,4 @@
-"""Every format that people have becomes the same `Sample`; whatever else comes is one `BadRowError`."""
+"""Every supported format becomes the same `Sample`; any other row is a `BadRowError`."""
 
 import base64
 import json
@@ -42,12 +42,12 @@ FLAT = {"image": "cat.png", "question": "What is it?", "answer": ["A cat.", "A p
 @pytest.mark.parametrize(
     "name, row", [("llava", LLAVA), ("messages", MESSAGES), ("openai", OPENAI), ("qa", FLAT)], ids=lambda v: str(v)[:6]
 )
-def test_every_format_is_found_and_means_the_same(name, row):
+def test_every_format_is_detected_and_gives_the_same_sample(name, row):
     assert detect(row) == name
     assert normalise(row).turns == normalise(json.dumps(row)).turns == normalise(row, format=name).turns == ASKED
 
 
-def test_ids_come_from_the_row_or_from_where_it_lies():
+def test_row_id_comes_from_the_row_or_its_position():
     assert normalise(LLAVA, row_id="file:7").id == "1"
     assert normalise({**LLAVA, "id": 12}).id == "12"
     assert normalise(MESSAGES, row_id="file:7").id == "file:7"
@@ -75,7 +75,7 @@ def with_image(value):
     ],
     ids=range(10),
 )  # fmt: skip
-def test_an_image_may_be_given_in_many_ways(value, expected):
+def test_forms_of_an_image(value, expected):
     assert with_image(value).images == [expected]
 
 
@@ -105,7 +105,7 @@ def test_a_row_without_images_is_text_only():
     assert normalise(row).images == []
 
 
-def test_columns_map_our_names_to_theirs():
+def test_columns_are_renamed():
     row = {"photo": "cat.png", "query": "What is it?", "label": "A cat.", "key": "k1"}
     columns = {"image": "photo", "question": "query", "answer": "label", "id": "key"}
     assert normalise(row, columns) == Sample("k1", ASKED)
@@ -113,7 +113,7 @@ def test_columns_map_our_names_to_theirs():
         normalise(row, {"image": "nope"})
 
 
-def test_a_tar_row_brings_its_own_image():
+def test_tar_row_has_its_image_bytes():
     row = {"__key__": "000", "__url__": "x.tar", "jpg": {"bytes": PNG, "path": "000.jpg"}, "json": LLAVA}
     sample = normalise(row)
     assert sample.id == "1" and sample.images == [ImageRef(data=PNG)]
@@ -151,13 +151,13 @@ def talk(*turns):
         ("bad_type", {"question": {"a": 1}, "answer": "b"}),
     ],
 )
-def test_each_fault_has_its_name(code, row):
+def test_each_fault_has_its_code(code, row):
     with pytest.raises(BadRowError) as error:
         normalise(row)
     assert error.value.code == code and len(str(error.value)) < 400
 
 
-def test_a_format_that_is_not_known_is_the_users_mistake_not_the_rows():
+def test_unknown_format_option_is_not_a_bad_row():
     with pytest.raises(ValueError, match="expected auto or one of llava, messages, openai, qa") as error:
         normalise(LLAVA, format="csv")
     assert not isinstance(error.value, BadRowError)
@@ -178,7 +178,7 @@ JUNK = st.recursive(
 
 @settings(max_examples=400, deadline=None)
 @given(JUNK | st.text(alphabet=st.characters(codec=None), max_size=30))
-def test_junk_is_a_sample_or_a_bad_row_and_never_a_crash(row):
+def test_fuzzed_row_is_a_sample_or_a_bad_row(row):
     try:
         sample = normalise(row, row_id="x")
     except BadRowError as bad:
@@ -191,7 +191,7 @@ def test_junk_is_a_sample_or_a_bad_row_and_never_a_crash(row):
 @given(
     st.lists(st.dictionaries(st.sampled_from(["from", "value", "role", "content"]), JUNK, max_size=3), max_size=5), JUNK
 )
-def test_junk_inside_a_known_frame_never_crashes(turns, image):
+def test_fuzzed_turns_are_a_sample_or_a_bad_row(turns, image):
     try:
         normalise({"conversations": turns, "image": image})
     except BadRowError as bad:

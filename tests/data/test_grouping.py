@@ -1,4 +1,4 @@
-"""Batches group rows by what they cost behind the reduction, not by what they were before."""
+"""Batches group rows by their length after the reduction, not before it."""
 
 import json
 
@@ -30,7 +30,7 @@ def sources(tmp_path, image_folder):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_lengths_are_what_a_row_costs_behind_the_reduction(sources, workers):
+def test_row_lengths_are_those_after_the_reduction(sources, workers):
     (source,) = sources
     lengths = row_lengths(sources, ENCODER, [DART(keep=8)], workers)
     for n, row in enumerate(source.rows):
@@ -43,7 +43,7 @@ def test_lengths_are_what_a_row_costs_behind_the_reduction(sources, workers):
         assert lengths[n] == features["input_ids"].shape[1] - visual + min(8, visual)
 
 
-def test_measuring_again_reads_the_cache_and_other_limits_do_not(sources, monkeypatch):
+def test_row_lengths_are_cached_for_the_same_limits(sources, monkeypatch):
     first = row_lengths(sources, ENCODER)
     monkeypatch.setattr(Encoder, "measure", lambda *_: pytest.fail("measured again"))
     assert np.array_equal(row_lengths(sources, ENCODER), first)
@@ -52,23 +52,23 @@ def test_measuring_again_reads_the_cache_and_other_limits_do_not(sources, monkey
         row_lengths(sources, Encoder(ENCODER.processor, 300, "drop"))
 
 
-def test_grouping_by_reduced_length_puts_like_costs_together(sources):
+def test_grouping_by_reduced_length_puts_similar_lengths_together(sources):
     lengths = row_lengths(sources, ENCODER, [DART(keep=8)])
     order = DeterministicOrder([24], lengths=lengths, group=4)
     spreads = [np.ptp(lengths[order.rows(start, 4)]) for start in range(0, 24, 4)]
     assert max(spreads) < np.ptp(lengths) / 2
 
 
-def test_pixel_limits_change_what_is_seen_and_what_is_measured_alike(tmp_path, image_folder):
+def test_pixel_limits_change_measured_and_encoded_lengths_alike(tmp_path, image_folder):
     noise(56, 56).save(image_folder / "0.png")
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps(llava_row(0, "0.png")))
-    seen = []
+    visual = []
     for limits in ({}, {"max_pixels": 32 * 32}, {"min_pixels": 64 * 64}):
         (source,) = open_sources([SourceSpec(str(rows), str(image_folder))], ImageStore(**limits))
         encoder = Encoder(FAMILIES["qwen2_vl"].processor())
         sample = source.sample(source.rows[0], 0)
         features = encoder.encode(sample, [source.store.open(ref) for ref in sample.images]).features
         assert row_lengths([source], encoder)[0] == features["input_ids"].shape[1]
-        seen.append(int((features["input_ids"] == encoder.processor.image_token_id).sum()))
-    assert seen == [49, 16, 64]
+        visual.append(int((features["input_ids"] == encoder.processor.image_token_id).sum()))
+    assert visual == [49, 16, 64]

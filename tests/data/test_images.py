@@ -53,7 +53,7 @@ def test_a_path_that_leaves_the_folder_is_refused(folder, tmp_path):
 
 @pytest.fixture
 def snapshot(tmp_path):
-    """Laid out as a hub cache: links into ../../blobs, and a folder that is a link to another disk."""
+    """The layout of a hub cache: links into ../../blobs, and a folder that is a link to another disk."""
     for name in ("blobs", "snapshots/1/images", "coco"):
         (tmp_path / name).mkdir(parents=True)
     noise().save(tmp_path / "blobs" / "abc.png")
@@ -88,13 +88,13 @@ def test_a_link_to_a_device_or_to_itself_is_refused_with_follow_links(snapshot):
         refused(ImageStore(snapshot, follow_links=True), ImageRef(path=name), "missing_image")
 
 
-def test_a_folder_that_is_itself_a_link_is_no_escape(folder, tmp_path):
+def test_image_folder_may_be_a_link(folder, tmp_path):
     (tmp_path / "alias").symlink_to(folder)
     assert ImageStore(tmp_path / "alias").open(ImageRef(path="a.png")).size == (40, 30)
 
 
-def test_what_is_not_a_file_is_missing(folder):
-    os.mkfifo(folder / "pipe.png")  # reading it would wait for ever
+def test_path_that_is_not_a_file_is_a_missing_image(folder):
+    os.mkfifo(folder / "pipe.png")  # reading it would block
     for path in ("none.png", "deep", "", "pipe.png", "a\0.png", "x" * 5000, "a.png/b.png"):
         refused(ImageStore(folder), ImageRef(path=path), "missing_image")
     refused(ImageStore(None), ImageRef(path="a.png"), "missing_image")
@@ -105,10 +105,10 @@ def bytes_of(data, **limits):
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "TIFF", "PPM", "WEBP"])
-def test_a_truncated_file_is_found_though_its_header_is_whole(kind):
+def test_truncated_file_with_a_complete_header_is_found(kind):
     data = encoded(noise(300, 300), kind)
-    store, whole = bytes_of(data)
-    assert store.probe(whole) == ((300, 300), [])
+    store, complete = bytes_of(data)
+    assert store.probe(complete) == ((300, 300), [])
     for part in (0.97, 0.5):
         cut = ImageRef(data=data[: int(len(data) * part)])
         for action in (store.open, store.probe):
@@ -117,18 +117,18 @@ def test_a_truncated_file_is_found_though_its_header_is_whole(kind):
             assert error.value.code in ("truncated_image", "unreadable_image")
 
 
-def test_no_decoder_beyond_plain_images_is_tried():
+def test_postscript_and_empty_bytes_are_not_decoded():
     refused(*bytes_of(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "unreadable_image")
     refused(*bytes_of(b""), "unreadable_image")
 
 
-def test_bombs_are_refused_from_the_header():
+def test_decompression_bombs_are_refused_from_the_header():
     refused(*bytes_of(encoded(Image.new("1", (40_000, 40_000)))), "bomb")
     refused(*bytes_of(encoded(noise(100, 100)), limit=9_999), "bomb")
     assert ImageStore(limit=10_000).open(ImageRef(data=encoded(noise(100, 100)))).size == (100, 100)
 
 
-def test_a_line_a_hundred_thousand_wide_is_refused():
+def test_image_100000_pixels_wide_is_refused():
     refused(*bytes_of(encoded(Image.new("L", (100_000, 1)))), "extreme_shape")
 
 
@@ -145,7 +145,7 @@ def image_of_mode(mode):
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "P", "L", "LA", "1", "CMYK", "I;16", "I", "F", "LAB"])
-def test_every_mode_becomes_rgb_and_is_told(mode):
+def test_every_mode_becomes_rgb_and_is_reported(mode):
     store, ref = bytes_of(encoded(image_of_mode(mode), "TIFF"))
     opened = store.open(ref)
     assert opened.mode == "RGB" and opened.size == (40, 30)
@@ -153,12 +153,12 @@ def test_every_mode_becomes_rgb_and_is_told(mode):
     assert [finding.code for finding in store.probe(ref)[1]] == ["mode_converted"]
 
 
-def test_transparency_lies_on_white():
+def test_transparency_becomes_white():
     store, ref = bytes_of(encoded(Image.new("RGBA", (9, 9), (0, 0, 0, 0))))
     assert store.open(ref).getpixel((4, 4)) == (255, 255, 255)
 
 
-def test_sixteen_bits_are_scaled_and_not_clipped():
+def test_16_bit_image_is_scaled_not_clipped():
     store, ref = bytes_of(encoded(Image.fromarray(np.full((9, 9), 32768, dtype=np.uint16))))
     assert store.open(ref).getpixel((4, 4)) in {(127,) * 3, (128,) * 3}
 
@@ -171,7 +171,7 @@ def test_an_animation_gives_its_first_frame():
     assert "animated_image" in [finding.code for finding in store.probe(ref)[1]]
 
 
-def test_an_image_is_turned_upright():
+def test_exif_rotation_is_applied():
     exif = Image.Exif()
     exif[0x0112] = 6
     store, ref = bytes_of(encoded(noise(40, 20), "JPEG", exif=exif))
@@ -180,7 +180,7 @@ def test_an_image_is_turned_upright():
 
 
 @given(st.integers(1, 5000), st.integers(1, 5000), st.integers(1, 10**6), st.integers(1, 10**6))
-def test_the_pixel_limits_are_kept(width, height, one, other):
+def test_pixel_limits(width, height, one, other):
     low, high = sorted((one, other))
     w, h = fitted_size((width, height), low, high)
     if width * height > high and min(width, height) > 40 and high > 10_000:
@@ -200,11 +200,13 @@ def test_opening_resizes_to_the_limits():
 
 @settings(max_examples=150, deadline=None)
 @given(st.data())
-def test_damaged_bytes_are_an_image_or_a_bad_row(data):
-    whole = bytearray(encoded(noise(16, 16), data.draw(st.sampled_from(["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP"]))))
+def test_fuzzed_bytes_are_an_image_or_a_bad_row(data):
+    damaged = bytearray(
+        encoded(noise(16, 16), data.draw(st.sampled_from(["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP"])))
+    )
     for _ in range(data.draw(st.integers(1, 6))):
-        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
-    store, ref = bytes_of(bytes(whole), limit=1_000_000)
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    store, ref = bytes_of(bytes(damaged), limit=1_000_000)
     for action in (store.open, store.probe, store.size):
         with contextlib.suppress(BadRowError):
             action(ref)

@@ -1,4 +1,4 @@
-"""The length limit shortens text or drops the row, and never takes an image token away."""
+"""The length limit shortens text or drops the row, and never removes an image token."""
 
 import pytest
 import torch
@@ -41,30 +41,30 @@ EXCHANGES = st.lists(st.tuples(st.integers(0, 2), st.integers(1, 60), st.integer
 
 @settings(max_examples=60, deadline=None)
 @given(EXCHANGES.filter(lambda x: sum(e[0] for e in x) <= 4), st.integers(20, 500), st.sampled_from(list(FAMILIES)))
-def test_no_image_token_is_ever_cut_and_the_limit_is_kept(exchanges, limit, name):
+def test_truncation_keeps_all_image_tokens_and_the_limit(exchanges, limit, name):
     row = talk(*exchanges)
-    encoder, whole = encode(name, row)
+    encoder, full = encode(name, row)
     try:
         _, short = encode(name, row, limit)
     except BadRowError as bad:
-        assert bad.code == "too_long" and whole.length > limit
-        assert visual(encoder, whole) > 0 or limit < 60  # text alone can always be shortened, markup cannot
+        assert bad.code == "too_long" and full.length > limit
+        assert visual(encoder, full) > 0 or limit < 60  # text alone can always be shortened, markup cannot
         return
-    assert short.length <= limit and visual(encoder, short) == visual(encoder, whole)
-    for key, value in whole.features.items():  # the images themselves are the same
-        if value.shape != whole.features["input_ids"].shape:
+    assert short.length <= limit and visual(encoder, short) == visual(encoder, full)
+    for key, value in full.features.items():  # the images themselves are the same
+        if value.shape != full.features["input_ids"].shape:
             assert torch.equal(value, short.features[key])
         else:
             assert short.features[key].shape == short.features["input_ids"].shape
     assert (short.features["labels"] != IGNORED).any()
-    assert bool(short.notes) == (whole.length > limit)
+    assert bool(short.notes) == (full.length > limit)
     sizes = tuple(image.size for image in IMAGES[: len(row.images)])
     measured = Encoder(FAMILIES[name].processor(), limit, "truncate_text").measure(row, sizes)
-    assert (measured.total, measured.used) == (whole.length, short.length)
+    assert (measured.total, measured.used) == (full.length, short.length)
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen2_vl", "idefics3"])
-def test_later_exchanges_go_first_and_leave_whole_turns(name):
+def test_truncation_drops_the_last_exchanges_first(name):
     row = talk((1, 4, 4), (0, 4, 4), (0, 4, 4))
     encoder, first_two = encode(name, talk((1, 4, 4), (0, 4, 4)))
     _, short = encode(name, row, first_two.length + 5)
@@ -76,22 +76,22 @@ def eos(encoder):
     return encoder.processor.tokenizer.eos_token_id
 
 
-def test_a_long_question_loses_its_middle_and_the_answer_stays():
-    encoder, whole = encode("qwen2_vl", talk((1, 100, 4)))
-    _, short = encode("qwen2_vl", talk((1, 100, 4)), whole.length - 200)
-    learnt = [e.features["labels"][e.features["labels"] != IGNORED] for e in (whole, short)]
-    assert torch.equal(*learnt)
-    asked = encoder.processor.tokenizer.decode(short.features["input_ids"][0])
+def test_truncation_cuts_the_middle_of_a_long_question():
+    encoder, full = encode("qwen2_vl", talk((1, 100, 4)))
+    _, short = encode("qwen2_vl", talk((1, 100, 4)), full.length - 200)
+    supervised = [e.features["labels"][e.features["labels"] != IGNORED] for e in (full, short)]
+    assert torch.equal(*supervised)
+    text = encoder.processor.tokenizer.decode(short.features["input_ids"][0])
     question = talk((1, 100, 4)).turns[0].texts[0]
-    assert question[:20] in asked and question[-20:] in asked and " ... " in asked
+    assert question[:20] in text and question[-20:] in text and " ... " in text
 
 
-def test_a_long_answer_loses_its_tail_and_does_not_teach_to_stop_there():
-    encoder, whole = encode("qwen2_vl", talk((1, 4, 100)))
-    _, short = encode("qwen2_vl", talk((1, 4, 100)), whole.length - 200)
-    assert short.length == whole.length - 200
-    assert torch.equal(short.features["input_ids"], whole.features["input_ids"][:, : short.length])
-    assert (short.features["labels"] != eos(encoder)).all() and (whole.features["labels"] == eos(encoder)).any()
+def test_truncated_answer_has_no_supervised_end_token():
+    encoder, full = encode("qwen2_vl", talk((1, 4, 100)))
+    _, short = encode("qwen2_vl", talk((1, 4, 100)), full.length - 200)
+    assert short.length == full.length - 200
+    assert torch.equal(short.features["input_ids"], full.features["input_ids"][:, : short.length])
+    assert (short.features["labels"] != eos(encoder)).all() and (full.features["labels"] == eos(encoder)).any()
 
 
 def test_drop_and_error_name_the_row_its_length_and_the_limit():
@@ -108,6 +108,6 @@ def test_images_larger_than_the_limit_drop_the_row_whatever_the_policy():
         encode("llava", talk((2, 4, 4)), 100)
 
 
-def test_an_unknown_policy_is_refused_with_the_known_ones():
+def test_unknown_policy_is_refused():
     with pytest.raises(ValueError, match="on_too_long: got 'cut', expected one of drop, error, truncate_text"):
         Encoder(FAMILIES["llava"].processor(), 10, "cut")

@@ -1,4 +1,4 @@
-"""No file outside the image folder is opened, asked of Python itself: it tells of every opening."""
+"""No file outside the image folder is opened: an audit hook of Python records every file that is opened."""
 
 import sys
 from pathlib import Path
@@ -19,13 +19,13 @@ def listen(event, args):
         OPENED.append(str(args[0]))
 
 
-sys.addaudithook(listen)  # for the rest of the process: such hooks cannot be taken away
+sys.addaudithook(listen)  # for the rest of the process: audit hooks cannot be removed
 
 
 @pytest.mark.parametrize("way", ["up", "absolute", "link", "linked folder", "neighbour"])
-def test_an_image_outside_is_refused_and_not_opened(tmp_path, way):
-    folder, secret, beside = tmp_path / "images", tmp_path / "secret.png", tmp_path / "images2" / "c.png"
-    for file in (folder / "a.png", secret, beside):
+def test_image_outside_the_folder_is_refused_and_not_opened(tmp_path, way):
+    folder, secret, neighbour = tmp_path / "images", tmp_path / "secret.png", tmp_path / "images2" / "c.png"
+    for file in (folder / "a.png", secret, neighbour):
         file.parent.mkdir(exist_ok=True)
         noise().save(file)
     (folder / "link.png").symlink_to(secret)
@@ -36,7 +36,7 @@ def test_an_image_outside_is_refused_and_not_opened(tmp_path, way):
     LISTENING[0] = True
     try:
         store.open(ImageRef(path="a.png"))
-        assert any(Path(name).name == "a.png" for name in OPENED)  # the listener hears
+        assert any(Path(name).name == "a.png" for name in OPENED)  # the hook records
         for action in (store.open, store.probe, store.size):
             with pytest.raises(BadRowError):
                 action(ImageRef(path=path))
@@ -44,4 +44,4 @@ def test_an_image_outside_is_refused_and_not_opened(tmp_path, way):
     finally:
         LISTENING[0] = False
         OPENED.clear()
-    assert not resolved & {secret.resolve(), beside.resolve()}
+    assert not resolved & {secret.resolve(), neighbour.resolve()}

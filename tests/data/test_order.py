@@ -27,7 +27,7 @@ def test_every_epoch_shows_every_row_once(sizes, seed, group, grouped):
 
 
 @given(st.integers(3, 60), st.integers(0, 3), st.integers(1, 7), st.integers(0, 20))
-def test_an_order_depends_on_seed_and_epoch_and_on_nothing_else(size, seed, group, epoch):
+def test_order_depends_on_seed_and_epoch_only(size, seed, group, epoch):
     lengths = 1 + np.arange(size) % 5
     first, again = (DeterministicOrder([size], seed=seed, lengths=lengths, group=group) for _ in range(2))
     again.epoch(epoch + 3)
@@ -41,7 +41,7 @@ def test_other_seeds_and_epochs_give_other_orders():
 
 
 @given(st.integers(1, 50), st.sampled_from([0.25, 0.5, 1.5, 2.0, 3.0]))
-def test_weights_say_how_often_an_epoch_shows_a_source(size, weight):
+def test_weights_set_how_often_an_epoch_shows_a_source(size, weight):
     order = DeterministicOrder([size, 10], [weight, 1.0])
     shown = round(size * weight)
     counts = Counter(order.epoch(4).tolist())
@@ -56,7 +56,7 @@ def test_the_order_of_a_seed_is_the_same_on_every_machine():
     assert DeterministicOrder([10], seed=1).rows(0, 12) == [5, 9, 2, 1, 4, 8, 0, 3, 6, 7, 3, 1]
 
 
-def test_groups_are_of_like_length_and_stay_aligned_over_epochs():
+def test_groups_have_similar_lengths_and_stay_aligned_over_epochs():
     lengths = np.random.RandomState(0).randint(1, 1000, 103)
     order = DeterministicOrder([103], lengths=lengths, group=8)
     plain = DeterministicOrder([103])
@@ -65,7 +65,7 @@ def test_groups_are_of_like_length_and_stay_aligned_over_epochs():
 
 
 @given(st.integers(1, 60), st.integers(1, 4), st.integers(1, 4), st.integers(1, 3), st.integers(0, 4))
-def test_ranks_together_show_the_line_of_positions(size, batch, world, accumulation, start):
+def test_ranks_together_read_consecutive_positions(size, batch, world, accumulation, start):
     order = DeterministicOrder([size], seed=3)
     steps = start + 4
     ranks = [RankBatchSampler(order, batch, steps, rank, world, accumulation, start) for rank in range(world)]
@@ -75,12 +75,12 @@ def test_ranks_together_show_the_line_of_positions(size, batch, world, accumulat
     assert seen == order.rows(start * step, 4 * step)
 
 
-def test_the_steps_of_an_epoch_cover_it():
+def test_steps_for_covers_the_epochs():
     assert steps_for(DeterministicOrder([100]), 1, 8, 2) == 7 and steps_for(DeterministicOrder([100]), 3, 5, 2, 2) == 15
 
 
 @given(SIZES, st.integers(0, 5), st.integers(1, 9), st.data())
-def test_rows_that_are_known_to_be_unusable_leave_the_order(sizes, seed, group, data):
+def test_unusable_rows_are_not_in_the_order(sizes, seed, group, data):
     total = sum(sizes)
     lengths = np.array(data.draw(st.lists(st.integers(0, 2), min_size=total, max_size=total)))
     usable = np.flatnonzero(lengths).tolist()
@@ -92,7 +92,7 @@ def test_rows_that_are_known_to_be_unusable_leave_the_order(sizes, seed, group, 
 
 
 @pytest.mark.parametrize("worlds", [(2, 2), (2, 1), (1, 4), (4, 2)])
-def test_a_run_that_goes_on_with_other_ranks_repeats_nothing_and_leaves_nothing_out(worlds):
+def test_resume_with_other_ranks_repeats_and_omits_no_row(worlds):
     order, seen = DeterministicOrder([101], seed=5), []
     for world in worlds:
         start = len(seen) // (3 * world)
@@ -124,7 +124,7 @@ with open(journal, "a", buffering=1) as file:
 
 @pytest.mark.slow
 @pytest.mark.drill
-def test_rows_are_counted_over_a_real_kill(tmp_path):
+def test_sigkill_and_resume_read_every_row_once_an_epoch(tmp_path):
     journals = [tmp_path / f"rank{rank}" for rank in range(2)]
     for journal in journals:
         journal.touch()
@@ -140,10 +140,10 @@ def test_rows_are_counted_over_a_real_kill(tmp_path):
         rank.send_signal(signal.SIGKILL)
         rank.wait()
     lines = [journal.read_text().split("\n")[:-1] for journal in journals]
-    whole = min(map(len, lines))
-    assert 9 <= whole < 40
+    complete = min(map(len, lines))
+    assert 9 <= complete < 40
     for journal, kept in zip(journals, lines, strict=True):  # back to the last step that both had finished
-        journal.write_text("".join(line + "\n" for line in kept[:whole]))
+        journal.write_text("".join(line + "\n" for line in kept[:complete]))
     assert [rank.wait(120) for rank in start()] == [0, 0]
     both = [[json.loads(line) for line in journal.read_text().splitlines()] for journal in journals]
     seen = [row for step in zip(*both, strict=True) for rows in step for row in rows]

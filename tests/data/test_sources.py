@@ -1,4 +1,4 @@
-"""Whatever the rows lie in, the same samples come out; nothing is decoded, downloaded or unpickled on the way."""
+"""Every file format gives the same samples; opening a source decodes, downloads and unpickles nothing."""
 
 import io
 import json
@@ -88,7 +88,7 @@ def test_paths_inside_columnar_files_are_never_opened_by_the_loader(tmp_path, st
         open_source(SourceSpec(str(tmp_path / "rows.parquet"))).store.open(sample.images[1])
 
 
-def test_opened_rows_survive_the_way_to_a_worker(tmp_path):
+def test_opened_source_can_be_pickled_for_a_worker(tmp_path):
     datasets.Dataset.from_dict(flat(range(3))).cast_column("image", datasets.Image()).save_to_disk(tmp_path / "set")
     source = pickle.loads(pickle.dumps(open_source(SourceSpec(str(tmp_path / "set")))))
     assert isinstance(source.rows[1]["image"], dict)
@@ -120,7 +120,7 @@ def test_one_broken_line_is_one_bad_row(tmp_path):
     assert outcome == ["row-1", "bad_json", "bad_type", "unknown_format", "row-1"]
 
 
-def test_a_list_that_is_cut_off_tells(tmp_path, llava_rows):
+def test_truncated_json_list_has_a_bad_row(tmp_path, llava_rows):
     path = tmp_path / "rows.json"
     path.write_text(json.dumps(llava_rows)[:-40])
     source = open_source(SourceSpec(str(path)))
@@ -129,7 +129,7 @@ def test_a_list_that_is_cut_off_tells(tmp_path, llava_rows):
         source.sample(source.rows[5], 5)
 
 
-def test_a_changed_file_is_read_again(tmp_path, llava_rows):
+def test_changed_file_is_read_again(tmp_path, llava_rows):
     path = tmp_path / "rows.json"
     path.write_text(json.dumps(llava_rows[:2]))
     assert len(samples(path)) == 2
@@ -146,7 +146,7 @@ JSON = st.recursive(
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(JSON, max_size=6), st.sampled_from([None, 2]), st.booleans(), st.integers(1, 40))
-def test_a_list_read_piece_by_piece_is_the_list(items, indent, ascii_only, chunk):
+def test_json_list_read_in_chunks_is_the_list(items, indent, ascii_only, chunk):
     text = json.dumps(items, indent=indent, ensure_ascii=ascii_only)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(json_source, "CHUNK", chunk)
@@ -154,13 +154,13 @@ def test_a_list_read_piece_by_piece_is_the_list(items, indent, ascii_only, chunk
     assert read == items
 
 
-def test_a_hub_id_without_network_says_so(monkeypatch):
+def test_hub_id_without_network_is_refused(monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match=r"no network .* download it first"):
-        open_source(SourceSpec("nobody/nothing"))
+        open_source(SourceSpec("owner/missing"))
 
 
-def test_wrong_paths_are_told_with_what_was_expected(tmp_path, llava_file):
+def test_wrong_paths_are_refused_with_what_was_expected(tmp_path, llava_file):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "rows.pkl").write_bytes(pickle.dumps([1]))
     for path, words in (
@@ -181,13 +181,13 @@ def test_wrong_paths_are_told_with_what_was_expected(tmp_path, llava_file):
 
 
 @pytest.mark.parametrize("end", ["", "\n", " \n\n"])
-def test_a_list_on_one_line_is_a_list_however_the_file_ends(tmp_path, end):
+def test_json_list_on_one_line_with_any_end_of_file(tmp_path, end):
     rows = [{"a": 1}, {"b": [2]}, 3]
     (tmp_path / "rows.json").write_text(json.dumps(rows) + end)
     assert [json.loads(row["text"]) for row in json_source.json_rows([str(tmp_path / "rows.json")], [])] == rows
 
 
-def test_lines_that_are_lists_are_rows_each(tmp_path):
+def test_json_lines_that_are_lists_are_rows(tmp_path):
     (tmp_path / "rows.jsonl").write_text("[1, 2]\n[3]\n")
     found = [json.loads(row["text"]) for row in json_source.json_rows([str(tmp_path / "rows.jsonl")], [])]
     assert found == [[1, 2], [3]]
