@@ -59,6 +59,8 @@ def read_config(path: str, revision: str | None = None, trust_remote_code: bool 
         if "trust_remote_code=True" in str(error):
             remedy = "read that code and, if you trust it, set trust_remote_code: true"
         first = str(error).strip().splitlines()[0]
+        if path.count("/") != 1 and not Path(path).is_dir():  # no hub id; the hub's own message would mislead
+            first = "there is no such folder"
         raise ValueError(f"{place}: cannot read a model from {path!r} ({first}); {remedy}") from error
 
 

@@ -76,7 +76,7 @@ def test_damaged_weights_and_config_fail_verification(
 def test_lora_that_was_not_merged_fails_verification(
     runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writing, "merged", lambda adapted: adapted.base_model.unload())
+    monkeypatch.setattr(writing, "merge_adapter", lambda adapted: adapted.base_model.unload())
     with pytest.raises(RuntimeError, match="logits differ by"):
         dart_train.export(runs("lora"), tmp_path / "out")
     assert not list(tmp_path.iterdir())

@@ -254,5 +254,5 @@ def test_commands_are_listed(argv: list[str], code: int, capsys: pytest.CaptureF
     assert main(argv) == code
     out, err = capsys.readouterr()
     shown = err if code else out
-    assert all(f"  {verb} " in shown for verb in ("check", "bench", "data"))
-    assert ("unknown verb 'chek'" in shown) == (argv == ["chek"])
+    assert all(f"  {command} " in shown for command in ("check", "bench", "data"))
+    assert ("unknown command 'chek'" in shown) == (argv == ["chek"])

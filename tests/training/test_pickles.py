@@ -65,7 +65,7 @@ def test_trust_remote_code_warns(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     for trusted in ("false", "true"):
         assert not caplog.records
         assert main([str(recipe), "--dry-run", f"model.trust_remote_code={trusted}"]) == 0
-    assert f"code that comes with {tmp_path / 'llava'} is run" in caplog.text
+    assert f"Python code from {tmp_path / 'llava'} runs on this machine" in caplog.text
 
 
 def test_pickle_of_tensors_and_plain_python_is_accepted(tmp_path: Path) -> None:

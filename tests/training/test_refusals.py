@@ -37,7 +37,7 @@ def refused(recipe: Path, capsys: pytest.CaptureFixture[str], *overrides: str) -
 
 
 WRONG = {
-    "no such model folder": (["model.path=no/such/folder"], "model.path: 'no/such/folder' holds no model"),
+    "no such model folder": (["model.path=no/such/folder"], "'no/such/folder' (there is no such folder)"),
     "no such rows": (["data.train=[{path: nowhere.json}]"], "'nowhere.json' does not exist"),
     "no such target": (["parts.lora.targets=[q_porj]"], "no linear layer named q_porj"),
     "a layer too deep": (["reduction={method: dart, keep: 8, layer: 99}"], "the model has 5 layers"),
