@@ -55,7 +55,7 @@ def random_rows(chance: random.Random) -> tuple[str, ...]:
 
 def choice(reducer: DART, scene: Scene) -> tuple[Tensor, Tensor, Tensor]:
     """keep, and the pivots that count."""
-    context = scene.view(reducer)
+    context = scene.context(reducer)
     keep = reducer.select(context)
     assert context.pivots is not None
     return keep, context.pivots[0].masked_fill(~context.pivots[1], -1), context.pivots[1]

@@ -22,7 +22,7 @@ class RecordingFastV(FastV):
     rows = []  # noqa: RUF012  (of the class: a reducer is frozen)
 
     def score(self, context: View) -> Tensor:
-        self.rows.append((context.score("attention"), context.pools))
+        self.rows.append((context.score("attention"), context.groups))
         return super().score(context)
 
 

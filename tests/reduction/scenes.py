@@ -1,5 +1,5 @@
 """Small batches without a model. A row is written as a string: `v` a visual token, `t` text, `a` an answer,
-`_` a token that the mask hides; its numbers go with the row, wherever padding puts it."""
+`_` a masked token. The numbers of a row do not depend on its padding."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dart_train.reduction import Observed, Reducer, View
+from dart_train.reduction import Observed, Reducer, SelectionContext
 from dart_train.reduction.batch_layout import BatchLayout
 from dart_train.reduction.token_groups import TokenGroups
 
 IMAGE, PADDING, WIDTH, HEADS = 1, 0, 24, 3
-LOUD = 1e3  # the value at padding: a method that reads it shows
+LOUD = 1e3  # the value at padding: reading it changes the result
 
 
 @dataclass(frozen=True)
@@ -86,26 +86,28 @@ class Scene:
         """[B, H, L, d]: keys (stream 3) or values (stream 4)."""
         return self._stacked(HEADS, 4, stream=stream).transpose(1, 2)
 
-    def attention(self, pools: TokenGroups) -> Tensor:
-        return self._stacked(stream=5).float().abs()[pools.rows]
+    def attention(self, groups: TokenGroups) -> Tensor:
+        return self._stacked(stream=5).float().abs()[groups.rows]
 
-    def view(self, reducer: Reducer) -> View:
-        """Shows just what the reducer says it needs."""
-        pools = TokenGroups.of(self.batch(), reducer.per)
-        assert pools is not None
+    def context(self, reducer: Reducer) -> SelectionContext:
+        """Contains only what the reducer requires."""
+        groups = TokenGroups.of(self.batch(), reducer.per)
+        assert groups is not None
         needs = reducer.required_inputs()
-        seen = Observed(
+        observed = Observed(
             self.heads(3) if "keys" in needs else None,
             self.heads(4) if "values" in needs else None,
-            self.attention(pools) if "attention" in needs else None,
+            self.attention(groups) if "attention" in needs else None,
         )
-        shapes = [[shape(size)] for size in pools.sizes] if "grid" in needs else None
-        return View(pools, self.states, self.scale, seen, reducer.budgets(pools), shapes, scorer=scorer_of(reducer))
+        shapes = [[shape(size)] for size in groups.sizes] if "grid" in needs else None
+        return SelectionContext(
+            groups, self.states, self.scale, observed, reducer.budgets(groups), shapes, scorer=scorer_of(reducer)
+        )
 
     def choice(self, reducer: Reducer) -> list[set[int]]:
         """Kept visual tokens of each row, counted from the row's own start."""
-        view = self.view(reducer)
-        mask = view.pools.keep_mask(torch.zeros_like(self.mask), reducer.select(view))
+        context = self.context(reducer)
+        mask = context.groups.keep_mask(torch.zeros_like(self.mask), reducer.select(context))
         return [{int(place) - self.start(row) for place in kept.nonzero()} for row, kept in enumerate(mask)]
 
 
@@ -127,6 +129,6 @@ def prompt(row: str) -> list[int]:
     """The prompt of the row's only image: after it, before the answer."""
     end = row.index("a") if "a" in row else len(row)
     text = [place for place in range(end) if row[place] == "t"]
-    seen = visual(row)
-    behind_last = [place for place in text if place > seen[-1]]
-    return behind_last or [place for place in text if place > seen[0]] or text
+    image = visual(row)
+    after_last = [place for place in text if place > image[-1]]
+    return after_last or [place for place in text if place > image[0]] or text

@@ -1,4 +1,4 @@
-"""Where the visual tokens are, and which text may choose: what a prefill would have seen, and no answer."""
+"""Where the visual tokens are, and which text may select: what a prefill contains, and no answer."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from tests.reduction.scenes import IMAGE, PADDING, Scene
 
 
 def candidates(batch: BatchLayout, per: str = "sample") -> list[str]:
-    """Of each pool: `P` a pivot candidate, `v` its own token, `L` the last prompt token, `.` anything else."""
+    """Of each group: `P` a pivot candidate, `v` its own token, `L` the last prompt token, `.` anything else."""
     out = []
-    for pool in batch.groups(per):
-        letters = ["P" if may else "." for may in batch.prompt_of(pool)]
-        for place in pool.positions().tolist():
+    for group in batch.groups(per):
+        letters = ["P" if may else "." for may in batch.prompt_of(group)]
+        for place in group.positions().tolist():
             letters[place] = "v"
-        last = batch.last_of(pool)
+        last = batch.last_of(group)
         letters[last] = {"P": "L", "v": "V"}.get(letters[last], "l")
         out.append("".join(letters))
     return out
 
 
 @pytest.mark.parametrize(
-    ("row", "pools"),
+    ("row", "groups"),
     [
         ("tvvvttt", [".vvvPPL"]),
-        ("tvvvttaaa", [".vvvPL..."]),  # no answer chooses
+        ("tvvvttaaa", [".vvvPL..."]),  # answers do not select
         ("tvvvttaatta", [".vvvPL....."]),  # nor what comes after it
         ("tvv__tt_", [".vv..PL."]),  # nor padding, wherever it is
         ("tvvtvvtt", [".vv.vvPL"]),  # text between two images did not see the second
@@ -40,12 +40,12 @@ def candidates(batch: BatchLayout, per: str = "sample") -> list[str]:
         ("ttvv", ["PPvV"]),  # nor after the first: then all text
         ("vvv", ["vvV"]),
         ("vvvaa", ["vvV.."]),
-        ("tvvttaattvvvtta", [".vvPL..........", ".........vvvPL."]),  # a later turn: a pool of its own
+        ("tvvttaattvvvtta", [".vvPL..........", ".........vvvPL."]),  # a later turn: a group of its own
         ("tvvttavvaatvvt", [".vvPL.........", "P..PP.vV......", "...........vvL"]),
     ],
 )
-def test_text_after_the_image_and_before_the_answer_is_the_prompt(row: str, pools: list[str]) -> None:
-    assert candidates(Scene((row,)).batch()) == pools
+def test_text_after_the_image_and_before_the_answer_is_the_prompt(row: str, groups: list[str]) -> None:
+    assert candidates(Scene((row,)).batch()) == groups
 
 
 def test_each_image_has_the_text_after_it() -> None:
@@ -54,7 +54,7 @@ def test_each_image_has_the_text_after_it() -> None:
 
 def test_rows_without_images_have_no_group() -> None:
     batch = Scene(("ttt", "vt", "tat")).batch()
-    assert [pool.row for pool in batch.groups("sample")] == [1]
+    assert [group.row for group in batch.groups("sample")] == [1]
     assert TokenGroups.of(Scene(("ttt", "t")).batch(), "sample") is None
 
 
@@ -64,7 +64,7 @@ prompts = st.lists(st.sampled_from("vvtt"), min_size=1, max_size=8).map("".join)
 @settings(max_examples=60, deadline=None)
 @given(before=prompts, after=prompts, answer=st.integers(1, 6), seed=st.integers(0, 9))
 def test_another_answer_gives_the_same_groups(before: str, after: str, answer: int, seed: int) -> None:
-    """Longer, other words, or a further turn: what the first images see stays."""
+    """Longer, other words, or a further turn: what the first images attend to does not change."""
     plain = Scene((before + "v" + after,), (seed,)).batch()
     longer = Scene((before + "v" + after + "a" * answer + "tvt",), (seed,), side="right").batch()
     mine, (other, *_) = plain.groups("sample"), longer.groups("sample")
@@ -75,7 +75,7 @@ def test_another_answer_gives_the_same_groups(before: str, after: str, answer: i
     assert plain.last_of(mine[0]) == longer.last_of(other)
 
 
-def test_the_fingerprint_is_the_prompts_alone() -> None:
+def test_fingerprint_depends_on_the_prompt_only() -> None:
     ids = torch.tensor([[7, IMAGE, 8, 9], [7, IMAGE, 8, 5], [7, IMAGE, 6, 9], [IMAGE, 7, 8, 9]])
     labels = torch.tensor([[-100, -100, -100, 9]] * 4)
     first, same, word, order = BatchLayout.of(ids, [IMAGE], labels=labels).fingerprint.tolist()
@@ -84,7 +84,7 @@ def test_the_fingerprint_is_the_prompts_alone() -> None:
 
 
 @pytest.mark.parametrize("left", [0, 3])
-def test_padding_moves_everything_and_changes_nothing(left: int) -> None:
+def test_left_padding_shifts_positions_only(left: int) -> None:
     ids = torch.tensor([[PADDING] * left + [7, IMAGE, IMAGE, 8, 9] + [PADDING] * (3 - left)])
     batch = BatchLayout.of(ids, [IMAGE], mask=(ids != PADDING).long())
     assert batch.left_padded() == (left > 0)
@@ -121,16 +121,16 @@ def images(*rows: str) -> BatchLayout:
 def test_adjacent_images_are_cut_by_their_sizes(sizes: list[int], found: list[list[Tensor]]) -> None:
     batch = images("tvvvvv", "vvvv").with_images(sizes)
     assert [[span for (span,) in row] for row in batch.images] == found
-    assert [pool.spans for pool in batch.groups("image")] == [(span,) for row in found for span in row]
-    assert [pool.spans for pool in batch.groups("sample")] == [((1, 6),), ((2, 6),)]
+    assert [group.spans for group in batch.groups("image")] == [(span,) for row in found for span in row]
+    assert [group.spans for group in batch.groups("sample")] == [((1, 6),), ((2, 6),)]
 
 
 def test_an_image_with_text_within_it_is_one_image() -> None:
     batch = images("vvtvvtvvvtt").with_images([4, 2, 1])
     first, second, third = ((0, 2), (3, 5)), ((6, 8),), ((8, 9),)
     assert batch.images == ((first, second, third),)
-    assert [pool.spans for pool in batch.groups("image")] == [first, second, third]
-    assert [pool.spans for pool in batch.groups("sample")] == [((0, 2), (3, 5), (6, 9))]
+    assert [group.spans for group in batch.groups("image")] == [first, second, third]
+    assert [group.spans for group in batch.groups("sample")] == [((0, 2), (3, 5), (6, 9))]
     assert candidates(batch, "image")[0] == "vv.vvP...PL"
 
 

@@ -20,17 +20,17 @@ sizes = st.lists(st.integers(0, 60), min_size=1, max_size=6)
     ("keep", "available", "kept"),
     [(64, 576, 64), (64, 50, 50), (0.111, 576, 64), (1 / 9, 576, 64), (0.5, 7, 4), (0.001, 576, 1), (1.0, 9, 9)],
 )
-def test_ratios_round_to_the_nearest_token_and_never_to_none(keep: int | float, available: int, kept: int) -> None:
+def test_ratio_rounds_to_the_nearest_token_and_at_least_one(keep: int | float, available: int, kept: int) -> None:
     assert tokens_to_keep(keep, available) == kept
 
 
-def test_of_nothing_nothing_is_kept() -> None:
+def test_no_tokens_keep_none() -> None:
     assert tokens_to_keep(5, 0) == tokens_to_keep(0.5, 0) == 0
 
 
 @settings(max_examples=200, deadline=None)
 @given(keep=st.integers(1, 200), sizes=sizes)
-def test_a_number_is_shared_out_exactly_and_in_proportion(keep: int, sizes: list[int]) -> None:
+def test_number_is_split_exactly_and_in_proportion(keep: int, sizes: list[int]) -> None:
     parts, total = split_budget(keep, sizes), sum(sizes)
     assert sum(parts) == min(keep, total)
     for part, size in zip(parts, sizes, strict=True):
@@ -59,17 +59,17 @@ def test_turns_of_a_sample_share_its_number_and_images_have_one_each(
     keep: int | float, per: str, budgets: list[int]
 ) -> None:
     reducer = DART(keep=keep, per=per)
-    pools = TokenGroups.of(Scene((ROW,)).batch(), reducer.per)
-    assert pools is not None
-    assert reducer.counts(pools) == budgets
+    groups = TokenGroups.of(Scene((ROW,)).batch(), reducer.per)
+    assert groups is not None
+    assert reducer.counts(groups) == budgets
 
 
 def test_a_later_stage_meets_its_number_although_shares_were_rounded() -> None:
     """11 of three turns are 5 + 5 + 1, and 10 of the original ones would be 4 + 4 + 2."""
-    pools = TokenGroups.of(Scene(("vvvvvvta" * 2 + "vvt",)).batch(), "sample")
-    assert pools is not None
-    assert DART(keep=11).counts(pools) == [5, 5, 1] and DART(keep=10).counts(pools) == [4, 4, 2]
-    later = replace(pools, sizes=(5, 5, 1))
+    groups = TokenGroups.of(Scene(("vvvvvvta" * 2 + "vvt",)).batch(), "sample")
+    assert groups is not None
+    assert DART(keep=11).counts(groups) == [5, 5, 1] and DART(keep=10).counts(groups) == [4, 4, 2]
+    later = replace(groups, sizes=(5, 5, 1))
     assert sum(DART(keep=10).counts(later)) == 10
     assert DART(keep=0.25).counts(later) == [2, 2, 1]  # a ratio is one of the original tokens
 

@@ -1,4 +1,4 @@
-"""DART in batches keeps the very tokens that the paper's loop keeps, one sample at a time."""
+"""DART in batches keeps the tokens that the paper's loop keeps, one sample at a time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import cosine_similarity
 
-from dart_train.reduction import DART, View
+from dart_train.reduction import DART, SelectionContext
 from tests.fixtures.reference_selection import dart, l1_norms
 from tests.reduction.scenes import Scene, prompt, visual
 
@@ -26,8 +26,8 @@ def by_the_paper(scene: Scene, row: int, reducer: DART, budget: int) -> set[int]
 
 
 def check(scene: Scene, reducer: DART) -> None:
-    view = scene.view(reducer)
-    wanted = [by_the_paper(scene, row, reducer, view.budgets[row]) for row in range(len(scene.rows))]
+    context = scene.context(reducer)
+    wanted = [by_the_paper(scene, row, reducer, context.budgets[row]) for row in range(len(scene.rows))]
     assert scene.choice(reducer) == wanted
 
 
@@ -58,7 +58,7 @@ def test_any_sizes(rows: list[tuple[int, int, int]], keep: int, pivots: tuple[in
 
 
 @pytest.mark.parametrize(("keep", "kept"), [(192, 196), (128, 132), (64, 68)])
-def test_paper_rule_keeps_the_image_pivots_on_top(keep: int, kept: int) -> None:
+def test_paper_rule_keeps_image_pivots_in_addition(keep: int, kept: int) -> None:
     scene = Scene(("t" * 5 + "v" * 576 + "t" * 9,))
     assert len(scene.choice(DART(keep=keep, rule="paper"))[0]) == kept
     assert DART(keep=keep, rule="paper").kept_tokens([576]) == kept
@@ -87,11 +87,11 @@ def test_groups_of_one_sample_select_separately() -> None:
     assert Scene((row,)).choice(reducer)[0] == wanted[0] | wanted[1]
 
 
-def test_the_final_norms_weight_decides() -> None:
+def test_final_norm_weight_changes_the_selection() -> None:
     scene, reducer = Scene(("t" + "v" * 100 + "ttttt",)), DART(keep=40)
-    view = scene.view(reducer)
-    plain = View(view.pools, view.states, None, view.seen, view.budgets)
-    assert not torch.equal(reducer.select(view), reducer.select(plain))
+    context = scene.context(reducer)
+    plain = SelectionContext(context.groups, context.states, None, context.observed, context.budgets)
+    assert not torch.equal(reducer.select(context), reducer.select(plain))
     alone = Scene(scene.rows)
     scores = l1_norms(alone.heads(3)[0])
     wanted = dart(alone.states[0], scores, visual(scene.rows[0]), prompt(scene.rows[0]), 40)
@@ -99,16 +99,16 @@ def test_the_final_norms_weight_decides() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_working_in_slices_changes_nothing(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    view = Scene(RAGGED, dtype=dtype).view(DART(keep=2))
+def test_slices_give_the_same_cosines(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = Scene(RAGGED, dtype=dtype).context(DART(keep=2))
     positions = torch.arange(8).reshape(4, 2)
-    everything = cosine_similarity(view.hidden_at(positions)[:, :, None], view.hidden[:, None], dim=-1)
-    real = view.valid[:, None].expand_as(everything)
-    gathered = replace(view, pools=replace(view.pools, spans=None))
-    norms = view.score("key")
+    everything = cosine_similarity(context.hidden_at(positions)[:, :, None], context.hidden[:, None], dim=-1)
+    real = context.valid[:, None].expand_as(everything)
+    gathered = replace(context, pools=replace(context.groups, spans=None))
+    norms = context.score("key")
     for length in (1, 4, 100):
         monkeypatch.setattr("dart_train.reduction.context._slice_length", lambda *_, length=length: length)
-        view.scores.clear()
-        for way in (view, gathered):
+        context.scores.clear()
+        for way in (context, gathered):
             assert torch.allclose(way.cosine(positions)[real], everything[real], atol=1e-6)
-        assert torch.allclose(view.score("key"), norms)
+        assert torch.allclose(context.score("key"), norms)

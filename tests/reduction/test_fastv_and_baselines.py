@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dart_train.reduction import Balance, FastV, Random, Reducer, ReverseFastV, View
+from dart_train.reduction import Balance, FastV, Random, Reducer, ReverseFastV, SelectionContext
 from tests.reduction.scenes import Scene, prompt, visual
 
 ROWS = ("tt" + "v" * 20 + "ttt", "t" + "v" * 11 + "tttt" + "aa", "v" * 5 + "t")
@@ -18,22 +18,22 @@ def best(score: dict[int, float], number: int) -> set[int]:
     return set(sorted(score, key=lambda place: (-score[place], place))[:number])
 
 
-def attention(scene: Scene, view: View, row: int) -> dict[int, float]:
-    paid = view.score("attention")[row].tolist()
+def attention(scene: Scene, context: SelectionContext, row: int) -> dict[int, float]:
+    paid = context.score("attention")[row].tolist()
     return {place: paid[scene.start(row) + place] for place in visual(scene.rows[row])}
 
 
-def test_fastv_keeps_what_the_last_prompt_token_looks_at_most() -> None:
+def test_fastv_keeps_the_tokens_of_highest_attention() -> None:
     scene = Scene(ROWS)
-    view = scene.view(FastV(keep=KEEP))
-    wanted = [best(attention(scene, view, row), KEEP) for row in range(len(ROWS))]
+    context = scene.context(FastV(keep=KEEP))
+    wanted = [best(attention(scene, context, row), KEEP) for row in range(len(ROWS))]
     assert scene.choice(FastV(keep=KEEP)) == wanted
 
 
-def test_reverse_fastv_keeps_what_it_looks_at_least() -> None:
+def test_reverse_fastv_keeps_the_tokens_of_lowest_attention() -> None:
     scene = Scene(ROWS)
-    view = scene.view(ReverseFastV(keep=KEEP))
-    upside_down = [{place: -x for place, x in attention(scene, view, row).items()} for row in range(len(ROWS))]
+    context = scene.context(ReverseFastV(keep=KEEP))
+    upside_down = [{place: -x for place, x in attention(scene, context, row).items()} for row in range(len(ROWS))]
     assert scene.choice(ReverseFastV(keep=KEEP)) == [best(score, KEEP) for score in upside_down]
 
 
@@ -46,13 +46,13 @@ def test_fastv_and_its_reverse_share_nothing_at_half_the_budget() -> None:
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
 def test_balance_weighs_importance_against_similarity(alpha: float) -> None:
     scene, reducer = Scene(ROWS), Balance(keep=KEEP, alpha=alpha)
-    view = scene.view(reducer)
+    context = scene.context(reducer)
     wanted = []
     for row, text in enumerate(ROWS):
         states = scene.alone(row).states[0] * scene.scale
         last = states[prompt(text)[-1]]
         alike = {i: float(torch.cosine_similarity(states[i], last, dim=0)) for i in visual(text)}
-        important, alike = stretched(attention(scene, view, row)), stretched(alike)
+        important, alike = stretched(attention(scene, context, row)), stretched(alike)
         wanted.append(best({i: alpha * important[i] + (1 - alpha) * (1 - alike[i]) for i in alike}, KEEP))
     assert scene.choice(reducer) == wanted
 
@@ -69,7 +69,7 @@ def test_balance_at_one_is_fastv() -> None:
 def draws(reducer: Reducer, seeds: range, size: int = 40) -> torch.Tensor:
     """[seeds, size]: how often each token is kept, over prompts drawn anew."""
     rows = Scene(("t" + "v" * size + "tttt",) * len(seeds), tuple(seeds))
-    return reducer.select(rows.view(reducer)).float()
+    return reducer.select(rows.context(reducer)).float()
 
 
 @pytest.mark.parametrize("what", ["prompts", "seeds"])
@@ -78,8 +78,8 @@ def test_random_is_uniform(what: str) -> None:
     if what == "prompts":
         kept = draws(Random(keep=10), range(1000))
     else:
-        view = Scene(("t" + "v" * 40 + "tttt",)).view(Random(keep=10))
-        kept = torch.cat([Random(keep=10, seed=seed).select(view) for seed in range(1000)]).float()
+        context = Scene(("t" + "v" * 40 + "tttt",)).context(Random(keep=10))
+        kept = torch.cat([Random(keep=10, seed=seed).select(context) for seed in range(1000)]).float()
     expected = 1000 * 10 / 40
     places = ((kept.sum(0) - expected) ** 2 / (expected * 0.75)).sum()
     assert 10 < places < 100  # 39 degrees of freedom
@@ -91,12 +91,12 @@ def test_random_is_uniform(what: str) -> None:
 
 def test_random_depends_on_seed_prompt_stage_and_group() -> None:
     scene = Scene(("t" + "v" * 40 + "tttt",))
-    view = scene.view(Random(keep=10))
-    first = Random(keep=10).select(view)
-    assert not torch.equal(first, Random(keep=10, seed=1).select(view))
-    assert not torch.equal(first, Random(keep=10).select(replace(view, seed=1)))  # the trainer's step
+    context = scene.context(Random(keep=10))
+    first = Random(keep=10).select(context)
+    assert not torch.equal(first, Random(keep=10, seed=1).select(context))
+    assert not torch.equal(first, Random(keep=10).select(replace(context, seed=1)))  # the trainer's step
     assert not torch.equal(first, draws(Random(keep=10), range(1, 2)).bool())
-    twins = Scene(("v" * 40 + "t" + "v" * 40 + "t",)).view(Random(keep=10, per="image"))
+    twins = Scene(("v" * 40 + "t" + "v" * 40 + "t",)).context(Random(keep=10, per="image"))
     assert not torch.equal(*Random(keep=10).select(twins))
 
 

@@ -12,16 +12,16 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from dart_train.hooks.forward_state import average_merged
-from dart_train.reduction import Pooling, Reducer, UniformGrid, View, WindowFastV
+from dart_train.reduction import Pooling, Reducer, SelectionContext, UniformGrid, WindowFastV
 from dart_train.reduction.methods.grid import cells_of, grid_cells
 from tests.reduction.scenes import Scene
 
 
-def tiled(reducer: Reducer, *tiles: tuple[int, int], dtype: torch.dtype = torch.float32) -> View:
+def tiled(reducer: Reducer, *tiles: tuple[int, int], dtype: torch.dtype = torch.float32) -> SelectionContext:
     """One image of these tiles, and a smaller one in the same batch."""
     size = sum(rows * columns for rows, columns in tiles)
-    view = Scene(("t" + "v" * size + "ttt", "v" * 4 + "t"), dtype=dtype).view(reducer)
-    return replace(view, grid_shapes=[list(tiles), [(2, 2)]])
+    context = Scene(("t" + "v" * size + "ttt", "v" * 4 + "t"), dtype=dtype).context(reducer)
+    return replace(context, grid_shapes=[list(tiles), [(2, 2)]])
 
 
 @settings(max_examples=150, deadline=None)
@@ -46,8 +46,8 @@ def test_square_numbers_give_square_cells(side: int, cells: int) -> None:
 
 
 def test_uniform_grid_takes_the_middle_of_each_cell() -> None:
-    view = tiled(UniformGrid(keep=4), (6, 6))
-    kept = UniformGrid(keep=4).select(view)[0].view(6, 6)
+    context = tiled(UniformGrid(keep=4), (6, 6))
+    kept = UniformGrid(keep=4).select(context)[0].view(6, 6)
     assert kept.nonzero().tolist() == [[1, 1], [1, 4], [4, 1], [4, 4]]
 
 
@@ -57,29 +57,29 @@ def test_uniform_grid_splits_its_budget_over_tiles_by_size() -> None:
     assert kept[:16].sum() == 4 and kept[16:].sum() == 7
 
 
-def pooled(view: View, reducer: Reducer) -> Tensor:
+def pooled(context: SelectionContext, reducer: Reducer) -> Tensor:
     """The values at the kept places of the first group after merging."""
-    keep = reducer.select(view)
-    content = reducer.merge_targets(view, keep)
+    keep = reducer.select(context)
+    content = reducer.merge_targets(context, keep)
     assert content is not None
-    return average_merged(view.pools.gather(view.states), content, view.valid)[0][keep[0]]
+    return average_merged(context.groups.gather(context.states), content, context.valid)[0][keep[0]]
 
 
 def test_pooling_is_average_pooling() -> None:
     """The paper's 2 x 2: 576 tokens become 144."""
-    view = tiled(Pooling(keep=144), (24, 24))
-    image = view.states[0, 1:577].T.reshape(1, -1, 24, 24)
+    context = tiled(Pooling(keep=144), (24, 24))
+    image = context.states[0, 1:577].T.reshape(1, -1, 24, 24)
     wanted = avg_pool2d(image, 2)[0].flatten(1).T
-    assert torch.allclose(pooled(view, Pooling(keep=144)), wanted, atol=1e-6)
+    assert torch.allclose(pooled(context, Pooling(keep=144)), wanted, atol=1e-6)
 
 
 def test_pooling_loses_nothing_on_any_grid() -> None:
     """Each token is in one cell: means weighted by the cells' sizes give the mean of all."""
     reducer = Pooling(keep=9)
-    view = tiled(reducer, (5, 7), (3, 4))
-    sizes = torch.bincount(cells_of(view, [9, 4])[0])
-    total = (pooled(view, reducer) * sizes[:, None]).sum(0)
-    assert torch.allclose(total, view.states[0, 1:48].sum(0), atol=1e-5)
+    context = tiled(reducer, (5, 7), (3, 4))
+    sizes = torch.bincount(cells_of(context, [9, 4])[0])
+    total = (pooled(context, reducer) * sizes[:, None]).sum(0)
+    assert torch.allclose(total, context.states[0, 1:48].sum(0), atol=1e-5)
 
 
 @pytest.mark.parametrize("tiles", [[(6, 6)], [(4, 4), (4, 5)], [(1, 1), (6, 6)], [(2, 2)] * 9, [(1, 1)] * 20])
@@ -87,11 +87,11 @@ def test_pooling_loses_nothing_on_any_grid() -> None:
 @pytest.mark.parametrize("windows", [1, 4, 16])
 def test_windows_keep_their_best(tiles: list[tuple[int, int]], keep: int, windows: int) -> None:
     reducer = WindowFastV(keep=keep, windows=windows)
-    view = tiled(reducer, *tiles)
-    size = view.pools.sizes[0]
-    cells = cells_of(view, [min(windows, size), 4])[0, :size].tolist()
-    score = view.visual("attention")[0].tolist()
-    kept = set(reducer.select(view)[0].nonzero().flatten().tolist())
+    context = tiled(reducer, *tiles)
+    size = context.groups.sizes[0]
+    cells = cells_of(context, [min(windows, size), 4])[0, :size].tolist()
+    score = context.visual("attention")[0].tolist()
+    kept = set(reducer.select(context)[0].nonzero().flatten().tolist())
     assert len(kept) == keep
     for window in set(cells):
         inside = [place for place in range(size) if cells[place] == window]
@@ -105,16 +105,16 @@ def test_one_window_is_fastv_and_as_many_as_tokens_is_uniform() -> None:
     late = torch.arange(36.0)  # attention favours late positions
     for windows, wanted in ((1, list(range(27, 36))), (9, [7, 9, 11, 19, 21, 23, 31, 33, 35])):
         reducer = WindowFastV(keep=9, windows=windows)
-        view = tiled(reducer, (6, 6))
-        view.scores["attention"] = torch.zeros(2, 40).index_add(1, torch.arange(1, 37), late.expand(2, -1))
-        assert reducer.select(view)[0].nonzero().flatten().tolist() == wanted
+        context = tiled(reducer, (6, 6))
+        context.scores["attention"] = torch.zeros(2, 40).index_add(1, torch.arange(1, 37), late.expand(2, -1))
+        assert reducer.select(context)[0].nonzero().flatten().tolist() == wanted
 
 
 @pytest.mark.parametrize("method", [UniformGrid, Pooling, WindowFastV])
 def test_after_an_earlier_stage_the_grid_is_one_row(method: type[Reducer]) -> None:
     """The grid has holes then."""
     reducer = method(keep=3)
-    view = tiled(reducer, (4, 3))
-    fewer = replace(view.pools, original=(20, 4))
-    assert reducer.select(replace(view, pools=fewer)).sum(1).tolist() == [3, 3]
-    assert torch.equal(cells_of(replace(view, pools=fewer), [3, 4])[0], torch.arange(12) // 4)
+    context = tiled(reducer, (4, 3))
+    fewer = replace(context.groups, original=(20, 4))
+    assert reducer.select(replace(context, pools=fewer)).sum(1).tolist() == [3, 3]
+    assert torch.equal(cells_of(replace(context, pools=fewer), [3, 4])[0], torch.arange(12) // 4)

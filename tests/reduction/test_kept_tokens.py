@@ -1,4 +1,4 @@
-"""What was kept, and how any tensor follows it."""
+"""The kept positions, and tensors gathered at them and expanded again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""On a GPU a small operation costs its launch, not its arithmetic: what is launched does not grow with the image."""
+"""On a GPU a small operation costs its launch, not its arithmetic: the number of launches does not grow with the image."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dart_train.profiling.selection_scene import SelectionScene
 from dart_train.reduction import REDUCERS
 
-MOST = 90  # DART's 82 and some air: who adds launches should notice
-SCORER = 30  # its layers, some of which the meta device takes apart into several operations
+MOST = 90  # DART's 82 and some room: added launches fail the test
+SCORER = 30  # its layers, some of which the meta device splits into several operations
 
 
 class Launches(TorchDispatchMode):
@@ -31,14 +31,14 @@ class Launches(TorchDispatchMode):
 
 
 def launches(method: str, tokens: int, batch: int) -> int:
-    """Of one selection on a device that is no CPU: the meta device takes the same path as a GPU."""
+    """Of one selection on a device that is not a CPU: the meta device takes the same path as a GPU."""
     meta, here = torch.device("meta"), SelectionScene.draw(tokens, batch, 256, torch.device("cpu"), torch.float32)
     there = {name: getattr(here, name).to(meta) for name in ("states", "keys", "query", "scale", "groups", "real")}
     reducer, scene = REDUCERS[method](keep=tokens // 9), replace(here, **there)
-    with Launches() as seen:
-        view = scene.context(reducer)
-        reducer.merge_targets(view, reducer.select(view))
-    return seen.count
+    with Launches() as launched:
+        context = scene.context(reducer)
+        reducer.merge_targets(context, reducer.select(context))
+    return launched.count
 
 
 @pytest.mark.parametrize("method", REDUCERS)
@@ -51,15 +51,15 @@ def test_launches_do_not_grow_with_the_image(method: str) -> None:
     "method", [name for name, method in REDUCERS.items() if method().required_inputs() <= {"keys"}]
 )
 def test_launches_do_not_grow_with_the_batch(method: str) -> None:
-    """Methods that look at attention launch the one row of it sample by sample."""
+    """Methods that use attention compute its row sample by sample."""
     assert launches(method, 600, 8) <= launches(method, 600, 1)
 
 
-def test_the_count_counts() -> None:
+def test_launch_counter_ignores_views() -> None:
     def ran(work: Callable[[], object]) -> int:
-        with Launches() as seen:
+        with Launches() as launched:
             work()
-        return seen.count
+        return launched.count
 
     x = torch.ones(4)
     assert [ran(lambda: x + 1), ran(lambda: x.view(2, 2)), ran(lambda: x.mul_(2).abs())] == [1, 0, 2]

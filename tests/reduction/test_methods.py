@@ -1,4 +1,4 @@
-"""What every method of the registry promises. A new one is tested by existing."""
+"""Laws of every method of the registry; a new method is tested as soon as it is registered."""
 
 from __future__ import annotations
 
@@ -56,25 +56,25 @@ def test_budget_is_met_exactly_by_visual_tokens(method: str, keep: int | float, 
 @both_budgets
 def test_counts_are_known_before_the_selection(method: str, per: str) -> None:
     reducer = REDUCERS[method](keep=5, per=per)
-    view = Scene(ROWS).view(reducer)
-    keep = reducer.select(view)
-    assert keep.dtype == torch.bool and not (keep & ~view.valid).any()
-    assert keep.sum(1).tolist() == reducer.counts(view.pools)
+    context = Scene(ROWS).context(reducer)
+    keep = reducer.select(context)
+    assert keep.dtype == torch.bool and not (keep & ~context.valid).any()
+    assert keep.sum(1).tolist() == reducer.counts(context.groups)
     assert reducer.kept_tokens(IMAGES[1]) == sum(reducer.counts(TokenGroups.of(Scene((TWO,)).batch(), per)))
 
 
 @every_method
 def test_text_is_never_dropped(method: str) -> None:
     reducer, scene = REDUCERS[method](keep=2), Scene(ROWS)
-    view, batch = scene.view(reducer), scene.batch()
-    goes_on = view.pools.keep_mask(batch.real & ~batch.visual, reducer.select(view))
-    assert torch.equal(goes_on & ~batch.visual, batch.real & ~batch.visual)
-    assert goes_on.sum(1).tolist() == view.pools.row_counts(reducer.counts(view.pools))
+    context, batch = scene.context(reducer), scene.batch()
+    kept_mask = context.groups.keep_mask(batch.real & ~batch.visual, reducer.select(context))
+    assert torch.equal(kept_mask & ~batch.visual, batch.real & ~batch.visual)
+    assert kept_mask.sum(1).tolist() == context.groups.row_counts(reducer.counts(context.groups))
 
 
 @every_method
 @both_budgets
-def test_a_row_keeps_the_same_alone_in_a_batch_and_under_padding(method: str, per: str) -> None:
+def test_selection_does_not_depend_on_batch_or_padding(method: str, per: str) -> None:
     reducer, scene = REDUCERS[method](keep=5, per=per), Scene(ROWS)
     chosen = scene.choice(reducer)
     assert scene.choice(reducer) == chosen
@@ -88,45 +88,45 @@ def test_a_row_keeps_the_same_alone_in_a_batch_and_under_padding(method: str, pe
 def test_bfloat16_states_are_accepted(method: str) -> None:
     reducer = REDUCERS[method](keep=5, merge="nearest")
     scene = Scene(ROWS, dtype=torch.bfloat16)
-    view = scene.view(reducer)
-    keep = reducer.select(view)
-    assert keep.sum(1).tolist() == reducer.counts(view.pools)
-    assert torch.equal(keep, reducer.select(scene.view(reducer)))
-    reducer.merge_targets(view, keep)
+    context = scene.context(reducer)
+    keep = reducer.select(context)
+    assert keep.sum(1).tolist() == reducer.counts(context.groups)
+    assert torch.equal(keep, reducer.select(scene.context(reducer)))
+    reducer.merge_targets(context, keep)
 
 
 @every_method
 def test_only_required_inputs_are_used(method: str) -> None:
     """The engine records more than a method requires where several stages differ: the selection is the same."""
     reducer, scene = REDUCERS[method](keep=5), Scene(ROWS)
-    view, needs = scene.view(reducer), reducer.required_inputs()
+    context, needs = scene.context(reducer), reducer.required_inputs()
     assert needs <= {"keys", "values", "attention", "grid", "scorer"}
-    seen = Observed(
-        view.seen.keys if "keys" in needs else torch.full((6, 1, scene.length, 1), torch.nan),
-        view.seen.values if "values" in needs else torch.full((6, 1, scene.length, 1), torch.nan),
-        view.seen.attention if "attention" in needs else torch.full((6, scene.length), torch.nan),
+    observed = Observed(
+        context.observed.keys if "keys" in needs else torch.full((6, 1, scene.length, 1), torch.nan),
+        context.observed.values if "values" in needs else torch.full((6, 1, scene.length, 1), torch.nan),
+        context.observed.attention if "attention" in needs else torch.full((6, scene.length), torch.nan),
     )
-    assert torch.equal(reducer.select(replace(view, seen=seen)), reducer.select(view))
+    assert torch.equal(reducer.select(replace(context, seen=observed)), reducer.select(context))
 
 
 @every_method
 @pytest.mark.parametrize("merge", ["none", "nearest"])
-def test_nothing_is_read_back_from_the_device(method: str, merge: Literal["none", "nearest"]) -> None:
+def test_selection_reads_nothing_back_from_the_device(method: str, merge: Literal["none", "nearest"]) -> None:
     """On the meta device there is nothing to read: an `item`, a `tolist`, a boolean index would raise."""
     reducer = REDUCERS[method](keep=5, merge=merge)
-    view, meta = Scene(ROWS).view(reducer), torch.device("meta")
-    seen = (view.seen.keys, view.seen.values, view.seen.attention)
-    view = replace(
-        view,
-        pools=view.pools.to(meta),
-        states=view.states.to(meta),
+    context, meta = Scene(ROWS).context(reducer), torch.device("meta")
+    observed = (context.observed.keys, context.observed.values, context.observed.attention)
+    context = replace(
+        context,
+        pools=context.groups.to(meta),
+        states=context.states.to(meta),
         scale=Scene(ROWS).scale.to(meta),
-        seen=Observed(*(None if x is None else x.to(meta) for x in seen)),
-        scorer=None if view.scorer is None else view.scorer.to(meta),
+        seen=Observed(*(None if x is None else x.to(meta) for x in observed)),
+        scorer=None if context.scorer is None else context.scorer.to(meta),
     )
-    keep, counts = reducer.select(view), reducer.counts(view.pools)
-    reducer.merge_targets(view, keep)
-    text = torch.ones(view.states.shape[:2], dtype=torch.bool, device=meta)
-    kept = KeptTokens.of(view.pools.keep_mask(text, keep), view.pools.row_counts(counts))
-    later = view.pools.after_reduction(kept, keep, counts)
-    assert later.slots.device == keep.device == kept.expand(kept.gather(view.states)).device == meta
+    keep, counts = reducer.select(context), reducer.counts(context.groups)
+    reducer.merge_targets(context, keep)
+    text = torch.ones(context.states.shape[:2], dtype=torch.bool, device=meta)
+    kept = KeptTokens.of(context.groups.keep_mask(text, keep), context.groups.row_counts(counts))
+    later = context.groups.after_reduction(kept, keep, counts)
+    assert later.slots.device == keep.device == kept.expand(kept.gather(context.states)).device == meta

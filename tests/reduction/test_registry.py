@@ -23,8 +23,8 @@ class Last(ScoreReducer):
     requires: ClassVar[frozenset[str]] = frozenset()
     step: int = 1
 
-    def score(self, view: View) -> Tensor:
-        places = torch.arange(view.valid.shape[1]).expand_as(view.valid)
+    def score(self, context: View) -> Tensor:
+        places = torch.arange(context.valid.shape[1]).expand_as(context.valid)
         return places + 100.0 * (places % self.step == 0)
 
 
@@ -106,7 +106,7 @@ def test_configuration_is_left_as_it_was() -> None:
 def test_a_method_without_select_reports_what_is_missing() -> None:
     for cls, missing in ((Reducer, r"define select\(context\)"), (ScoreReducer, r"define score\(context\)")):
         with pytest.raises(NotImplementedError, match=missing):
-            cls(keep=1).select(Scene(("vt",)).view(Random(keep=1)))
+            cls(keep=1).select(Scene(("vt",)).context(Random(keep=1)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,8 +118,8 @@ class WrittenBefore(Random):
     def required(self) -> frozenset[str]:
         return super().required() | {"keys"}
 
-    def content(self, view: View, keep: Tensor) -> Tensor | None:
-        return super().content(view, keep)
+    def content(self, context: View, keep: Tensor) -> Tensor | None:
+        return super().content(context, keep)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +145,7 @@ def test_former_method_names_are_used_by_the_engine(cls: type[Random]) -> None:
     reducer, plain = cls(keep=3, merge="nearest"), Random(keep=3, merge="nearest")
     assert cls.requires == cls.needs == {"values"}
     assert reducer.required_inputs() == reducer.required() == {"keys", "values"}
-    context = Scene(("tt" + "v" * 9 + "ttt",)).view(reducer)
+    context = Scene(("tt" + "v" * 9 + "ttt",)).context(reducer)
     keep = reducer.select(context)
     wanted = plain.merge_targets(context, keep)
     assert wanted is not None
