@@ -1,4 +1,4 @@
-"""On a GPU a small operation costs its launch, not its arithmetic: the number of launches does not grow with the image."""
+"""A small operation on a GPU costs its launch: the number of launches does not grow with the image."""
 
 from __future__ import annotations
 
