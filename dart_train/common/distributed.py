@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from .deepspeed_compat import init_deepspeed
 from .io import free_port
 
 
@@ -63,21 +63,10 @@ class RankInfo:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
         backend = "nccl" if cuda else "gloo"
         if deepspeed:
-            _init_deepspeed(backend, timeout)
+            init_deepspeed(backend, timeout)
         else:
             dist.init_process_group(backend, timeout=timeout)
         return True
-
-
-def _init_deepspeed(backend: str, timeout: timedelta) -> None:
-    """On CPUs DeepSpeed (0.19.8) compiles an operator that reduces through shared memory. Only inference calls it;
-    training would pay half a minute, a C++ compiler, and 66 MiB a rank of files that no one removes. The table of
-    operators that says so is not public."""
-    import deepspeed
-
-    operators: Any = deepspeed.ops.__compatible_ops__
-    operators["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=timeout, verbose=False)
 
 
 def destroy_process_group() -> None:

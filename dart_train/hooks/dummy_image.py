@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..common.deepspeed_compat import is_partitioned
 from ..models.structure import unwrap_model
 from .batch_plan import has_images
-from .deepspeed_compat import is_partitioned
 from .transformers_compat import cache_of
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .deepspeed_compat import gathered, is_partitioned, weight_without_gathering
+from ..common.deepspeed_compat import gathered, is_partitioned, weight_without_gathering
 from .transformers_compat import attention_kernel
 
 ROW_OBSERVER = "dart_train_row_observer"

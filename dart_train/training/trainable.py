@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from ..common.deepspeed_compat import complete_size
 from ..config import Model, Parts, Recipe
 from ..models.loading import WeightsSource, attention_kernel, build_meta_model, read_model
 from ..models.structure import find_parts, part_of, unwrap_model
@@ -100,7 +101,7 @@ def count_parameters(model: Any) -> dict[str, tuple[int, int]]:
     for name, parameter in model.named_parameters():
         if re.search(r"\.original_module\.", name):  # PEFT's frozen copy of a module in modules_to_save
             continue
-        size = int(getattr(parameter, "ds_numel", parameter.numel()))
+        size = complete_size(parameter)
         part = belongs(name)
         trained, total = found.get(part, (0, 0))
         found[part] = (trained + size * parameter.requires_grad, total + size)
