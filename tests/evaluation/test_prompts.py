@@ -13,26 +13,26 @@ from dart_train.evaluation.prompts import QuestionEncoder
 from dart_train.evaluation.questions import Question
 from tests.zoo import FAMILIES, conversation, encode
 
-PICTURES, WORDS = (1, 2), ("What is this?", "Which of them is larger?")
+IMAGES, WORDS = (1, 2), ("What is this?", "Which of them is larger?")
 
 
 def questions(folder: Path) -> tuple[list[Question], list[list[dict]]]:
-    asked, rows = [], []
-    for number, (count, words) in enumerate(zip(PICTURES, WORDS, strict=True)):
+    found, rows = [], []
+    for number, (count, words) in enumerate(zip(IMAGES, WORDS, strict=True)):
         messages, images = conversation(count, words, seed=number)
         names = [f"{number}-{i}.png" for i in range(count)]
         for name, image in zip(names, images, strict=True):
             image.save(folder / name)
         turn = Turn("user", (*(ImageRef(path=name) for name in names), words))
-        asked.append(Question("set", str(number), "", (turn,), ("yes",), "key", ImageStore(folder)))
+        found.append(Question("set", str(number), "", (turn,), ("yes",), "key", ImageStore(folder)))
         rows.append(messages)
-    return asked, rows
+    return found, rows
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_batch_equals_that_of_the_processor(family: str, tmp_path: Path) -> None:
-    asked, rows = questions(tmp_path)
-    batch = QuestionEncoder(FAMILIES[family].processor()).batch(asked)
+    given, rows = questions(tmp_path)
+    batch = QuestionEncoder(FAMILIES[family].processor()).batch(given)
     expected = encode(family, rows)
     for name in ("input_ids", "attention_mask", "pixel_values"):
         assert torch.equal(batch[name], expected[name]), name
@@ -47,16 +47,16 @@ def test_visual_tokens_are_counted_by_row(tmp_path: Path) -> None:
 
 
 def test_features_are_cached_up_to_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked, _ = questions(tmp_path)
+    given, _ = questions(tmp_path)
     prompts = QuestionEncoder(FAMILIES["llava"].processor())
     prompts._free_bytes = sum(
-        tensor.nbytes for tensor in QuestionEncoder(prompts.processor).features(asked[1]).values()
+        tensor.nbytes for tensor in QuestionEncoder(prompts.processor).features(given[1]).values()
     )
-    first = prompts.batch(asked[::-1])
+    first = prompts.batch(given[::-1])
     opened: list[str] = []
     monkeypatch.setattr(Question, "images", lambda self, images=Question.images: opened.append(self.id) or images(self))
-    again = prompts.batch(asked[::-1])
-    assert opened == ["0"], "room was for the first that was asked"
+    again = prompts.batch(given[::-1])
+    assert opened == ["0"], "only the first question fits into the cache"
     assert first.keys() == again.keys() and all(torch.equal(first[name], again[name]) for name in first)
 
 

@@ -18,25 +18,25 @@ Resume = Callable[..., list[str]]
 @pytest.fixture
 def resume(done: Path, again: Path, monkeypatch: pytest.MonkeyPatch) -> Resume:
     """Runs the comparison again on the copied folder; returns the questions that the model was given."""
-    asked: list[str] = []
+    answered: list[str] = []
     real = generate.answer_batch
 
     def counted(checkpoint, context, work, questions, max_new_tokens):
-        asked.extend(f"{work.cell.method} {work.cell.budget} {question.id}" for question in questions)
+        answered.extend(f"{work.cell.method} {work.cell.budget} {question.id}" for question in questions)
         return real(checkpoint, context, work, questions, max_new_tokens)
 
     monkeypatch.setattr(generate, "answer_batch", counted)
     monkeypatch.setattr(comparison, "write", lambda results: None)
 
     def run(*overrides: str) -> list[str]:
-        asked.clear()
+        answered.clear()
         compare(load_recipe(done / "compare.yaml", [f"compare.output_dir={again}", *overrides]))
-        return list(asked)
+        return list(answered)
 
     return run
 
 
-def test_resume_asks_nothing_again(again: Path, resume: Resume) -> None:
+def test_resume_of_a_finished_comparison_answers_nothing(again: Path, resume: Resume) -> None:
     before = (again / "results.jsonl").read_text()
     assert resume() == []
     assert (again / "results.jsonl").read_text() == before
@@ -68,8 +68,8 @@ def test_answers_of_other_settings_are_kept_and_reused(again: Path, resume: Resu
 
 
 def test_another_reduction_reuses_full_tokens(resume: Resume) -> None:
-    asked = resume("reduction={method: dart, keep: 9, layer: 1}", "compare.methods=[dart]")
-    assert len(asked) == 2 * NUMBER and not any(each.startswith("full") for each in asked)
+    answered = resume("reduction={method: dart, keep: 9, layer: 1}", "compare.methods=[dart]")
+    assert len(answered) == 2 * NUMBER and not any(each.startswith("full") for each in answered)
 
 
 def test_resume_with_another_limit(again: Path, resume: Resume) -> None:

@@ -48,10 +48,10 @@ def as_trained(run: Path, checkpoint: int = 4) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("kind,tolerance", [("lora", 1e-3), ("half", 0.1)])
-def test_an_adapter_is_merged_and_gives_the_runs_logits(
+def test_lora_is_merged_and_gives_the_logits_of_the_run(
     runs: Runs, exported: Exported, kind: str, tolerance: float
 ) -> None:
-    """Vision tower (lora), projector (whole) and language model (lora) trained, so all of them must be there."""
+    """Vision tower (lora), projector (full) and language model (lora) trained, so all of them must be there."""
     plain = AutoModelForImageTextToText.from_pretrained(exported(kind)).eval()
     run = as_trained(runs(kind))
     assert plain.dtype == (torch.bfloat16 if kind == "half" else torch.float32)
@@ -61,7 +61,7 @@ def test_an_adapter_is_merged_and_gives_the_runs_logits(
         assert (logits(run) - expected).pow(2).mean().sqrt() > 2 * tolerance * expected.std()
 
 
-def test_full_weights_come_out_as_they_are(runs: Runs, exported: Exported) -> None:
+def test_full_weights_are_exported_unchanged(runs: Runs, exported: Exported) -> None:
     trained = AutoModelForImageTextToText.from_pretrained(runs("full") / "checkpoint-4").state_dict()
     plain = AutoModelForImageTextToText.from_pretrained(exported("full")).state_dict()
     assert trained.keys() == plain.keys() and all(torch.equal(plain[name], trained[name]) for name in trained)
@@ -74,11 +74,11 @@ def test_an_earlier_checkpoint_gives_its_own_logits(
     folder = dart_train.export(runs("lora"), tmp_path / "earlier", checkpoint=2)
     run = runs("lora")
     earlier, later = (logits(as_trained(run, checkpoint)) for checkpoint in (2, 4))
-    told = logits(AutoModelForImageTextToText.from_pretrained(folder).eval())
-    assert (told - earlier).pow(2).mean().sqrt() < 0.01 * (later - earlier).pow(2).mean().sqrt()
+    exported_logits = logits(AutoModelForImageTextToText.from_pretrained(folder).eval())
+    assert (exported_logits - earlier).pow(2).mean().sqrt() < 0.01 * (later - earlier).pow(2).mean().sqrt()
 
 
-def test_an_adapter_kept_apart_is_read_by_plain_peft(runs: Runs, exported: Exported) -> None:
+def test_exported_adapter_is_read_by_plain_peft(runs: Runs, exported: Exported) -> None:
     folder = exported("lora", adapter_only=True)
     assert not (folder / "model.safetensors").exists()
     base = AutoModelForImageTextToText.from_pretrained(runs("lora").parent / "llava")
@@ -86,7 +86,7 @@ def test_an_adapter_kept_apart_is_read_by_plain_peft(runs: Runs, exported: Expor
     assert dart_train.load(folder).provenance.step == 4
 
 
-def test_the_folder_loads_and_generates_where_this_package_cannot_be_imported(exported: Exported) -> None:
+def test_exported_folder_generates_without_this_package(exported: Exported) -> None:
     folder = str(exported("lora"))
     code = (
         "import sys; sys.modules['dart_train'] = None\n"
@@ -103,7 +103,7 @@ def test_the_folder_loads_and_generates_where_this_package_cannot_be_imported(ex
     assert "answered" in done.stdout, done.stderr[-2000:]
 
 
-def test_everything_that_is_needed_lies_in_the_folder(exported: Exported) -> None:
+def test_exported_folder_has_every_file(exported: Exported) -> None:
     folder = exported("lora")
     assert {path.name for path in folder.iterdir()} == {
         "README.md", "chat_template.jinja", "config.json", "generation_config.json", "model.safetensors",
@@ -116,17 +116,19 @@ def test_everything_that_is_needed_lies_in_the_folder(exported: Exported) -> Non
     assert [path.name for path in folder.parent.iterdir() if path.name.startswith(".")] == []
 
 
-def test_the_provenance_says_where_it_comes_from(runs: Runs, exported: Exported) -> None:
-    told = json.loads((exported("lora") / "provenance.json").read_text())
-    assert told["base_model"] == str(runs("lora").parent / "llava") and told["step"] == 4
-    assert told["recipe"] == load_recipe(runs("lora") / "recipe.yaml").to_dict() | {"data": told["recipe"]["data"]}
-    assert told["budgets"]["choices"] == [[1.0], [0.5], [0.25]]
-    assert told["versions"]["torch"] == told["exported_with"]["torch"] == torch.__version__
-    (data,) = told["data"]
+def test_provenance_of_an_export(runs: Runs, exported: Exported) -> None:
+    provenance = json.loads((exported("lora") / "provenance.json").read_text())
+    assert provenance["base_model"] == str(runs("lora").parent / "llava") and provenance["step"] == 4
+    assert provenance["recipe"] == load_recipe(runs("lora") / "recipe.yaml").to_dict() | {
+        "data": provenance["recipe"]["data"]
+    }
+    assert provenance["budgets"]["choices"] == [[1.0], [0.5], [0.25]]
+    assert provenance["versions"]["torch"] == provenance["exported_with"]["torch"] == torch.__version__
+    (data,) = provenance["data"]
     assert data["use"] == "train" and len(data["sha256"]) == 64 and data["changed_since_training"] is False
 
 
-def test_the_card_states_it_for_a_reader(exported: Exported) -> None:
+def test_model_card_of_an_export(exported: Exported) -> None:
     text = (exported("lora") / "README.md").read_text()
     head = yaml.safe_load(text.split("---")[1])
     assert head["library_name"] == "transformers" and head["pipeline_tag"] == "image-text-to-text"
@@ -136,7 +138,7 @@ def test_the_card_states_it_for_a_reader(exported: Exported) -> None:
     assert "PeftModel.from_pretrained" in adapter and yaml.safe_load(adapter.split("---")[1])["library_name"] == "peft"
 
 
-def test_it_is_served_as_it_was_trained(runs: Runs, exported: Exported) -> None:
+def test_exported_model_is_loaded_with_its_trained_reduction(runs: Runs, exported: Exported) -> None:
     loaded = dart_train.load(exported("lora"))
     assert loaded.attached is not None and loaded.attached.reducers == (DART(keep=0.25, layer=2),)
     assert loaded.provenance.budgets == TrainedBudgets(((1.0,), (0.5,), (0.25,)))

@@ -1,4 +1,4 @@
-"""Two hosts on one machine: network namespaces with addresses of their own, joined by a cable that can be cut."""
+"""Two hosts on one machine: two network namespaces, joined by a virtual link that can be cut."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ ADDRESSES = ("10.231.7.1", "10.231.7.2")
 @dataclass(frozen=True)
 class Hosts:
     names: tuple[str, str]
-    cables: tuple[str, str]
+    links: tuple[str, str]
 
     def on(self, host: int) -> list[str]:
-        """What a command begins with to run there."""
+        """The prefix of a command that runs there."""
         return ["ip", "netns", "exec", self.names[host]]
 
     def cut(self) -> None:
-        _run("ip", "-n", self.names[1], "link", "set", self.cables[1], "down")
+        _run("ip", "-n", self.names[1], "link", "set", self.links[1], "down")
 
     def mend(self) -> None:
-        _run("ip", "-n", self.names[1], "link", "set", self.cables[1], "up")
+        _run("ip", "-n", self.names[1], "link", "set", self.links[1], "up")
 
 
 @contextmanager
@@ -45,11 +45,11 @@ def two_hosts(tag: str) -> Iterator[Hosts | None]:
 def _build(hosts: Hosts) -> None:
     for name in hosts.names:
         _run("ip", "netns", "add", name)
-    a, b = hosts.cables
+    a, b = hosts.links
     _run("ip", "link", "add", a, "netns", hosts.names[0], "type", "veth", "peer", "name", b, "netns", hosts.names[1])
-    for name, cable, address in zip(hosts.names, hosts.cables, ADDRESSES, strict=True):
-        _run("ip", "-n", name, "addr", "add", f"{address}/24", "dev", cable)
-        for device in (cable, "lo"):
+    for name, link, address in zip(hosts.names, hosts.links, ADDRESSES, strict=True):
+        _run("ip", "-n", name, "addr", "add", f"{address}/24", "dev", link)
+        for device in (link, "lo"):
             _run("ip", "-n", name, "link", "set", device, "up")
 
 

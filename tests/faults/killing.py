@@ -1,4 +1,4 @@
-"""A run killed again and again, at random moments, and started again by the same command."""
+"""A run that is killed at random moments and restarted by the same command, many times."""
 
 from __future__ import annotations
 
@@ -20,40 +20,40 @@ SAVE = 2
 
 
 @dataclass
-class Toll:
+class KillReport:
     """What the kills cost."""
 
     kills: list[str] = field(default_factory=list)
-    lost: list[int] = field(default_factory=list)  # steps to be done again, of each kill
-    halves: int = 0  # kills that left a half checkpoint behind
+    lost: list[int] = field(default_factory=list)  # steps to repeat after each kill
+    incomplete: int = 0  # kills that left an incomplete checkpoint
 
 
-def drill(folder: Path, plan: list[tuple[str, str]], steps: int, seed: int, *changes: str) -> Toll:
-    """Kills after `plan` (victim, moment), lets the run end, and holds it against one that nobody disturbed."""
-    recipe, chance, toll = make_recipe(folder), random.Random(seed), Toll()
+def drill(folder: Path, plan: list[tuple[str, str]], steps: int, seed: int, *changes: str) -> KillReport:
+    """Kills by `plan` (victim, moment), lets the run finish, and compares it with an uninterrupted run."""
+    recipe, chance, report = make_recipe(folder), random.Random(seed), KillReport()
     overrides = [*SMALL, f"train.max_steps={steps}", f"train.save_steps={SAVE}", *changes]
-    run, whole = folder / "run", folder / "whole"
+    run, uninterrupted = folder / "run", folder / "uninterrupted"
     for number, (victim, moment) in enumerate(tqdm(plan, desc="kills")):
         name, before = f"kill {number} ({victim}, {moment})", _identity(run)
         began = Launched(recipe, *overrides, f"train.output_dir={run}", log=folder / "log")
         _strike(began, run, victim, moment, chance, before)
         code = began.end()
-        # DeepSpeed's command takes a launcher of its own that was killed for one that ended well.
+        # DeepSpeed's command treats a killed node launcher as a successful one.
         assert code != 0 or victim == "node launcher", f"{name}: the command ended as if nothing had happened"
         assert not began.held_ports(), f"{name}: a port is held"
         kept, reached = _kept(run), logged_step(run)
-        toll.kills.append(f"{victim} at a {moment}")
-        toll.lost.append(max(0, reached - kept))
-        toll.halves += writing(run)
-        assert toll.lost[-1] <= SAVE, f"{name}: at step {reached}, resumes from {kept}"
+        report.kills.append(f"{victim} at a {moment}")
+        report.lost.append(max(0, reached - kept))
+        report.incomplete += writing(run)
+        assert report.lost[-1] <= SAVE, f"{name}: at step {reached}, resumes from {kept}"
     last = Launched(recipe, *overrides, f"train.output_dir={run}", log=folder / "log")
     assert last.end() == 0, last.log.read_text(errors="replace")[-3000:]
-    calm = Launched(recipe, *overrides, f"train.output_dir={whole}", log=folder / "log.whole")
-    assert calm.end() == 0, calm.log.read_text(errors="replace")[-3000:]
+    undisturbed = Launched(recipe, *overrides, f"train.output_dir={uninterrupted}", log=folder / "log.uninterrupted")
+    assert undisturbed.end() == 0, undisturbed.log.read_text(errors="replace")[-3000:]
     same = ("step", "loss", "grad_norm", "keep", "visual_after")
-    told = [[{name: line[name] for name in same} for line in losses(each)] for each in (run, whole)]
-    assert told[0] == told[1], "the losses are not those of the undisturbed run"
-    return toll
+    compared = [[{name: line[name] for name in same} for line in losses(each)] for each in (run, uninterrupted)]
+    assert compared[0] == compared[1], "the losses are not those of the uninterrupted run"
+    return report
 
 
 def _strike(began: Launched, run: Path, victim: str, moment: str, chance: random.Random, before: int) -> None:
@@ -63,7 +63,7 @@ def _strike(began: Launched, run: Path, victim: str, moment: str, chance: random
         time.sleep(chance.uniform(0, 15))
     else:
         wait(lambda: _identity(run) != before or over(), "it did not begin", began)
-        assert logged_step(run) >= kept, f"did not go on from {kept}, but from {logged_step(run)}"
+        assert logged_step(run) >= kept, f"did not resume from {kept}, but from {logged_step(run)}"
         goal = logged_step(run) + chance.randint(1, 2)
         wait(lambda: logged_step(run) >= goal or over(), "no step was done", began)
         if moment == "write":
@@ -74,13 +74,13 @@ def _strike(began: Launched, run: Path, victim: str, moment: str, chance: random
 
 
 def _kept(run: Path) -> int:
-    """The step that the next start goes on from."""
+    """The step that the next start resumes from."""
     found = latest_complete(run)[0]
     return step_of(found) if found else 0
 
 
 def _identity(run: Path) -> int:
-    """Of the metrics' file, which a start writes anew."""
+    """Inode of the metrics file, which every start replaces."""
     file = run / "metrics.jsonl"
     return file.stat().st_ino if file.exists() else 0
 

@@ -1,4 +1,4 @@
-"""A run of two ranks behind the real launcher, in a session of its own, to be harmed from outside."""
+"""A run of two ranks started by the real launcher, in its own process session, for tests that kill processes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import psutil
 from tests.fixtures.run_scene import ROOT, free_port
 
 SMALL = ["train.per_device_batch_size=1", "parts.lora={rank: 4, dropout: 0.2}"]
-PATIENCE = 1500.0  # seconds, on a machine that has other things to do
+PATIENCE = 1500.0  # seconds, also on a busy machine
 
 
 class Launched:
@@ -44,7 +44,7 @@ class Launched:
         self.known: dict[int, psutil.Process] = {}
 
     def family(self) -> list[psutil.Process]:
-        """Every process that belongs to it and lives, found again when its parents are gone."""
+        """Every live process of the session, also after its parents have exited."""
         for process in psutil.process_iter():
             try:
                 if os.getsid(process.pid) == self.runner.pid:
@@ -71,13 +71,13 @@ class Launched:
         wait(lambda: not self.family() and self.runner.poll() is not None, "the run did not end", self)
         return int(self.runner.returncode)
 
-    def finish_off(self) -> None:
+    def kill_all(self) -> None:
         for process in self.family():
             process.kill()
         self.runner.wait()
 
     def held_ports(self, seconds: float = 30.0) -> list[Any]:
-        """What listens on its port still: a process that has just ended closes its files a moment later."""
+        """Connections that still listen on its port: a process closes its files a moment after it ends."""
         end = time.monotonic() + seconds
         while held := [each for each in psutil.net_connections("tcp") if each.status == psutil.CONN_LISTEN
                        and each.laddr.port == self.port]:  # fmt: skip
@@ -87,14 +87,14 @@ class Launched:
         return held
 
 
-def wait(true: Callable[[], Any], otherwise: str, run: Launched | None = None, pause: float = 0.1) -> None:
+def wait(true: Callable[[], Any], message: str, run: Launched | None = None, pause: float = 0.1) -> None:
     end = time.monotonic() + PATIENCE
     while not true():
         if time.monotonic() > end:
-            told = run.log.read_text(errors="replace")[-3000:] if run else ""
+            output = run.log.read_text(errors="replace")[-3000:] if run else ""
             if run:
-                run.finish_off()
-            raise AssertionError(f"{otherwise}\n{told}")
+                run.kill_all()
+            raise AssertionError(f"{message}\n{output}")
         time.sleep(pause)
 
 
@@ -105,7 +105,7 @@ def wait_for_step(run: Launched, folder: Path, step: int) -> None:
 
 
 def logged_step(folder: Path) -> int:
-    """The last step that the metrics tell of."""
+    """The last step in metrics.jsonl."""
     try:
         lines = (folder / "metrics.jsonl").read_text().splitlines()
         return max((json.loads(line)["step"] for line in lines if '"loss"' in line and line.endswith("}")), default=0)

@@ -1,4 +1,4 @@
-"""Two hosts: the command of the README, a link that is cut, a host that is killed, and the run that goes on."""
+"""Two hosts: the command of the README, a network link that is cut, a host that is killed, and the run that resumes."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def begin(hosts: Hosts, recipe: Path, folder: Path, *changes: str) -> list[Launc
     started = []
     for number in (0, 1):
         how = ["--hostfile", str(table), "--no_ssh", "--node_rank", str(number), "--master_addr", ADDRESSES[0]]
-        log, cable = folder / f"log-{number}", {"GLOO_SOCKET_IFNAME": hosts.cables[number]}
-        started.append(Launched(recipe, *RUN, *changes, log=log, how=how, before=hosts.on(number), port=29511, **cable))
+        log, link = folder / f"log-{number}", {"GLOO_SOCKET_IFNAME": hosts.links[number]}
+        started.append(Launched(recipe, *RUN, *changes, log=log, how=how, before=hosts.on(number), port=29511, **link))
     return started
 
 
@@ -50,7 +50,7 @@ def test_lost_host_ends_the_other_and_the_run_resumes(hosts: Hosts, tmp_path: Pa
     if harm == "link cut":
         hosts.cut()
     else:
-        both[1].finish_off()
+        both[1].kill_all()
     began = time.monotonic()
     ended = [each.end() for each in both[: 2 if harm == "link cut" else 1]]
     seconds = time.monotonic() - began

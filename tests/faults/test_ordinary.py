@@ -18,8 +18,8 @@ pytestmark = [pytest.mark.drill, pytest.mark.deepspeed]
 
 @dataclass(frozen=True)
 class Ordinary:
-    """tests: what pytest is given; kept: what they have shown when all of them pass; timed: what the seconds that they
-    have measured are, if they do."""
+    """tests: arguments of pytest; kept: what they show when all of them pass; timed: what their recorded seconds
+    measure, if they record any."""
 
     done: str
     kept: str
@@ -99,11 +99,11 @@ TABLE = {
 @pytest.mark.parametrize("name", TABLE)
 def test_faults_of_the_ordinary_suite(tmp_path: Path, name: str) -> None:
     """A row is written where all have passed and none was skipped."""
-    drill, told = TABLE[name], tmp_path / "told.xml"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={told}", *drill.tests]
+    drill, report = TABLE[name], tmp_path / "report.xml"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *drill.tests]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
-    suite = next(ElementTree.parse(told).getroot().iter("testsuite"))
+    suite = next(ElementTree.parse(report).getroot().iter("testsuite"))
     assert suite.attrib["skipped"] == "0", done.stdout[-3000:]
     seconds = [float(each.attrib["value"]) for each in suite.iter("property") if each.attrib["name"] == "seconds"]
     assert bool(seconds) == bool(drill.timed)

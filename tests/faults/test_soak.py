@@ -23,10 +23,10 @@ EVERY = max(1, STEPS // 50)
 
 
 class Probe(TrainerCallback):
-    """Looks at the process now and then."""
+    """Measures the process every few steps."""
 
     def __init__(self) -> None:
-        self.seen: list[dict[str, float]] = []
+        self.measured: list[dict[str, float]] = []
         self.spent = time.process_time()
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
@@ -34,9 +34,9 @@ class Probe(TrainerCallback):
             return
         process = psutil.Process()
         hooks = [getattr(module, name) for module in model.modules() for name in vars(module) if name.endswith("hooks")]
-        seen = {"memory": process.memory_info().rss / 2**20, "handles": process.num_fds()}
+        measured = {"memory": process.memory_info().rss / 2**20, "handles": process.num_fds()}
         spent, self.spent = time.process_time() - self.spent, time.process_time()
-        self.seen.append({**seen, "hooks": sum(map(len, filter(None, hooks))), "threads": process.num_threads(),
+        self.measured.append({**measured, "hooks": sum(map(len, filter(None, hooks))), "threads": process.num_threads(),
                           "CPU ms a step": 1000 * spent / EVERY})  # fmt: skip
 
 
@@ -50,9 +50,11 @@ def test_soak_memory_handles_hooks_and_speed_are_stable(tmp_path: Path, monkeypa
     more += [f"train.eval_steps={often}", f"train.save_steps={often}"]
     more += [f"train.overlay_steps={often}", "log.report_to=[wandb, tensorboard]"]
     train(recipe, [*more, "train.on_nan=skip", "train.learning_rate=1e-5"])
-    half = len(probe.seen) // 2
-    early, late = probe.seen[half // 2 : half], probe.seen[-max(1, half // 2) :]
-    mean = {name: [statistics.fmean(each[name] for each in part) for part in (early, late)] for name in probe.seen[0]}
+    half = len(probe.measured) // 2
+    early, late = probe.measured[half // 2 : half], probe.measured[-max(1, half // 2) :]
+    mean = {
+        name: [statistics.fmean(each[name] for each in part) for part in (early, late)] for name in probe.measured[0]
+    }
     seconds = [line["step_seconds"] for line in losses(tmp_path / "run")]
     paces = [statistics.median(seconds[STEPS // 4 : STEPS // 2]), statistics.median(seconds[-STEPS // 4 :])]
     assert mean["hooks"][0] == mean["hooks"][1] and mean["threads"][0] == mean["threads"][1]

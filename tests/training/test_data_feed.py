@@ -1,4 +1,4 @@
-"""Ways to feed and to judge a run that nobody takes every day: each of them does what it says."""
+"""Streaming, grouping by length, the rows of a step on any number of ranks, and the best checkpoint."""
 
 from __future__ import annotations
 

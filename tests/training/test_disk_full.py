@@ -1,4 +1,4 @@
-"""A disk that is full, a folder that cannot be written: told clearly, and the last good checkpoint is as it was."""
+"""Full disk, folder that cannot be written: a clear message, and the last complete checkpoint is unchanged."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own with room for one checkpoint of the tiny model and not for two."""
+    """A file system with room for one checkpoint of the tiny model, but not for two."""
     place = tmp_path / "disk"
     place.mkdir()
     made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1400k", "tmpfs", str(place)], capture_output=True)
@@ -51,8 +51,8 @@ def test_disk_full_ends_the_run_and_keeps_earlier_checkpoints(
     good = contents(run / "checkpoint-2")
     fill(small_disk)
     assert main([str(recipe), f"train.output_dir={run}", *STEPS]) == NOT_SAVED
-    told = capsys.readouterr().err
-    assert "the checkpoint of step 4 could not be written" in told and "earlier checkpoints are unchanged" in told
+    output = capsys.readouterr().err
+    assert "the checkpoint of step 4 could not be written" in output and "earlier checkpoints are unchanged" in output
     assert contents(run / "checkpoint-2") == good and latest_complete(run)[0] == run / "checkpoint-2"
     assert not (run / "checkpoint-4").exists() and not list(run.glob(".checkpoint-*"))
 
@@ -105,7 +105,7 @@ def test_disk_full_leaves_no_partial_line(small_disk: Path) -> None:
 def test_read_only_folder_ends_the_run_and_keeps_earlier_checkpoints(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], way: str
 ) -> None:
-    """Modes of files would not keep root out: made unchangeable, or under a read-only mount, when it is to be saved."""
+    """File modes do not stop root: the folder is made immutable, or its mount read-only, before the save."""
     run = tmp_path / "run"
     assert main([str(recipe), f"train.output_dir={run}", *STEPS, "train.max_steps=2"]) == 0
     good, begin = contents(run / "checkpoint-2"), CheckpointWriter._make_draft
@@ -127,6 +127,6 @@ def test_read_only_folder_ends_the_run_and_keeps_earlier_checkpoints(
             assert main([str(recipe), f"train.output_dir={run}", *STEPS]) == NOT_SAVED
     finally:
         subprocess.run([*reopen, str(place)], check=False)
-    told = capsys.readouterr().err
-    assert said in told or "busy" in told
+    output = capsys.readouterr().err
+    assert said in output or "busy" in output
     assert contents(run / "checkpoint-2") == good and latest_complete(run)[0] == run / "checkpoint-2"

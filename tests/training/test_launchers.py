@@ -1,4 +1,4 @@
-"""torchrun: another way to start, the same training."""
+"""torchrun starts the same training as the DeepSpeed launcher."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SHARED = [*SHORT, "train.per_device_batch_size=4"]
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The recipe of a run of one process, beside that run."""
+    """The recipe of a finished run of one process."""
     recipe = make_recipe(tmp_path_factory.mktemp("alone"))
     train(recipe, [*SHORT, f"train.output_dir={recipe.parent / 'alone'}"])
     return recipe

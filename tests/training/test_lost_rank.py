@@ -36,15 +36,15 @@ def test_killed_rank_ends_the_others(
     killed.kill()
     assert began.end() != 0
     record_property("seconds", time.monotonic() - struck)
-    told = began.log.read_text(errors="replace")
-    assert f"rank {victim} (process {killed.pid} on" in told and "is gone" in told
+    output = began.log.read_text(errors="replace")
+    assert f"rank {victim} (process {killed.pid} on" in output and "is gone" in output
     assert not began.held_ports()
 
 
 def test_suspended_rank_is_named_after_the_timeout(
     recipe: Path, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    """Stopped, not dead: no connection closes, and DeepSpeed's groups would wait for half an hour."""
+    """Suspended, not dead: no connection closes, and DeepSpeed's groups would wait for half an hour."""
     run = tmp_path / "run"
     more = ["train.timeout_seconds=90", "train.zero_stage=3"]
     began = Launched(recipe, *LONG, *more, f"train.output_dir={run}", log=tmp_path / "log")
@@ -58,6 +58,6 @@ def test_suspended_rank_is_named_after_the_timeout(
     with contextlib.suppress(psutil.NoSuchProcess):
         stopped.resume()  # what the launcher cannot end while it is stopped
     assert began.end() != 0
-    told = began.log.read_text(errors="replace")
-    assert f"rank 1 (process {stopped.pid} on" in told and "is suspended" in told
-    assert f"return code = {LOST}" in told
+    output = began.log.read_text(errors="replace")
+    assert f"rank 1 (process {stopped.pid} on" in output and "is suspended" in output
+    assert f"return code = {LOST}" in output

@@ -1,4 +1,4 @@
-"""A loss or gradient that is no number: the step is not taken, on no rank, and its rows are written down."""
+"""A NaN or Inf loss or gradient: no rank applies the step, and its row ids are recorded."""
 
 from __future__ import annotations
 

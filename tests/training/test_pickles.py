@@ -36,8 +36,8 @@ def test_pickle_that_runs_code_is_refused_before_it_runs(tmp_path: Path, capsys:
     recipe, fuse = make_recipe(tmp_path), tmp_path / "went off"
     checkpoint(tmp_path / "run", {"state": Bomb(fuse)})
     assert main([str(recipe)]) == 2
-    told = capsys.readouterr().err
-    assert "would run code when it is loaded" in told and "Traceback" not in told
+    output = capsys.readouterr().err
+    assert "would run code when it is loaded" in output and "Traceback" not in output
     assert not fuse.exists()
 
 

@@ -1,4 +1,4 @@
-"""What cannot work is told at once: one clear message, a non-zero exit, and no weight read before."""
+"""Runs that cannot work are refused at once: one message, a non-zero exit code, no weights read before."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def refused(recipe: Path, capsys: pytest.CaptureFixture[str], *overrides: str) -> str:
     assert main([str(recipe), *overrides]) == 2
-    told = capsys.readouterr().err
-    assert told.count("train:") == 1 and "Traceback" not in told
-    return told
+    output = capsys.readouterr().err
+    assert output.count("train:") == 1 and "Traceback" not in output
+    return output
 
 
 WRONG = {
@@ -95,18 +95,18 @@ def test_resume_never_does_not_overwrite_a_run(
     from tests.checkpoints.test_atomic import make
 
     make(tmp_path, 5)
-    told = refused(recipe, capsys, f"train.output_dir={tmp_path}", "train.resume=never")
-    assert "checkpoint-5, which would be overwritten" in told
+    output = refused(recipe, capsys, f"train.output_dir={tmp_path}", "train.resume=never")
+    assert "checkpoint-5, which would be overwritten" in output
 
 
 def test_dry_run_prints_the_plan_and_writes_nothing(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([str(recipe), f"train.output_dir={tmp_path / 'run'}", "--dry-run"]) == 0
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     for expected in ("learning_rate: 0.001", "parameters", "language", "steps: 10 of 8 rows (24 rows an epoch",
                      "visual", "supervised", "% of training at full tokens"):  # fmt: skip
-        assert expected in told, expected
+        assert expected in output, expected
     assert not (tmp_path / "run").exists()
 
 
@@ -138,5 +138,5 @@ def test_resume_from_another_number_of_ranks_is_refused(
     folder = tmp_path / "checkpoint-3"
     folder.mkdir()
     (folder / "complete.json").write_text(json.dumps({"ranks": 4, "stage": 3, "files": {}}))
-    told = refused(recipe, capsys, f"train.output_dir={tmp_path}")
-    assert "written with ranks 4, now 1 and stage 3, now None" in told
+    output = refused(recipe, capsys, f"train.output_dir={tmp_path}")
+    assert "written with ranks 4, now 1 and stage 3, now None" in output

@@ -28,7 +28,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def recipe(begun: Path, tmp_path: Path) -> Path:
-    """Run and base model in a folder of their own, to be harmed."""
+    """A run and its base model in a folder that the test may damage."""
     text = begun.read_text()
     for name in ("run", "llava"):
         shutil.copytree(begun.parent / name, tmp_path / name)
@@ -45,10 +45,10 @@ def refused(recipe: Path, capsys: pytest.CaptureFixture[str], *changes: str) -> 
 
 
 def test_resume_with_a_changed_recipe_lists_every_difference(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    told = refused(recipe, capsys, "train.learning_rate=2e-3", "parts.lora.rank=8", "reduction.keep=0.5")
+    output = refused(recipe, capsys, "train.learning_rate=2e-3", "parts.lora.rank=8", "reduction.keep=0.5")
     for difference in ("train.learning_rate: 0.001 then, 0.002 now", "parts.lora.rank: 4 then, 8 now", "0.5 now",
                        "--force"):  # fmt: skip
-        assert difference in told, difference
+        assert difference in output, difference
 
 
 def test_resume_with_another_base_model_is_refused(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,7 +77,7 @@ def test_resume_with_force_continues_and_warns(recipe: Path, caplog: pytest.LogC
 
 
 def test_resume_with_allowed_changes(recipe: Path) -> None:
-    """More steps, other moments of saving and telling, a base model that was moved."""
+    """More steps, other intervals of saving and logging, a base model that was moved."""
     moved = recipe.parent / "moved"
     (recipe.parent / "llava").rename(moved)
     more = ["train.max_steps=3", "train.save_steps=3", "train.logging_steps=3", f"model.path={moved}", "log.name=b"]

@@ -38,8 +38,8 @@ def test_run_lock_refuses_a_second_run(tmp_path: Path, capsys: pytest.CaptureFix
     held, _ = holder(run)
     try:
         assert main([str(recipe)]) == 2
-        told = capsys.readouterr().err
-        assert "another run is training in" in told and f"process {held.pid} on" in told
+        output = capsys.readouterr().err
+        assert "another run is training in" in output and f"process {held.pid} on" in output
         assert [path.name for path in run.iterdir()] == [".lock"]
     finally:
         held.kill()

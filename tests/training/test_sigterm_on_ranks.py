@@ -1,4 +1,4 @@
-"""Asked to stop with two ranks, in each way that it can come: all save the same step, and nothing is left behind."""
+"""SIGTERM and SIGUSR1 on two ranks: all ranks save the same step and exit, and no process or port is left."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_recipe(tmp_path_factory.mktemp("stopping"))
 
 
-@pytest.mark.parametrize("way", ["one rank", "everybody", "the command"])
-def test_all_ranks_save_and_leave(
+@pytest.mark.parametrize("way", ["one rank", "all processes", "the command"])
+def test_sigterm_all_ranks_save_the_same_step_and_exit(
     recipe: Path, tmp_path: Path, way: str, record_property: Callable[[str, object], None]
 ) -> None:
-    """One rank: a scheduler's early signal. Everybody: the signal that ends a job. The command: its own end, which
+    """One rank: a scheduler's early signal. All processes: the signal that ends a job. The command: its own end, which
     DeepSpeed's launcher survives and the ranks notice."""
     run = tmp_path / "run"
     began = Launched(recipe, *LONG, f"train.output_dir={run}", log=tmp_path / "log")
     wait_for_step(began, run, 2)
-    asked = time.monotonic()
+    signalled = time.monotonic()
     if way == "one rank":
         rank = began.rank(1)
         assert rank is not None
         rank.send_signal(signal.SIGUSR1)
-    elif way == "everybody":
+    elif way == "all processes":
         os.killpg(began.runner.pid, signal.SIGTERM)
     else:
         began.runner.terminate()
-    code, told = began.end(), began.log.read_text(errors="replace")
-    record_property("seconds", time.monotonic() - asked)
+    code, output = began.end(), began.log.read_text(errors="replace")
+    record_property("seconds", time.monotonic() - signalled)
     assert (code == STOPPED) if way == "one rank" else (code != 0)
-    assert f"stopped at step {logged_step(run)}" in told and "Run the same command to resume from" in told
+    assert f"stopped at step {logged_step(run)}" in output and "Run the same command to resume from" in output
     assert latest_complete(run)[0] == run / f"checkpoint-{logged_step(run)}"
     assert not began.held_ports()

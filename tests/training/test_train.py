@@ -1,4 +1,4 @@
-"""One process: what a run leaves behind, how it goes on, and what it is equal to."""
+"""Training in one process: the files of a run, its resume, and the plain trainer that it equals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each part frozen, with adapters, or whole: exactly the parameters that should move do, and no other."""
+"""Each part frozen, with adapters, or fully trained: exactly the expected parameters change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""W&B that is away, or that accepts and never answers: training goes on, and the files are on the disk."""
+"""W&B that is unreachable, or accepts and never answers: training continues, and the offline files are complete."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STEPS = ["train.max_steps=2", "train.per_device_batch_size=2", "log.report_to=[w
 
 @pytest.fixture
 def silent() -> Iterator[int]:
-    """The port of a server that accepts and says nothing."""
+    """The port of a server that accepts connections and never answers."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         server.listen()
@@ -55,15 +55,15 @@ def go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, port: int) -> Path:
 
 
 def on_disk(run: Path) -> None:
-    """W&B's own process writes on for a moment when the run has ended."""
+    """W&B's process still writes for a moment after the run has ended."""
     expected = {row["step"]: row["loss"] for row in losses(run)}
     assert len(expected) == 2
     for _ in range(600):
-        told = {row["step"]: row["train/loss"] for row in wandb_history(run)[0] if "train/loss" in row}
-        if told == expected:
+        logged = {row["step"]: row["train/loss"] for row in wandb_history(run)[0] if "train/loss" in row}
+        if logged == expected:
             return
         time.sleep(0.1)
-    raise AssertionError(f"{told} on the disk, expected {expected}")
+    raise AssertionError(f"{logged} on the disk, expected {expected}")
 
 
 def test_wandb_server_refusing_connections(
@@ -82,7 +82,7 @@ def test_wandb_server_that_never_answers(
 
 @pytest.mark.parametrize("moment", ["from the start", "in the middle"])
 def test_wandb_disk_full_does_not_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
-    """W&B's folder is a disk of its own; what the run itself writes lies elsewhere."""
+    """W&B's folder is a disk of its own; the run's own files are on another disk."""
     recipe, disk = make_recipe(tmp_path), tmp_path / "run" / "wandb"
     disk.mkdir(parents=True)
     mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)]
@@ -93,10 +93,10 @@ def test_wandb_disk_full_does_not_end_the_run(tmp_path: Path, monkeypatch: pytes
         if moment == "from the start":
             fill(disk, room=0)
         else:
-            told = MetricsFile.on_log
+            original = MetricsFile.on_log
 
             def on_log(self: MetricsFile, args: Any, state: Any, *given: Any, **named: Any) -> None:
-                told(self, args, state, *given, **named)
+                original(self, args, state, *given, **named)
                 if state.global_step == 2 and not (disk / "ballast").exists():
                     fill(disk, room=0)
 

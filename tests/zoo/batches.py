@@ -88,7 +88,7 @@ def encode(
 ) -> dict[str, torch.Tensor]:
     """Conversations through the family's chat template and processor, padded to one batch.
 
-    Tensors are made last: requested together with the mask of what the assistant says, InternVL and
+    Tensors are made last: requested together with the mask of the assistant's text, InternVL and
     Idefics3 fail when the first row has no image.
     """
     encoded = processor_of(name).apply_chat_template(

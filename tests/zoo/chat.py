@@ -1,4 +1,4 @@
-"""Chat templates in the families' own styles, each marking what the assistant says as `generation`."""
+"""Chat templates in the families' own styles, each marking the assistant's text as `generation`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Turns:
-    """The text around a turn. `assistant` is also the prompt to answer; `says` opens what is supervised."""
+    """The text around a turn. `assistant` is also the prompt to answer; `says` begins the supervised text."""
 
     user: tuple[str, str]
     assistant: tuple[str, str]

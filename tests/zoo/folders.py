@@ -1,4 +1,4 @@
-"""Model folders as they lie on a hub, written from the tiny families."""
+"""Model folders as published on a hub, written from the tiny families."""
 
 from __future__ import annotations
 
