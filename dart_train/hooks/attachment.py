@@ -17,6 +17,7 @@ from ..models.structure import SCORERS, ModelParts, find_parts
 from ..reduction import Reducer
 from ..reduction.batch_layout import to_cpu_in_one_copy
 from ..reduction.budget import Keep
+from .answers import AnswerCollator, AnswerLocator
 from .batch_plan import GenerateCall
 from .deepstack import patch_deepstack
 from .engine import Engine, Output
@@ -194,13 +195,30 @@ class Attached:
             self._engine.loss.enabled = before
 
     def prefetch_batch(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None, **others: Any
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        prompt_lengths: Tensor | None = None,
+        answer_mask: Tensor | None = None,
+        **others: Any,
     ) -> None:
         """Read the next forward's batch while it is still on the CPU: that forward then needs no synchronisation.
-        others: the rest of the batch, of which the grids of the images are read where a method needs them."""
+
+        labels are those of the answers. Where they are not, where the answers are: prompt_lengths [B], tokens before a
+        row's first answer with padding not counted, or answer_mask [B, L].
+        others: the rest of the batch, of which the grids of the images are read where a method needs them.
+        """
         batch = {"ids": input_ids, "mask": attention_mask, "labels": labels}
+        batch |= {"prompt_lengths": prompt_lengths, "answer_mask": answer_mask}
         grids = {name: x for name, x in others.items() if name in self._engine.parts.family.reads}
         self._engine.prefetched = to_cpu_in_one_copy({**batch, **grids})
+
+    def collate(self, collator: Callable[..., Any]) -> AnswerCollator:
+        """`collator` with one more entry in its batches, `answer_mask`, made of its labels (or its completion_mask or
+        assistant_masks): for trainers that take the labels away before they call the model, as with label smoothing or
+        a loss of their own. The model does not get the entry; a hook takes it out."""
+        return AnswerCollator(collator, self._engine.parts.visual_ids)
 
     def time_selection(self, on: bool = True) -> None:
         """From now on measure the time that selections take; read it with `selection_seconds`."""
@@ -249,12 +267,22 @@ class Attached:
         return self
 
 
-def attach(model: Any, reducer: Reducer | Sequence[Reducer], *, output: Output = "expand") -> Attached:
+def attach(
+    model: Any,
+    reducer: Reducer | Sequence[Reducer],
+    *,
+    output: Output = "expand",
+    processor: Any = None,
+    strict: bool = False,
+) -> Attached:
     """Put a reduction, or several stages of it, on a Hugging Face vision-language model.
 
     output: `expand` keeps the length of the model's output, for trainers and scripts that do not know about the
     reduction; `compact` returns short states, and with labels the logits of supervised positions only: the cheapest.
     Both give the same loss.
+    processor: the model's processor or tokenizer, by default that of the folder the model was loaded from. Its chat
+    template shows where answers begin in training where labels do not: they are missing, or supervise the prompt too.
+    strict: an error instead of a warning where it is not known where answers begin.
     """
     parts = find_parts(model)
     _warn_of_untested_transformers()
@@ -263,7 +291,9 @@ def attach(model: Any, reducer: Reducer | Sequence[Reducer], *, output: Output =
     if MARK in vars(parts.top):
         raise ValueError("a reduction is attached to this model already: remove() it first, or use set_keep()")
     stages = _checked_stages(reducer, parts)
-    return Attached(Engine(parts, stages, output))._install()
+    name = str(getattr(parts.top.config, "_name_or_path", "") or "")
+    locator = AnswerLocator(parts.visual_ids, processor, name, strict)
+    return Attached(Engine(parts, stages, output, locator))._install()
 
 
 @functools.cache  # once a process

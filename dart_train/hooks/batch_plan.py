@@ -6,6 +6,7 @@ inputs for which a reduction would be silently wrong.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from ..models.structure import ModelParts
 from ..reduction import Reducer
 from ..reduction.batch_layout import BatchLayout, to_cpu_in_one_copy
 from ..reduction.token_groups import TokenGroups, upload
+from .answers import INPUTS, AnswerLocator, CallInputs
 from .cache_state import CacheState
 from .transformers_compat import cache_of, refuse_static_cache
 
@@ -65,11 +67,14 @@ def plan_batch(
     reducers: Sequence[Reducer],
     generate: GenerateCall | None = None,
     prefetched: Mapping[str, Any] | None = None,
+    call: CallInputs | None = None,
+    locator: AnswerLocator | None = None,
 ) -> BatchPlan | None:
     """The plan of one forward, or None where it runs as the plain model.
 
     inputs: what the inner model is called with; labels: what the outer model was called with.
     generate: the call of `generate` that this forward belongs to. prefetched: ids, mask, labels and grids on the host.
+    call: the other inputs of the outer model. locator: finds the answers; None: they are what is supervised.
     """
     cache = cache_of(inputs)
     past = int(cache.get_seq_length()) if cache is not None else 0
@@ -82,7 +87,10 @@ def plan_batch(
     per, grid = reducers[0].per, any("grid" in reducer.required_inputs() for reducer in reducers)
     by_image = grid or per == "image"
 
+    call = CallInputs(labels) if call is None else call
     batch = {"ids": ids, "mask": None if mask is None else mask[:, past:], "labels": labels}
+    if not prefetched or not any(prefetched.get(name) is not None for name in ("labels", *INPUTS)):
+        batch |= {name: getattr(call, name) for name in INPUTS}
     host = _read_on_host(inputs, batch, parts.family.reads if by_image else (), generate, prefetched)
     check_positions(host.get("positions"))
     if prefetched and host["ids"].shape != ids.shape:
@@ -91,7 +99,10 @@ def plan_batch(
             "call it with the batch of the next forward"
         )
     prompt = None if generate is None or prefetched else generate.prompt_length - past
-    layout = BatchLayout.of(host["ids"], parts.visual_ids, host.get("mask"), host.get("labels"), prompt)
+    answers = None
+    if locator is not None and prompt is None:
+        answers = locator.locate(host, call, bool(prefetched), functools.partial(_is_training, parts.top))
+    layout = BatchLayout.of(host["ids"], parts.visual_ids, host.get("mask"), host.get("labels"), prompt, answers)
     shapes = None
     if by_image:
         grids = ImageGrids(parts, host, None if generate is None else generate.rows)
@@ -115,9 +126,17 @@ def _read_on_host(
     """What the selection needs on the host: what was prefetched, and the rest in one transfer. In generation, grids
     are those that `generate` was called with: beams repeat those of the forward."""
     given = {**inputs, **(generate.inputs if generate is not None else {})}
-    wanted = {"positions": positions_for_packing_check(inputs), **({} if prefetched else batch)}
+    own = {name: batch.get(name) for name in INPUTS} if prefetched else batch
+    wanted = {"positions": positions_for_packing_check(inputs), **own}
     wanted |= {name: given.get(name) for name in grid_inputs if name not in (prefetched or {})}
-    return {**to_cpu_in_one_copy({name: x for name, x in wanted.items() if x is not None}), **(prefetched or {})}
+    there = {name: x for name, x in (prefetched or {}).items() if x is not None}
+    return {**to_cpu_in_one_copy({name: x for name, x in wanted.items() if x is not None}), **there}
+
+
+def _is_training(model: Any) -> bool:
+    """By its mode, or because this forward will be differentiated."""
+    differentiated = torch.is_grad_enabled() and any(weight.requires_grad for weight in model.parameters())
+    return bool(model.training) or differentiated
 
 
 def has_images(inputs: Mapping[str, Any]) -> bool:

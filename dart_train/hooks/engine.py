@@ -2,7 +2,7 @@
 
 | where in a forward         | hook on        | method             | what happens                                  |
 | -------------------------- | -------------- | ------------------ | --------------------------------------------- |
-| the model starts           | top, pre       | on_model_start     | labels are noted                              |
+| the model starts           | top, pre       | on_model_start     | labels are noted; own inputs are taken out    |
 | images and text are merged | inner, pre     | on_inner_start     | plan_batch; position ids                      |
 | attention of layer K-1     | attention, pre | on_attention_start | keys, values, attention row recorded          |
 |                            | attention      | remove_observer    | the observer is removed                       |
@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from ..common.environment import version_note
 from ..models.structure import ModelParts
 from ..reduction import Observed, Reducer
+from .answers import INPUTS, AnswerLocator, CallInputs
 from .batch_plan import GenerateCall, plan_batch, position_ids_from_mask
 from .cache_state import store_cache_state
 from .forward_state import ForwardState
@@ -54,14 +55,16 @@ KNOWN_KEYWORDS = {"attention_mask", "position_embeddings", "position_ids", *CACH
 class Engine:
     """One model under reduction. `student` is its own pass; `teacher` runs in the same forwards where it is set."""
 
-    def __init__(self, parts: ModelParts, reducers: Sequence[Reducer], output: Output) -> None:
-        self.parts, self.output = parts, output
+    def __init__(
+        self, parts: ModelParts, reducers: Sequence[Reducer], output: Output, locator: AnswerLocator | None = None
+    ) -> None:
+        self.parts, self.output, self.locator = parts, output, locator
         self.student = ReductionPass(reducers)
         self.teacher: TeacherPass | None = None
         self.active = True
         self.seed = 0
         self.last: ForwardState | None = None  # of the last forward with images
-        self.labels: Tensor | None = None  # of the forward that is running
+        self.call = CallInputs()  # of the forward that is running
         self.prefetched: Mapping[str, Any] | None = None  # the next batch, on the host
         self.generate_call: GenerateCall | None = None
         self.scorers: dict[int, nn.Module] = {}  # by the layer of the stage that they serve
@@ -104,21 +107,22 @@ class Engine:
 
     # start and end of a forward ------------------------------------------------------------------------------------
 
-    def on_model_start(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        self.labels = kwargs.get("labels")
+    def on_model_start(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        self.call = CallInputs.of(kwargs)
         self.loss.reset()
         if self.active and self.output == "compact" and isinstance(kwargs.get("logits_to_keep"), Tensor):
             raise ValueError(
                 "logits_to_keep is a tensor of positions, which the short output does not have: "
                 "attach with output='expand'"
             )
+        return args, {name: value for name, value in kwargs.items() if name not in INPUTS}
 
     def on_model_end(self, module: nn.Module, args: Any, output: Any) -> None:
-        self.labels = None
+        self.call = CallInputs()
         self.loss.reset()
 
     def on_inner_start(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        self.student.state, labels, self.labels = None, self.labels, None
+        self.student.state, call, self.call = None, self.call, CallInputs()
         self.idle_scores = []
         if self.teacher is not None:
             self.teacher.start()
@@ -128,7 +132,9 @@ class Engine:
         inputs |= inputs.pop("kwargs", {})
         prefetched, self.prefetched = self.prefetched, None
         with self.timer.running(next((x.device for x in inputs.values() if isinstance(x, Tensor)), CPU)):
-            plan = plan_batch(inputs, labels, self.parts, self.reducers, self.generate_call, prefetched)
+            plan = plan_batch(
+                inputs, call.labels, self.parts, self.reducers, self.generate_call, prefetched, call, self.locator
+            )
         self.student.state = None if plan is None else ForwardState.start(plan)
         if plan is None or not plan.decoding:
             self.last = None

@@ -104,7 +104,7 @@ class ScorerTraining:
             offset: list[int] = []
             share: list[float] = []
             for number, group in enumerate(layout.groups(self.engine.reducers[0].per)):
-                answer = layout.supervised[group.row, group.end : group.end + self.answer_tokens]
+                answer = layout.answers[group.row, group.end : group.end + self.answer_tokens]
                 length = int(answer.long().cumprod(0).sum())
                 of += [number] * (length + 1)
                 offset += range(length + 1)

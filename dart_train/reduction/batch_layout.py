@@ -50,12 +50,17 @@ class SampleLayout:
 
 @dataclass(frozen=True)
 class BatchLayout:
-    """What the host knows of a batch, all [B, L] on the CPU."""
+    """What the host knows of a batch, all [B, L] on the CPU.
+
+    supervised: what has a loss; answers: what no selection may look at. They are the same where labels cover only
+    the answers.
+    """
 
     ids: Tensor
     visual: Tensor
     real: Tensor
     supervised: Tensor
+    answers: Tensor
     fingerprint: Tensor  # [B] a number that the prompt alone decides: the seed of random choices
     images: tuple[tuple[ImageSpans, ...], ...]  # of each row in order; until `with_images`, each run counts as one
     prompt_length: int | None
@@ -72,20 +77,24 @@ class BatchLayout:
         mask: Tensor | None = None,
         labels: Tensor | None = None,
         prompt_length: int | None = None,
+        answers: Tensor | None = None,
     ) -> BatchLayout:
-        """ids, mask, labels [B, L], moved to the host here together: the only synchronisation of a reduction."""
+        """ids, mask, labels [B, L], moved to the host here together: the only synchronisation of a reduction.
+        prompt_length: of the prompt that is generated from. answers: [B, L] bool on the host, where they are not what
+        is supervised."""
         mask = torch.ones_like(ids) if mask is None else mask
         labels = torch.full_like(ids, IGNORED) if labels is None else labels
         ids, mask, labels = torch.stack([x.to(ids.device, torch.long) for x in (ids, mask, labels)]).cpu()
         real = mask.bool()
         visual = torch.isin(ids, torch.tensor(list(visual_ids))) & real
         supervised = (labels != IGNORED) & real
+        answers = supervised if answers is None else answers & real
         end = ids.shape[1] if prompt_length is None else prompt_length
         visual[:, end:] = False  # a model may well generate an image token
         images = tuple(tuple((run,) for run in _runs(row)) for row in visual)
-        prompt = real & (supervised.cumsum(1) == 0)
+        prompt = real & (answers.cumsum(1) == 0)
         prompt[:, end:] = False
-        return cls(ids, visual, real, supervised, _fingerprint(ids, prompt), images, prompt_length)
+        return cls(ids, visual, real, supervised, answers, _fingerprint(ids, prompt), images, prompt_length)
 
     def rows(self) -> list[SampleLayout]:
         return [SampleLayout(ids, _runs(visual)) for ids, visual in zip(self.ids, self.visual, strict=True)]
@@ -113,13 +122,13 @@ class BatchLayout:
     def _prompt_end(self, row: int, after: int) -> int:
         """Where the first answer after position `after` begins, or where the given prompt ends."""
         length = self.visual.shape[1] if self.prompt_length is None else self.prompt_length
-        answers = self.supervised[row, after:].nonzero()
+        answers = self.answers[row, after:].nonzero()
         return min(length, after + int(answers[0])) if len(answers) else max(length, after)
 
     def prompt_of(self, group: TokenGroup) -> Tensor:
         """[L] bool: the text that this group's selection may use: after its last image and before the answer.
         Where there is none, that after the first image; else all text of the prompt."""
-        text = self.real[group.row] & ~self.visual[group.row] & ~self.supervised[group.row]
+        text = self.real[group.row] & ~self.visual[group.row] & ~self.answers[group.row]
         text[group.end :] = False
         after_last, after_first = text.clone(), text.clone()
         after_last[: group.spans[-1][1]] = False
@@ -172,6 +181,12 @@ def _fingerprint(ids: Tensor, prompt: Tensor) -> Tensor:
     place = (prompt.cumsum(1) * prompt).long()
     mixed = (ids.long() + 1) * (place * 2654435761 % 2147483647 + 1)
     return (mixed * prompt).sum(1) % 2147483647
+
+
+def answers_after(prompt_lengths: Tensor, real: Tensor) -> Tensor:
+    """prompt_lengths [B]: tokens of each row before its first answer, padding not counted; real [B, L] -> [B, L] bool,
+    everything from that answer on."""
+    return real & (real.long().cumsum(1) > prompt_lengths[:, None])
 
 
 def to_cpu_in_one_copy(inputs: Mapping[str, Any]) -> dict[str, Any]:
