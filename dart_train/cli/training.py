@@ -39,12 +39,15 @@ def train(argv: Sequence[str]) -> int:
     from ..training.checkpointing import CheckpointWriteError
     from ..training.liveness import LostRankError
     from ..training.nonfinite import NonFiniteStepError
+    from ..training.row_guard import UnusableRowsError
     from ..training.run import run
 
     try:
         result = run(recipe, options.force)
     except NonFiniteStepError as error:
         return cli.report_error("train", error, cli.BAD_STEP, on_all_ranks=True)
+    except UnusableRowsError as error:
+        return cli.report_error("train", error, on_all_ranks=True)
     except CheckpointWriteError as error:
         return cli.report_error("train", error, cli.NOT_SAVED, on_all_ranks=True)
     except LostRankError as error:

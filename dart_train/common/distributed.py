@@ -69,6 +69,15 @@ class RankInfo:
         return True
 
 
+def gather_objects(item: Any) -> list[Any]:
+    """What every rank passes, by rank. Collective."""
+    if not (dist.is_initialized() and dist.get_world_size() > 1):
+        return [item]
+    items: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(items, item)
+    return items
+
+
 def destroy_process_group() -> None:
     """At the end of a run: the other ranks must not wait for a process that has exited."""
     if dist.is_initialized():

@@ -4,8 +4,11 @@ with the number of rows."""
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import json
 import os
+import random
 import tempfile
 from array import array
 from collections.abc import Iterator, Sequence
@@ -20,7 +23,7 @@ from datasets import Dataset, Features, List, Value
 from datasets.fingerprint import Hasher
 from tqdm import tqdm
 
-from .check_report import CheckSummary, RowReport
+from .check_report import CheckSummary, DroppedRows, RowReport
 from .encoder import Encoder
 from .images import fitted_size
 from .issues import ERROR, BadRowError, RowIssue
@@ -176,16 +179,39 @@ def row_lengths(
     sources: Sequence[DataSource], encoder: Encoder, reducers: Sequence[Any] = (), workers: int | None = None
 ) -> np.ndarray:
     """[rows of all sources] the tokens of each row after max_length and after the reduction; 0 if it is dropped. For
-    grouping by length. `datasets` caches the result by the content of the rows, so a second start, or a second rank,
-    only reads it. workers: processes, by default all available cores, for sources that are worth it."""
-    lengths = array("q")
+    grouping by length."""
+    return survey_rows(sources, encoder, reducers, workers)[0]
+
+
+def survey_rows(
+    sources: Sequence[DataSource], encoder: Encoder, reducers: Sequence[Any] = (), workers: int | None = None
+) -> tuple[np.ndarray, DroppedRows]:
+    """The lengths (see `row_lengths`) and the dropped rows of all sources. `datasets` caches the reports by the content
+    of the rows, so a second start, or a second rank, only reads them. workers: processes, by default all available
+    cores, for sources that are worth it."""
+    lengths, dropped = array("q"), DroppedRows()
     for source in sources:
         processes = min(_available_cores(), 1 + len(source.rows) // _BATCH) if workers is None else workers
         key = (source.rows._fingerprint, repr(source.store), source.format, dict(source.columns), encoder.key())
         reports = _map(source.rows, RowChecker(source, encoder, decode=False), processes, Hasher.hash(key))
         for batch in reports.iter(batch_size=_BATCH):
-            lengths.extend(report.cost(reducers) for report in _reports(batch))
-    return np.array(lengths, dtype=np.int64)
+            for report in _reports(batch):
+                lengths.append(report.cost(reducers))
+                dropped.add(report.id, report.fault)
+    return np.array(lengths, dtype=np.int64), dropped
+
+
+def sample_dropped_rows(sources: Sequence[DataSource], encoder: Encoder, number: int) -> DroppedRows:
+    """Of at most `number` rows, drawn from all sources; images are read by their size alone."""
+    ends = list(itertools.accumulate(len(source.rows) for source in sources))
+    total = ends[-1] if ends else 0
+    dropped = DroppedRows(sampled=total > number)
+    for row in sorted(random.Random(0).sample(range(total), min(number, total))):
+        at = bisect.bisect_right(ends, row)
+        source, index = sources[at], row - (ends[at] - len(sources[at].rows))
+        report = RowChecker(source, encoder, decode=False).check_row(source.rows[index], index)
+        dropped.add(report.id, report.fault)
+    return dropped
 
 
 def _available_cores() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -38,8 +39,13 @@ class RowReport:
     prompt_tokens_after: list[int] = field(default_factory=list)
 
     @property
+    def fault(self) -> RowIssue | None:
+        """Why the row is dropped; None: it is not."""
+        return next((issue for issue in self.issues if issue.severity == ERROR or issue.code == "too_long"), None)
+
+    @property
     def dropped(self) -> bool:
-        return any(issue.severity == ERROR or issue.code == "too_long" for issue in self.issues)
+        return self.fault is not None
 
     def kept(self, stages: Sequence[Any]) -> int:
         """Visual tokens after the last reduction."""
@@ -50,6 +56,37 @@ class RowReport:
     def cost(self, stages: Sequence[Any]) -> int:
         """Tokens of the row after max_length and after the reduction; 0 if it is dropped."""
         return self.used - sum(self.visual) + self.kept(stages) if self.used else 0
+
+
+@dataclass
+class DroppedRows:
+    """How many of the rows are dropped, by the code of the fault. sampled: the rows are a random sample of all."""
+
+    sampled: bool = False
+    rows: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
+    first: str = ""
+
+    def add(self, row_id: str, fault: RowIssue | None) -> None:
+        self.rows += 1
+        if fault is not None:
+            self.counts[fault.code] = self.counts.get(fault.code, 0) + 1
+            self.first = self.first or f"{row_id}: {fault.code}: {fault.message or CODES[fault.code][1]}"
+
+    def check(self, limit: float) -> None:
+        """Raises ValueError if more than `limit` of the rows are dropped; of a sample, only if chance does not explain
+        it: by more than three standard deviations."""
+        dropped = sum(self.counts.values())
+        deviation = math.sqrt(self.rows * limit * (1 - limit)) if self.sampled else 0.0
+        if not dropped or dropped <= self.rows * limit + 3 * deviation:
+            return
+        raise ValueError(
+            f"data.train: {dropped} of {self.rows} {'sampled ' if self.sampled else ''}rows cannot be used "
+            f"({', '.join(f'{code}: {count}' for code, count in self.counts.items())}), more than "
+            f"data.max_bad_fraction {limit:g}; the first one is {self.first}. Correct the rows"
+            f"{', raise data.max_length' if 'too_long' in self.counts else ''}, or raise data.max_bad_fraction. To see "
+            "every fault: python -m dart_train data check RECIPE"
+        )
 
 
 @dataclass

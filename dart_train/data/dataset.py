@@ -6,8 +6,8 @@ from __future__ import annotations
 import bisect
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,9 @@ from datasets import IterableDataset as Rows
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from .encoder import Encoded, Encoder
-from .issues import BadRowError
+from .issues import CODES, BadRowError
 from .sources import DataSource
+from .truncation import TooLongError
 
 log = logging.getLogger(__name__)
 _MAX_WORKERS = 256  # loader processes that have a counter of their own
@@ -27,22 +28,48 @@ _MIN_ROWS = 100  # before so many rows are read, the fraction of unusable ones i
 
 @dataclass(frozen=True)
 class SkippedRow:
-    """Placeholder for a skipped row; the collator drops it."""
+    """Placeholder for a skipped row; the collator drops it. ends_run: the recipe does not allow such a row."""
 
     id: str
     code: str
+    source: str = ""
+    message: str = ""
+    ends_run: bool = False
+
+
+def too_many_unusable(
+    counts: Mapping[str, int], limit: float, max_length: int | None, last: SkippedRow | None = None
+) -> str | None:
+    """The message if more than `limit` of the rows read so far cannot be used, else None. counts: `rows`, `bad` and
+    `too_long`."""
+    unusable = counts["bad"] + counts["too_long"]
+    if unusable <= limit * max(counts["rows"], _MIN_ROWS):
+        return None
+    too_long = f", {counts['too_long']} of them longer than max_length {max_length}" if counts["too_long"] else ""
+    example = f"; the last one is {last.id}: {last.code}: {last.message}" if last else ""
+    return (
+        f"{unusable} of {counts['rows']} rows are bad{too_long}: more than max_bad_fraction {limit}{example}. "
+        "Check all rows with: python -m dart_train data check RECIPE"
+    )
 
 
 class RowReader:
-    """One row of one source -> `Encoded` or `SkippedRow`. Counts are shared with the loader's processes."""
+    """One row of one source -> `Encoded` or `SkippedRow`. Counts are shared with the loader's processes. With `defer`,
+    what ends a run is not raised where a row is read, often in a process of the loader, but left to the trainer: a row
+    that is not allowed has `ends_run`, and the fraction of unusable rows is not checked here."""
 
     def __init__(
-        self, sources: Sequence[DataSource], encoder: Encoder, on_bad_row: str = "skip", max_bad_fraction: float = 0.05
+        self,
+        sources: Sequence[DataSource],
+        encoder: Encoder,
+        on_bad_row: str = "skip",
+        max_bad_fraction: float = 0.05,
+        defer: bool = False,
     ) -> None:
         if on_bad_row not in ("skip", "error"):
             raise ValueError(f"on_bad_row: got {on_bad_row!r}, expected skip or error")
         self.sources, self.encoder = list(sources), encoder
-        self.on_bad_row, self.max_bad_fraction = on_bad_row, max_bad_fraction
+        self.on_bad_row, self.max_bad_fraction, self.defer = on_bad_row, max_bad_fraction, defer
         self._counts = torch.zeros(_MAX_WORKERS, len(_COUNTED), dtype=torch.int64).share_memory_()
 
     @property
@@ -57,35 +84,33 @@ class RowReader:
             sample = source.sample(row, index)
             encoded = self.encoder.encode(sample, [source.store.open(ref) for ref in sample.images])
         except BadRowError as bad:
-            return self._skip(source.label(row, index), bad)
+            return self._skip(source, source.label(row, index), bad)
+        except TooLongError as error:
+            if not self.defer:
+                raise
+            return SkippedRow(source.label(row, index), "over_limit", source.name, str(error), ends_run=True)
         if encoded.notes:
             self._count("shortened")
         return encoded
 
-    def _skip(self, label: str, bad: BadRowError) -> SkippedRow:
+    def _skip(self, source: DataSource, label: str, bad: BadRowError) -> SkippedRow:
+        skipped = SkippedRow(label, bad.code, source.name, bad.message or CODES[bad.code][1])
         if bad.code == "too_long":  # a choice of the user (on_too_long: drop), so on_bad_row does not apply
             self._count("too_long")
             log.info("row %s dropped: %s", label, bad.message)
         elif self.on_bad_row == "error":
-            raise ValueError(f"row {label}: {bad} (on_bad_row: error; on_bad_row: skip would leave it out)") from bad
+            message = f"row {label}: {bad} (on_bad_row: error; on_bad_row: skip would leave it out)"
+            if not self.defer:
+                raise ValueError(message) from bad
+            return replace(skipped, message=message, ends_run=True)
         else:
             self._count("bad")
             log.warning("row %s skipped: %s", label, bad)
-        self._check_fraction(label, bad)
-        return SkippedRow(label, bad.code)
-
-    def _check_fraction(self, label: str, bad: BadRowError) -> None:
-        counts = self.counts
-        unusable = counts["bad"] + counts["too_long"]
-        if unusable <= self.max_bad_fraction * max(counts["rows"], _MIN_ROWS):
-            return
-        limit = self.encoder.max_length
-        too_long = f", {counts['too_long']} of them longer than max_length {limit}" if counts["too_long"] else ""
-        raise ValueError(
-            f"{unusable} of {counts['rows']} rows are bad{too_long}: more than max_bad_fraction "
-            f"{self.max_bad_fraction}; the last one is {label}: {bad}. "
-            "Check all rows with: python -m dart_train data check RECIPE"
-        )
+        if not self.defer:
+            problem = too_many_unusable(self.counts, self.max_bad_fraction, self.encoder.max_length, skipped)
+            if problem is not None:
+                raise ValueError(problem)
+        return skipped
 
     def _count(self, kind: str) -> None:
         worker = get_worker_info()

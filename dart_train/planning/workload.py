@@ -13,10 +13,11 @@ from datasets import Dataset
 from torch import Tensor
 
 from ..config import Recipe
+from ..data.check_report import DroppedRows
 from ..data.collator import Collator
 from ..data.encoder import Encoder
 from ..data.images import ImageStore, fitted_size
-from ..data.issues import BadRowError
+from ..data.issues import BadRowError, RowIssue
 from ..data.sample import Sample
 from ..data.sampler import DeterministicOrder
 from ..data.sources import DataSource, open_sources
@@ -47,6 +48,7 @@ class PlannedRow:
     prompt_tokens_after: tuple[int, ...] = ()  # of each image
     targets: int = 0  # supervised tokens
     sizes: tuple[tuple[int, int], ...] = ()  # (width, height) of each image
+    fault: RowIssue | None = None  # why it is dropped
 
     @property
     def dropped(self) -> bool:
@@ -119,6 +121,10 @@ def read_rows(recipe: Recipe, encoder: Encoder, limit: int = 0) -> PlannedRows:
     step = max(1, -(-sum(totals) // limit)) if totals and limit else 1
     found = [[_measure_row(encoder, *each) for each in _spaced(source, step, limit)] for source in sources]
     rows = PlannedRows(tuple(row for part in found for row in part), tuple(map(len, found)), totals, encoder)
+    dropped = DroppedRows(sampled=rows.counts != totals)
+    for row in rows.rows:
+        dropped.add(row.location.source.row_id(row.location.index), row.fault)
+    dropped.check(data.max_bad_fraction)
     if all(row.dropped for row in rows.rows):
         raise ValueError(
             f"data.train: none of the {len(rows.rows)} rows looked at can be used; to see what is wrong with them: "
@@ -143,13 +149,13 @@ def _measure_row(encoder: Encoder, location: RowLocation, row: Any) -> PlannedRo
         sizes = tuple(fitted_size(store.size(ref), store.min_pixels, store.max_pixels) for ref in sample.images)
         length = encoder.measure(sample, sizes)
         if not length.used:
-            return PlannedRow(location)
+            return PlannedRow(location, fault=length.note)
         text = length.used - sum(length.visual)
         targets = min(text, _supervised_tokens(encoder, sample))
         after = length.prompt_tokens_after
         return PlannedRow(location, text, length.visual, length.answer_starts, after, targets, sizes)
-    except BadRowError:
-        return PlannedRow(location)
+    except BadRowError as bad:
+        return PlannedRow(location, fault=bad.issue)
 
 
 def _supervised_tokens(encoder: Encoder, sample: Sample) -> int:

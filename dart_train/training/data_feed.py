@@ -11,14 +11,17 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..common.distributed import RankInfo
 from ..config import Recipe
-from ..data.check import row_lengths
+from ..data.check import sample_dropped_rows, survey_rows
 from ..data.collator import Collator
-from ..data.dataset import RowDataset, RowReader, RowStream
-from ..data.encoder import Encoder
+from ..data.dataset import RowDataset, RowReader, RowStream, SkippedRow
+from ..data.encoder import Encoded, Encoder
 from ..data.images import ImageStore
 from ..data.issues import BadRowError
 from ..data.sampler import DeterministicOrder, RankBatchSampler, steps_for
 from ..data.sources import DataSource, open_sources
+
+SKIPPED_ROWS = "skipped_rows"
+_SAMPLED_ROWS = 256  # of which the share of unusable rows is measured before the first step
 
 
 @dataclass
@@ -36,7 +39,7 @@ class TrainFeed:
         data = recipe.data
         sources = open_sources(data.train, ImageStore.from_config(data))
         encoder = Encoder(processor, data.max_length, data.on_too_long)
-        reader = RowReader(sources, encoder, data.on_bad_row, data.max_bad_fraction)
+        reader = RowReader(sources, encoder, data.on_bad_row, data.max_bad_fraction, defer=True)
         collator = Collator(processor, data.pad_to_multiple_of)
         return cls(recipe, ranks, reader, collator, _order(recipe, ranks, sources, encoder))
 
@@ -78,6 +81,10 @@ class TrainFeed:
         batches = RankBatchSampler(self.order, *shape, train.gradient_accumulation_steps, start_step)
         return _loader(RowDataset(self.reader), self, batch_sampler=batches)
 
+    def collate(self, rows: Sequence[Encoded | SkippedRow]) -> dict[str, Any]:
+        """A batch, and under `SKIPPED_ROWS` the rows that are not in it, which the trainer takes out."""
+        return {**self.collator(rows), SKIPPED_ROWS: [row for row in rows if isinstance(row, SkippedRow)]}
+
     def _stream(self, start_step: int) -> RowStream:
         per_step = self.rows_per_step
         return RowStream(
@@ -110,7 +117,10 @@ def _order(
     # All rows of a step, so that a step has the same rows whatever the number of ranks and forwards.
     lengths, group = None, train.per_device_batch_size * ranks.world * train.gradient_accumulation_steps
     if data.group_by_length:
-        lengths = row_lengths(sources, encoder, recipe.reduction.reducers())
+        lengths, dropped = survey_rows(sources, encoder, recipe.reduction.reducers())
+        dropped.check(data.max_bad_fraction)
+    elif not data.allow_urls:  # the size of an image would be a download
+        sample_dropped_rows(sources, encoder, _SAMPLED_ROWS).check(data.max_bad_fraction)
     sizes, weights = [len(source.rows) for source in sources], [source.weight for source in data.train]
     return DeterministicOrder(sizes, weights, data.seed, lengths, group)
 
@@ -119,7 +129,7 @@ def _loader(dataset: Dataset[Any], feed: TrainFeed, **options: Any) -> DataLoade
     workers = feed.recipe.data.workers
     return DataLoader(
         dataset,
-        collate_fn=feed.collator,
+        collate_fn=feed.collate,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         # Its own generator: starting a loader must not advance the one that dropout draws from.

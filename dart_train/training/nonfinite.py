@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from ..common.distributed import gather_objects
 from ..common.io import append_jsonl, read_jsonl, truncate_jsonl
 from ..config import Recipe
 from .data_feed import TrainFeed
@@ -64,7 +64,7 @@ class NonFiniteGuard:
             self.in_a_row = 0
             return
         self.count, self.in_a_row = self.count + 1, self.in_a_row + 1
-        lines = _lines_with_the_cause(_gather(self._line(step, losses)))
+        lines = _lines_with_the_cause(gather_objects(self._line(step, losses)))
         if self.feed.ranks.rank == 0:
             try:
                 append_jsonl(self.file, *lines)
@@ -104,11 +104,3 @@ def _rows(line: Mapping[str, Any]) -> str:
 def _lines_with_the_cause(lines: list[Any]) -> list[Any]:
     """Ranks whose loss is NaN or Inf; all of them where only the gradient, which they share, is."""
     return [line for line in lines if _cause(line).startswith("loss")] or lines
-
-
-def _gather(line: Any) -> list[Any]:
-    if not (dist.is_initialized() and dist.get_world_size() > 1):
-        return [line]
-    lines: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(lines, line)
-    return lines

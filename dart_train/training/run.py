@@ -27,6 +27,7 @@ from .deepspeed_config import deepspeed_config, uses_deepspeed
 from .liveness import RankMonitor, StopRequest
 from .overlays import Overlays, OverlaySample, overlay_samples
 from .resume import choose_checkpoint
+from .row_guard import UnusableRowsError
 from .run_lock import RunLock
 from .run_record import write_run_record
 from .scorer_training import check_initial_scorers, place_initial_scorers
@@ -167,9 +168,16 @@ def train_prepared(prepared: PreparedRun, trainer: DartTrainer, stop: StopReques
     """Trains while signals, the launcher and the other ranks are watched."""
     if prepared.ranks.rank == 0:
         trainer.guard.rewind()
+        trainer.row_guard.rewind()
     trainer.on_heartbeat = monitor.heartbeat
     with stop, monitor:
-        trainer.train(resume_from_checkpoint=None if prepared.resume is None else str(prepared.resume))
+        try:
+            trainer.train(resume_from_checkpoint=None if prepared.resume is None else str(prepared.resume))
+        except UnusableRowsError as error:
+            trainer.save_before_error()
+            saved = latest_complete(Path(prepared.recipe.train.output_dir))[0]
+            note = f". Trained so far: {saved}" if saved else ""
+            raise UnusableRowsError(f"{error}{note}") from error
     reason = (stop.reason or "another rank was requested to stop") if stop.agreed else None
     folder = Path(prepared.recipe.train.output_dir)
     return TrainResult(folder, latest_complete(folder)[0], trainer.state.global_step, reason)

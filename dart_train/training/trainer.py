@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
+from ..checkpoints import is_complete
 from ..config import Recipe
 from ..hooks import Attached
 from ..models.structure import find_parts
 from .callbacks import AgreeAtStepEnd, ApplyStepBudget
 from .checkpointing import CheckpointWriter
-from .data_feed import TrainFeed
+from .data_feed import SKIPPED_ROWS, TrainFeed
 from .liveness import StopRequest
 from .nonfinite import NonFiniteGuard
 from .objective import (
@@ -29,6 +30,7 @@ from .objective import (
     forward_supervised,
     forward_with_teacher,
 )
+from .row_guard import RowGuard
 from .scorer_training import loss_with_scorer
 from .throughput import ThroughputMeter
 from .trainable import parameter_groups
@@ -62,6 +64,7 @@ class DartTrainer(CompatTrainer):
         self.budgets = StepBudgets(recipe, attached, feed.steps, find_parts(model).visual_ids)
         self.checkpoint_writer = CheckpointWriter(recipe, feed.ranks, run)
         self.guard = NonFiniteGuard(recipe, feed, run, start_step)
+        self.row_guard = RowGuard(recipe, feed, run, start_step, self.sum_over_ranks)
         self.on_heartbeat: Callable[[], None] = lambda: None
         self.host: Batch = {}  # the batch of the current forward, on the CPU
         self.step_budget = ApplyStepBudget(self.budgets, self.meter)
@@ -79,8 +82,12 @@ class DartTrainer(CompatTrainer):
 
     def any_rank(self, *values: bool) -> list[bool]:
         """Of each value, whether it is true on any rank. Collective."""
-        local = torch.tensor([int(value) for value in values], device=self.args.device)
-        return [bool(value) for value in self.accelerator.reduce(local, "sum").tolist()]
+        return [bool(value) for value in self.sum_over_ranks([int(value) for value in values])]
+
+    def sum_over_ranks(self, values: Sequence[int]) -> list[int]:
+        """Collective."""
+        local = torch.tensor(values, device=self.args.device)
+        return list(self.accelerator.reduce(local, "sum").tolist())
 
     # data -----------------------------------------------------------------------------------------------------
 
@@ -97,11 +104,19 @@ class DartTrainer(CompatTrainer):
         begin = time.perf_counter()
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         self.meter.add_data_wait(time.perf_counter() - begin)
-        targets = torch.tensor(sum(count_targets(batch) for batch in batches), device=device)
-        total = self.accelerator.reduce(targets, "sum")
-        return batches, total.clamp_min(1)  # a step without targets divides by one, not by zero
+        skipped = [row for batch in batches for row in batch.pop(SKIPPED_ROWS)]
+        rows = len(batches) * self.args.per_device_train_batch_size
+        targets = sum(count_targets(batch) for batch in batches)
+        total = self.row_guard.begin_step(self.state.global_step + 1, rows, targets, skipped)
+        return batches, torch.tensor(max(total, 1), device=device)  # a step without targets divides by one
 
     # loss -----------------------------------------------------------------------------------------------------
+
+    def save_before_error(self) -> None:
+        """Collective, between two steps: saves what was trained, unless that is saved already."""
+        step = self.state.global_step
+        if self.row_guard.trained and not is_complete(self.checkpoint_writer.run / f"checkpoint-{step}"):
+            self._save_checkpoint(self.model_wrapped, trial=None)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         self.host = inputs

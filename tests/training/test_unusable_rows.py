@@ -1,0 +1,148 @@
+"""Rows that cannot be used: foreseen before the first step, recorded, and the reason if they end a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dart_train import train
+from dart_train.checkpoints import latest_complete
+from dart_train.cli.training import plan
+from dart_train.cli.training import train as main
+from dart_train.common.io import read_jsonl
+from dart_train.data.check_report import DroppedRows
+from dart_train.data.issues import RowIssue
+from dart_train.training import data_feed
+from dart_train.training.callbacks import read_metrics
+from dart_train.training.row_guard import SKIPPED_ROWS_FILE
+from tests.fixtures.run_scene import losses, make_recipe
+
+SHORT = ["train.per_device_batch_size=2", "train.max_steps=8", "train.save_steps=100"]
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_recipe(tmp_path_factory.mktemp("scene"))
+
+
+def rows_without(recipe: Path, folder: Path, numbers: set[int]) -> str:
+    """data.train with empty conversations in these rows."""
+    rows = json.loads((recipe.parent / "rows.json").read_text())
+    for number in numbers:
+        rows[number]["conversations"] = []
+    (folder / "rows.json").write_text(json.dumps(rows))
+    return f"data.train={json.dumps([{'path': str(folder / 'rows.json'), 'images': str(recipe.parent / 'images')}])}"
+
+
+def refused(capsys: pytest.CaptureFixture[str], *call: str, command: Any = main) -> str:
+    assert command(list(call)) == 2
+    message = capsys.readouterr().err
+    assert "Traceback" not in message
+    return message
+
+
+def not_surveyed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the sample before the first step has missed the rows."""
+    monkeypatch.setattr(data_feed, "sample_dropped_rows", lambda *args: DroppedRows())
+
+
+TOO_LONG = "24 of 24 rows cannot be used (too_long: 24), more than data.max_bad_fraction 0.01"
+
+
+@pytest.mark.parametrize("grouping", ["true", "false"])
+@pytest.mark.parametrize("option", [[], ["--dry-run"]])
+def test_max_length_below_every_row_is_refused_before_step_1(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], grouping: str, option: list[str]
+) -> None:
+    more = ["data.max_length=4", f"data.group_by_length={grouping}", f"train.output_dir={tmp_path / 'run'}"]
+    message = refused(capsys, str(recipe), *SHORT, *more, *option)
+    assert TOO_LONG in message and "raise data.max_length" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_plan_refuses_max_length_below_every_row(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert TOO_LONG in refused(capsys, str(recipe), "data.max_length=4", "--no-timing", command=plan)
+
+
+def test_wrong_image_folder_is_refused_before_step_1(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = json.dumps([{"path": str(recipe.parent / "rows.json"), "images": str(tmp_path)}])
+    message = refused(capsys, str(recipe), *SHORT, f"data.train={source}")
+    assert "missing_image: 15" in message and "0-0.png" in message and message.count("\n") == 1
+
+
+@pytest.mark.parametrize(("bad", "refused"), [(8, False), (9, True)])
+def test_a_sample_is_refused_only_beyond_chance(bad: int, refused: bool) -> None:
+    found = DroppedRows(sampled=True)
+    for number in range(300):
+        found.add(str(number), RowIssue("too_long", "long") if number < bad else None)
+    if refused:
+        with pytest.raises(ValueError, match=rf"{bad} of 300 sampled rows cannot be used"):
+            found.check(0.01)
+    else:
+        found.check(0.01)
+        with pytest.raises(ValueError, match=r"more than data\.max_bad_fraction 0"):
+            found.check(0.0)
+
+
+def test_steps_without_supervised_tokens_end_the_run(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    more = ["data.max_length=4", "data.max_bad_fraction=1.0", f"train.output_dir={run}"]
+    message = refused(capsys, str(recipe), *SHORT, *more)
+    assert "steps 1 to 3 have nothing to train on: 6 of 6 rows were dropped" in message
+    assert "longer than data.max_length 4" in message and "data.max_pixels" in message
+    assert len(read_metrics(run)) == 2 and not list(run.glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_too_many_bad_rows_are_one_message_and_what_was_trained_is_saved(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], workers: int
+) -> None:
+    not_surveyed(monkeypatch)
+    run, data = tmp_path / "run", rows_without(recipe, tmp_path, {2, 3, 5, 7, 11, 13, 17, 19, 21})
+    more = [data, f"data.workers={workers}", "data.max_bad_fraction=0.01", f"train.output_dir={run}"]
+    message = refused(capsys, str(recipe), *SHORT, *more)
+    assert "rows are bad: more than max_bad_fraction 0.01" in message and "DataLoader worker" not in message
+    done = len(losses(run))
+    assert done > 0 and latest_complete(run)[0] == run / f"checkpoint-{done}"
+    assert f"Trained so far: {run / f'checkpoint-{done}'}" in message
+    assert len(read_jsonl(run / SKIPPED_ROWS_FILE)) == 2
+
+
+def test_run_resumes_after_too_many_bad_rows_as_if_uninterrupted(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    not_surveyed(monkeypatch)
+    data = rows_without(recipe, tmp_path, {2, 3, 5, 7, 11, 13, 17, 19, 21})
+    start = [str(recipe), *SHORT, data]
+    assert main([*start, "data.max_bad_fraction=1.0", f"train.output_dir={tmp_path / 'all'}"]) == 0
+    assert main([*start, "data.max_bad_fraction=0.01", f"train.output_dir={tmp_path / 'run'}"]) == 2
+    assert main([*start, "data.max_bad_fraction=1.0", f"train.output_dir={tmp_path / 'run'}"]) == 0
+    assert [line["loss"] for line in losses(tmp_path / "run")] == [line["loss"] for line in losses(tmp_path / "all")]
+    records = [read_jsonl(tmp_path / name / SKIPPED_ROWS_FILE) for name in ("run", "all")]
+    assert records[0] == records[1] and records[0]
+
+
+def test_skipped_rows_are_recorded_with_source_id_code_and_message(recipe: Path, tmp_path: Path) -> None:
+    run, data = tmp_path / "run", rows_without(recipe, tmp_path, {2})
+    train(recipe, [*SHORT, data, "data.max_bad_fraction=0.1", f"train.output_dir={run}", "train.max_steps=12"])
+    (line,) = read_jsonl(run / SKIPPED_ROWS_FILE)
+    assert set(line) == {"step", "id", "code", "source", "message"}
+    assert line["code"] == "empty_conversation" and line["id"].endswith("2)") and "rows.json" in line["source"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_on_bad_row_error_is_one_message(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: int
+) -> None:
+    data = rows_without(recipe, tmp_path, {2})
+    more = [data, "data.on_bad_row=error", "data.max_bad_fraction=0.1", f"data.workers={workers}"]
+    message = refused(capsys, str(recipe), *SHORT, *more, "train.max_steps=12", f"train.output_dir={tmp_path / 'run'}")
+    assert "empty_conversation" in message and "on_bad_row: skip would leave it out" in message
+    assert "DataLoader worker" not in message
