@@ -62,6 +62,8 @@ class Tracker(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if logs and self.backend is not None:
             numbers = {_tag(name): value for name, value in logs.items() if isinstance(value, int | float)}
+            if any(name.startswith("lr_") for name in logs):
+                numbers.pop(_tag("learning_rate"), None)  # that of the first part alone, under a name for all
             self._guarded(self.log_numbers, numbers, state.global_step)
 
     def show(self, name: str, images: Sequence[Image.Image], step: int) -> None:

@@ -63,7 +63,14 @@ def choose_checkpoint(
 def _find_checkpoint(recipe: Recipe) -> tuple[Path | None, list[IncompleteCheckpoint]]:
     run, resume = Path(recipe.train.output_dir), recipe.train.resume
     if resume == "auto":
-        return latest_complete(run)
+        newest, incomplete = latest_complete(run)
+        if newest is None and incomplete:
+            listed = "\n".join(f"  {each.folder.name}: {each.why}" for each in incomplete)
+            raise ValueError(
+                f"{run} has no checkpoint to resume from; each of its checkpoints is damaged:\n{listed}\nRestore one, "
+                "choose another train.output_dir, or start again from step 1 and replace them: train.resume=never"
+            )
+        return newest, incomplete
     if resume == "never":
         existing, _ = latest_complete(run)
         if existing is not None:

@@ -111,6 +111,8 @@ def prepare(recipe: Recipe, ranks: RankInfo, force: bool = False) -> PreparedRun
     if ranks.rank == 0:
         for each in incomplete:
             print(f"train: {each}", file=sys.stderr)
+        if resume is not None:
+            print(f"train: resumed from {resume.name}, after step {step_of(resume)}", file=sys.stderr, flush=True)
     samples = overlay_samples(recipe, validation, processor, meta_model)
     return PreparedRun(recipe, ranks, processor, feed, validation, meta_model, resume, samples)
 

@@ -77,6 +77,7 @@ def test_wandb_and_tensorboard_receive_the_metrics(tmp_path: Path, monkeypatch: 
     for name in ("train/grad_norm", "train/lr_language", "train/keep", "train/visual_before", "train/visual_after",
                  "train/tokens_per_second", "train/step_seconds", "train/data_wait_seconds"):  # fmt: skip
         assert name in rows[0], name
+    assert "train/learning_rate" not in rows[0], "parts have their own: lr_vision, lr_projector, lr_language"
     assert headers[0].display_name == "mine" and headers[0].run_group == "ours" and list(headers[0].tags) == ["a", "b"]
     assert _scalars(run, "train/loss") == pytest.approx(expected, rel=1e-6)
     for file in run.rglob("*"):

@@ -94,8 +94,21 @@ def test_resume_skips_a_damaged_checkpoint(recipe: Path, tmp_path: Path, capsys:
     uninterrupted = go(recipe, tmp_path, "train.save_steps=2")
     (tmp_path / "checkpoint-6" / "optimizer.pt").write_bytes(b"cut")
     again = go(recipe, tmp_path, "train.save_steps=2")
-    assert "skipping incomplete checkpoint-6: " in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "skipping incomplete checkpoint-6: " in message and "resumed from checkpoint-4, after step 4" in message
     assert [line["loss"] for line in again] == [line["loss"] for line in uninterrupted]
+
+
+def test_resume_with_only_damaged_checkpoints_is_refused(recipe: Path, tmp_path: Path) -> None:
+    go(recipe, tmp_path, "train.save_steps=3")
+    for step in (3, 6):
+        (tmp_path / f"checkpoint-{step}" / "optimizer.pt").write_bytes(b"cut")
+    with pytest.raises(ValueError, match="each of its checkpoints is damaged") as error:
+        go(recipe, tmp_path, "train.save_steps=3")
+    for part in ("checkpoint-3: not of the size", "checkpoint-6: not of the size", "train.resume=never"):
+        assert part in str(error.value)
+    assert losses(tmp_path)[-1]["step"] == 6
+    assert go(recipe, tmp_path, "train.save_steps=3", "train.resume=never")[0]["step"] == 1
 
 
 @pytest.mark.parametrize("changes", [[], ["train.gradient_checkpointing=true"]], ids=["plain", "checkpointing"])
