@@ -167,15 +167,15 @@ def _of_recipe(options: argparse.Namespace) -> _Rows:
     from ..data.sources import open_sources
 
     config, reducers = recipe.data, recipe.reduction.reducers()
-    store = ImageStore.from_config(config)
-    sources = open_sources([*config.train, *config.validation], store)
+    specs, store = [*config.train, *config.validation], ImageStore.from_config(config)
     try:
         processor = _processor(options.model or recipe.model.path)
     except ValueError as error:
         if options.model is not None:
             raise
         print(f"data check: tokens are not measured: {error}", file=sys.stderr)  # the model may be on another machine
-        return sources, None, reducers, config.max_bad_fraction
+        return open_sources(specs, store), None, reducers, config.max_bad_fraction
+    sources = open_sources(specs, store.leave_limits_to(processor))
     return sources, Encoder(processor, config.max_length, config.on_too_long), reducers, config.max_bad_fraction
 
 

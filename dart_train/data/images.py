@@ -10,14 +10,15 @@ import urllib.request
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.client import HTTPException
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from PIL import Image, ImageOps
 
 from ..config import Data
+from ..models.processors import limit_pixels, takes_pixel_limits
 from .issues import BadRowError, RowIssue
 from .sample import ImageRef
 
@@ -50,6 +51,21 @@ class ImageStore:
     def from_config(cls, data: Data) -> ImageStore:
         """With the settings of a recipe's `data` section; the folder comes with each source."""
         return cls(None, data.allow_urls, data.max_pixels, data.min_pixels, follow_links=data.follow_links)
+
+    def leave_limits_to(self, processor: Any) -> ImageStore:
+        """Where the image processor itself resizes to a number of pixels (Qwen-VL), the limits are set on it, so that
+        checkpoints and exports carry them, and the store no longer resizes. Other processors, and the store for them,
+        stay as they are."""
+        if (self.min_pixels, self.max_pixels) == (None, None) or not takes_pixel_limits(processor):
+            return self
+        size = processor.image_processor.size
+        least, most = self.min_pixels, self.max_pixels
+        if most is not None and least is None:
+            least = min(size["shortest_edge"], most)
+        if least is not None and most is None:
+            most = max(size["longest_edge"], least)
+        limit_pixels(processor, least, most)
+        return replace(self, min_pixels=None, max_pixels=None)
 
     def open(self, ref: ImageRef) -> Image.Image:
         """The first frame, upright, RGB, within the pixel limits. Raises `BadRowError`."""

@@ -17,6 +17,7 @@ from transformers import StoppingCriteria
 
 from ..checkpoints import ResolvedModel, load
 from ..config import Recipe
+from ..data.images import ImageStore
 from ..hooks import Attached, attach
 from ..models.prompts import to_device
 from ..models.resize import accept_smaller_images, fewer_pixels, resizer_for
@@ -104,6 +105,7 @@ class LoadedCheckpoint:
             trust_remote_code=model.trust_remote_code,
         )
         self.model, self.processor, self.device = loaded.model, loaded.processor, device
+        ImageStore.from_config(recipe.data).leave_limits_to(self.processor)
         self.encoder = QuestionEncoder(self.processor)
 
     @contextmanager
@@ -216,4 +218,4 @@ def answer_batch(
 def _full_visual_tokens(processor: Any, question: Question) -> int:
     """The number of visual tokens without `fewer_pixels`."""
     resizer = resizer_for(processor)
-    return sum(resizer.full(image.height, image.width).tokens for image in question.images())
+    return sum(resizer.full(image.height, image.width).tokens for image in question.images(processor))

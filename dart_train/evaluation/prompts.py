@@ -56,7 +56,7 @@ class QuestionEncoder:
                 raise ValueError(
                     f"{question.set}, question {question.id}: its text contains the control token {token!r}; remove it"
                 )
-        return build_inputs(self.processor, [question.messages], [question.images()])
+        return build_inputs(self.processor, [question.messages], [question.images(self.processor)])
 
     def visual_tokens(self, ids: Tensor) -> list[int]:
         """ids [B, L] -> the number of visual tokens of each row."""

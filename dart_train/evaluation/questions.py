@@ -16,6 +16,9 @@ from ..data.images import ImageStore
 from ..data.issues import BadRowError
 from ..data.sample import ImageRef, Sample, Turn
 from ..data.sources import DataSource, open_sources
+from ..models.processors import takes_pixel_limits
+
+_LIMITS_VERSION = 2  # raise it when images within the same pixel limits may change
 
 
 @dataclass(frozen=True)
@@ -44,10 +47,14 @@ class Question:
     def messages(self) -> list[dict[str, Any]]:
         return Sample(self.id, self.turns).messages()
 
-    def images(self) -> list[Image.Image]:
-        """Raises a ValueError that names the question."""
+    def images(self, processor: Any = None) -> list[Image.Image]:
+        """As `processor` takes them, if one is given: one that resizes to a number of pixels itself carries the limits
+        of the recipe (see `ImageStore.leave_limits_to`). Raises a ValueError that names the question."""
+        store = self.store
+        if processor is not None and takes_pixel_limits(processor):
+            store = replace(store, min_pixels=None, max_pixels=None)
         try:
-            return [self.store.open(ref) for ref in self.refs]
+            return [store.open(ref) for ref in self.refs]
         except BadRowError as bad:
             raise ValueError(f"{self.set}, question {self.id}: {bad}") from bad
 
@@ -125,7 +132,10 @@ def _answers(given: Any, turn: Turn) -> tuple[str, ...]:
 
 def _key(sample: Sample, answers: Sequence[str], store: ImageStore) -> str:
     hasher = hashlib.blake2b(digest_size=8)
-    hasher.update(json.dumps([sample.digest(), list(answers), store.max_pixels, store.min_pixels]).encode())
+    limits = [store.max_pixels, store.min_pixels]
+    if any(limits):
+        limits.append(_LIMITS_VERSION)
+    hasher.update(json.dumps([sample.digest(), list(answers), *limits]).encode())
     for ref in sample.images:
         hasher.update(_file_stamp(ref, store).encode())
     return hasher.hexdigest()

@@ -71,7 +71,7 @@ def load_processor(
     if not isinstance(processor, ProcessorMixin):
         raise ValueError(f"{str(path)!r} has no processor, only a {type(processor).__name__}; {_REMEDY}")
     if max_pixels is not None or min_pixels is not None:
-        _limit_pixels(processor.image_processor, min_pixels, max_pixels)
+        limit_pixels(processor, min_pixels, max_pixels)
     return processor
 
 
@@ -141,9 +141,15 @@ def _processor_class(path: str) -> type[ProcessorMixin] | None:
         return None
 
 
-def _limit_pixels(image_processor: Any, min_pixels: int | None, max_pixels: int | None) -> None:
-    """Sets the smallest and the largest area, in pixels, that an image is resized to."""
-    if "max_pixels" not in image_processor.valid_kwargs.__annotations__:
+def takes_pixel_limits(processor: Any) -> bool:
+    """Whether the image processor resizes to a number of pixels (Qwen-VL)."""
+    return "max_pixels" in processor.image_processor.valid_kwargs.__annotations__
+
+
+def limit_pixels(processor: Any, min_pixels: int | None, max_pixels: int | None) -> None:
+    """Sets the smallest and the largest area, in pixels, that an image is resized to; None leaves it as it is."""
+    image_processor = processor.image_processor
+    if not takes_pixel_limits(processor):
         raise ValueError(
             f"min_pixels={min_pixels}, max_pixels={max_pixels} were given, but {type(image_processor).__name__} "
             "does not resize to a number of pixels (Qwen-VL does); leave both out"

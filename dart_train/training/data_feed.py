@@ -37,7 +37,7 @@ class TrainFeed:
     @classmethod
     def open(cls, recipe: Recipe, ranks: RankInfo, processor: Any) -> TrainFeed:
         data = recipe.data
-        sources = open_sources(data.train, ImageStore.from_config(data))
+        sources = open_sources(data.train, ImageStore.from_config(data).leave_limits_to(processor))
         encoder = Encoder(processor, data.max_length, data.on_too_long)
         reader = RowReader(sources, encoder, data.on_bad_row, data.max_bad_fraction, defer=True)
         collator = Collator(processor, data.pad_to_multiple_of)

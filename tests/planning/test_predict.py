@@ -78,7 +78,7 @@ def test_plan_command_prints_and_writes(text: str, tmp_path: Path, capsys: pytes
         (["reduction.keeep=3"], "keeep"),
         (["model.path=/nowhere"], "model.path"),
         (["reduction.layer=9"], "5 layers"),
-        (["data.max_length=5"], "can be used"),
+        (["data.max_length=5"], "rows cannot be used (too_long: "),
         (["data.train=[]"], "data.train"),
     ],
 )

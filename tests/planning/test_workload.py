@@ -82,7 +82,7 @@ def test_batches_and_steps_are_those_of_the_run(text: str) -> None:
 
 
 def test_dropped_rows_cost_nothing(text: str) -> None:
-    inputs = inputs_of(text, "data.max_length=110", rows=0)
+    inputs = inputs_of(text, "data.max_length=110", "data.max_bad_fraction=1.0", rows=0)
     dropped = np.array([row.dropped for row in inputs.rows.rows])
     assert 0 < dropped.sum() < len(dropped)
     assert inputs.full.work.rows.sum() == (~dropped[inputs.batches.batches]).sum()

@@ -11,6 +11,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ...common.metrics import METRICS, TRUE_NEGATIVE, TRUE_POSITIVE
+from ...data.images import ImageStore
 from ...models.families import TokenPlace, UnknownGridError
 from ...models.loading import build_meta_model
 from ...models.token_places import locate_tokens
@@ -119,9 +120,8 @@ class TokenImages:
         kept = _kept_mask(record, len(tokens.places)) if tokens is not None else None
         if tokens is None or kept is None:
             return None
-        return overlay_panel(
-            self._question(record).images(), tokens.places, Choice(kept), answer_title(record), PANEL_WIDTH
-        )
+        images = self._question(record).images(self._model(record["checkpoint"])[1].processor)
+        return overlay_panel(images, tokens.places, Choice(kept), answer_title(record), PANEL_WIDTH)
 
     def heat_map(self, records: Sequence[AnswerRecord]) -> Image.Image | None:
         """How often each place of the image is kept, one map for each method. records: of one checkpoint and budget."""
@@ -144,7 +144,7 @@ class TokenImages:
         if not question.refs:
             return None
         model, encoder = self._model(checkpoint)
-        images = question.images()
+        images = question.images(encoder.processor)
         try:
             places = locate_tokens(model, encoder.processor, encoder.batch([question]), [images])[0]
         except UnknownGridError:
@@ -159,6 +159,7 @@ class TokenImages:
             found = self.results.prepared.found[checkpoint]
             source = found.source
             model = build_meta_model(source)
+            ImageStore.from_config(self.results.prepared.recipe.data).leave_limits_to(found.processor)
             self._models[checkpoint] = (model, QuestionEncoder(found.processor))
         return self._models[checkpoint]
 
