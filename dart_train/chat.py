@@ -53,7 +53,7 @@ class ChatAnswer:
 
 
 class ChatSession:
-    """One conversation; every question is asked with the turns before it."""
+    """One conversation; every question is answered with the turns before it."""
 
     def __init__(self, loaded: Loaded) -> None:
         self.loaded = loaded

@@ -1,4 +1,4 @@
-"""Every command of the README runs, or says what it needs that a test does not have."""
+"""Every command of the README runs, or names what it needs that a test does not have; every named file exists."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from tests.fixtures.run_scene import free_port
 
 ROOT = Path(__file__).parents[1]
 NEEDS = re.compile(r"#.*\bneeds: \S")
-# Run by other means: what runs this very test, and what takes minutes.
+# Run elsewhere: what runs this test itself, and what takes minutes.
 ELSEWHERE = {
     "bash launch/test.sh": ".ci/run",
     "bash launch/test.sh --all": ".ci/run, and `drill`",
     "bash launch/test.sh --bounds": ".ci/run",
     "bash launch/demo.sh": "tests/demo",
-    "python -m dart_train bench select": "tests/bench",
-    "python -m dart_train bench all": "tests/bench",
+    "python -m dart_train bench select": "tests/benchmarks",
+    "python -m dart_train bench all": "tests/benchmarks",
 }
-# The same commands on less, so that all of them take seconds.
+# The same commands on less data, so that all of them take seconds.
 SMALLER = {"--train 4800": "--train 12", "--validation 40": "--validation 2", "--test 85": "--test 2"}
 LESS = {
     "launch/train.py": "train.max_steps=2 train.save_steps=2 data.workers=0 'train.eval_budgets=[0.111]'",
@@ -55,19 +55,19 @@ def smaller(command: str) -> str:
     return command.replace("python ", f"{sys.executable} ", 1) if command.startswith("python ") else command
 
 
-def test_every_verb_is_told() -> None:
+def test_readme_has_every_command() -> None:
     from dart_train.cli.main import COMMANDS
 
-    told = "\n".join(commands())
-    missing = [verb for verb in COMMANDS if f"dart_train {verb}" not in told and f"launch/{verb}.py" not in told]
+    text = "\n".join(commands())
+    missing = [name for name in COMMANDS if f"dart_train {name}" not in text and f"launch/{name}.py" not in text]
     assert not missing
 
 
-def test_what_is_run_elsewhere_is_in_the_readme() -> None:
+def test_commands_run_elsewhere_are_in_the_readme() -> None:
     assert set(ELSEWHERE) <= {bare(line) for line in commands()}
 
 
-def test_every_file_that_it_names_is_there() -> None:
+def test_readme_names_existing_files() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     named = re.findall(r"\b(?:recipes|launch|data|tests|dart_train)/[\w./]+\w", text)
     made = ("data/shapes_tiny", "data/shapes_asked")  # by the commands themselves
@@ -75,15 +75,23 @@ def test_every_file_that_it_names_is_there() -> None:
     assert named and not missing
 
 
+def test_tests_readme_names_existing_files() -> None:
+    text = (ROOT / "tests" / "README.md").read_text(encoding="utf-8")
+    table = text[text.index("## Guarantees") :]
+    rows = [line.split("|")[2] for line in table.splitlines() if line.startswith("|") and "`" in line.split("|")[2]]
+    named = [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
+    assert len(rows) > 30 and not [name for name in named if not (ROOT / "tests" / name).exists()]
+
+
 @pytest.mark.deepspeed
-def test_the_commands_run_one_after_the_other(tmp_path: Path) -> None:
+def test_readme_commands_run(tmp_path: Path) -> None:
     for folder in ("launch", "recipes", "data"):
         ignored = shutil.ignore_patterns("__pycache__", "shapes_*")
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=ignored)
     settings = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
-    told = run_here()
-    assert len(told) > 10
-    for command in told:
+    selected = run_here()
+    assert len(selected) > 10
+    for command in selected:
         done = subprocess.run(
             ["bash", "-c", smaller(command)],
             cwd=tmp_path,

@@ -1,4 +1,4 @@
-"""Keys and passwords of the environment are in nothing that is written: not by a training, not by a comparison."""
+"""Keys and passwords of the environment are in no file and no output of a training or a comparison."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ NAMES = ("HF_TOKEN", "MY_PASSWORD", "AWS_SECRET_ACCESS_KEY")
 
 
 @pytest.fixture(autouse=True)
-def planted(monkeypatch: pytest.MonkeyPatch) -> None:
+def secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in NAMES:
-        monkeypatch.setenv(name, f"{name.lower()}-do-not-tell-{KEY}")
+        monkeypatch.setenv(name, f"{name.lower()}-do-not-print-{KEY}")
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("WANDB_MODE", "offline")
 
 
-def look(folder: Path, said: str, least: int) -> None:
-    """In every file, W&B's own among them, and on the screen."""
+def assert_no_secret(folder: Path, output: str, least: int) -> None:
+    """Looks in every file, those of W&B included, and in the output."""
     files = [file for file in folder.rglob("*") if file.is_file()]
     assert len(files) > least and any("offline-run" in str(file) for file in files)
-    for name, content in [("the screen", said.encode()), *((str(file), file.read_bytes()) for file in files)]:
-        assert KEY.encode() not in content and b"do-not-tell" not in content, name
+    for name, content in [("the output", output.encode()), *((str(file), file.read_bytes()) for file in files)]:
+        assert KEY.encode() not in content and b"do-not-print" not in content, name
         assert b"AWS_SECRET_ACCESS_KEY" not in content, f"{name}: the environment"
 
 
-def test_a_training_tells_none(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_training_writes_no_secret(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     more = ["train.max_steps=2", "train.per_device_batch_size=2", "train.save_steps=2"]
     assert main([str(make_recipe(tmp_path)), *more, "log.report_to=[wandb, tensorboard]"]) == 0
-    look(tmp_path / "run", "".join(capfd.readouterr()), 20)
+    assert_no_secret(tmp_path / "run", "".join(capfd.readouterr()), 20)
     assert list((tmp_path / "run" / "checkpoint-2").iterdir())
 
 
-def test_a_comparison_and_its_report_tell_none(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_comparison_and_report_contain_no_secret(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     recipe = scene.make(tmp_path)
     assert compare(load_recipe(recipe, ["compare.budgets=[8]", "compare.methods=[dart]", "log.report_to=[wandb]"]))
-    look(tmp_path / "out", "".join(capfd.readouterr()), 5)
+    assert_no_secret(tmp_path / "out", "".join(capfd.readouterr()), 5)
     assert (tmp_path / "out" / "report.html").is_file()

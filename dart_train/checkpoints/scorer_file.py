@@ -74,7 +74,7 @@ def load_scorers(folder: Path, model: Any) -> None:
 
 
 def _describe(model: Any) -> dict[str, Any]:
-    """What tells models apart whose states a scorer cannot exchange."""
+    """The properties in which two models must agree to share a scorer."""
     text = model.config.get_text_config()
     names = ("hidden_size", "num_hidden_layers", "vocab_size")
     return {"model_type": model.config.model_type, **{name: getattr(text, name, None) for name in names}}

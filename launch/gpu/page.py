@@ -14,7 +14,7 @@ from .running import Result
 from .stages import Settings
 
 PACKAGES = ("torch", "triton", "transformers", "deepspeed", "peft", "accelerate", "datasets", "flash-attn")
-# By what they tell, not in the order of their run.
+# By importance of the figures, not in the order of the runs.
 RANKING = ("prefill", "step", "decode", "select", "profile", "laws", "train", "distill")
 
 

@@ -50,7 +50,7 @@ def all_stages(settings: Settings) -> list[Stage]:
         ),
         _stage(settings, "prefill", "prefill of LLaVA-NeXT-7B, 2,928 -> 320 visual tokens", _prefill(settings)),
         _stage(settings, "step", "LoRA step of LLaVA-1.5-7B, 16 rows, 576 -> 64 visual tokens", _step(settings)),
-        _stage(settings, "decode", "decoding behind a reduced prefill of LLaVA-NeXT-7B", _decode(settings)),
+        _stage(settings, "decode", "decoding after a reduced prefill of LLaVA-NeXT-7B", _decode(settings)),
         _stage(settings, "select", "the selection alone, against one decoder layer", _select(settings)),
         _stage(settings, "distill", "a LoRA step with a teacher, against the student's alone", _distill(settings)),
         _stage(settings, "profile", "a profile of a reduced training step and a prefill", _profile(settings)),

@@ -25,7 +25,7 @@ ON_CPU = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS"
 # all steps. In bf16 on a CPU they differ by 0.7% and 2.5% (LoRA: 0.7% and 0.3%). Single steps differ by more: where
 # roundings choose other tokens, the loss is another one. fp16 also skips steps until its loss scale fits.
 FIRST_STEP, MEAN = 0.02, 0.10
-ENOUGH_STEPS = 20  # for the mean to tell anything
+ENOUGH_STEPS = 20  # for a meaningful mean
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def main(argv: list[str]) -> int:
 
 
 def draw_data(folder: Path, rows: int) -> None:
-    """One conversation a picture; a picture for each row of each step."""
+    """One conversation per image; an image for each row of each step."""
     command = [sys.executable, "data/shapes.py", "--out", str(folder), "--train", str(rows), "--validation", "1"]
     subprocess.run([*command, "--group"], check=True, capture_output=True)
 

@@ -111,7 +111,7 @@ def test_incomplete_checkpoint_is_refused(runs: Runs, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path,message", [("./nowhere/at/all", "there is no such folder"), ("nobody/nothing", "no such folder")]
+    "path,message", [("./nowhere/at/all", "there is no such folder"), ("owner/missing", "no such folder")]
 )
 def test_missing_path_is_refused(path: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -22,7 +22,7 @@ pytestmark = [
 @pytest.mark.parametrize(("tokens", "batch"), [(64, 3), (576, 16), (2880, 1)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_fused_selection_is_that_of_pytorch_on_a_gpu(dtype: torch.dtype, tokens: int, batch: int, rule: str) -> None:
-    """But for two cosines that differ in their last bit: sums are made in another order."""
+    """Except where two cosines differ in their last bit only, because sums have another order."""
     scene = SelectionScene.draw(tokens, batch, 1024, torch.device("cuda"), dtype)
     plain, fused = (kind(keep=tokens // 9, rule=rule) for kind in (DART, FusedDART))
     expected = plain.select(scene.context(plain))

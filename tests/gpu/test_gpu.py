@@ -1,4 +1,4 @@
-"""The laws on a GPU: bfloat16, every kernel that is there, and no synchronisation.
+"""The laws on a GPU: bfloat16, every available kernel, and no synchronisation.
 
 Tolerances are relative to what the plain model itself loses in bfloat16. Run with `pytest -m gpu tests/gpu`.
 """
@@ -113,7 +113,7 @@ def test_no_selection_synchronises_with_the_gpu(method: str, merge: Any, watched
     for name in ("llava", "qwen2_5_vl"):
         model, batch = on_device(name, "sdpa", torch.bfloat16), batch_on_device(name, torch.bfloat16)
         with torch.no_grad(), attach(model, reducer):
-            model(**batch)  # warm-up of lazily loaded kernels is inside too: a second forward must not wait either
+            model(**batch)  # the first forward also loads kernels; a second forward must not wait either
             model(**batch)
     assert len(watched) == 4
 
@@ -136,7 +136,7 @@ def test_a_prefetched_batch_needs_no_synchronisation() -> None:
 
 @pytest.mark.parametrize("attn", KERNELS)
 def test_cached_generation_equals_recomputation(attn: str) -> None:
-    """In float32 (flash attention has none): in bfloat16 near ties would decide."""
+    """In float32 (flash attention has none): in bfloat16 near ties would change the tokens."""
     dtype = torch.float32 if attn == "sdpa" else torch.bfloat16
     model, batch = on_device("llava", attn, dtype), batch_on_device("llava", dtype)
     options = {"do_sample": False, "max_new_tokens": 5, "suppress_tokens": [model.config.image_token_id]}

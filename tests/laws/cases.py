@@ -1,4 +1,4 @@
-"""The cases that every law is held against."""
+"""Models, batches and methods shared by the tests of the laws."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def method_on_family(each: int = 3) -> list[tuple[str, str]]:
 
 @cache
 def model_of(name: str, attn: str = "sdpa") -> Any:
-    """Shared by tests that leave it as they found it."""
+    """Shared: a test must leave it unchanged."""
     return FAMILIES[name].model(attn)
 
 

@@ -1,4 +1,4 @@
-"""The row of attention that methods look at is the model's own: every kernel, softcap, cached keys, sliding windows."""
+"""The attention row that methods use is the model's own: every kernel, softcap, cached keys, sliding windows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`check`: every law holds on every family, and what is broken on purpose is found."""
+"""`check`: every law holds on every family, and deliberate faults are found."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_a_loss_at_the_wrong_place_is_found(monkeypatch: pytest.MonkeyPatch) -> 
     assert failing(checked("llava", Random(keep=8))) == {"gradients, full length = compact"}
 
 
-def test_a_hook_that_is_left_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hook_that_was_not_removed_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attach.__globals__["Attached"], "remove", lambda self: self._patcher.undo())
     report = checked("llava", Random(keep=8))
     assert verdicts(report)["removal leaves the model as it was"] == "does not hold"

@@ -1,4 +1,4 @@
-"""Generation with a cache is generation without one; the prompt alone chooses."""
+"""Generation with a cache is generation without one; the selection depends on the prompt only."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def test_next_position_is_found_without_position_ids(name: str, layer: int) -> N
     which at K = 0 holds the kept tokens only."""
     model, batch = model_of(name), batch_of(name, (1,))
     words = batch["input_ids"][:, -3:]
-    with torch.no_grad(), attach(model, UniformGrid(keep=8, layer=layer)):  # looks at no text: words may follow
+    with torch.no_grad(), attach(model, UniformGrid(keep=8, layer=layer)):  # does not use text: more words may follow
         output = model(**batch, use_cache=True)
         for word in words.unbind(1):
             cache = cache_in_output(output)

@@ -23,8 +23,8 @@ EVERYTHING = ("keep_all", "fewer_pixels")
 
 @cache
 def owners(name: str, n_images: tuple[int, ...]) -> tuple[dict[str, Tensor], Tensor]:
-    """A batch, and [B, L] the number of the image that each visual token belongs to, -1 elsewhere. Found another
-    way than by the package: by a processor that reports where it wrote each image."""
+    """A batch, and [B, L] the number of the image that each visual token belongs to, -1 elsewhere. Found
+    independently of the package, by a processor that reports where it wrote each image."""
     processor = FAMILIES[name].processor()
     rows = [conversation(n, "which is red", seed=n)[0] for n in n_images]
     batch = encode(name, rows)
@@ -117,7 +117,7 @@ def test_later_stages_keep_to_the_same_images(name: str) -> None:
 @pytest.mark.parametrize("method", ["dart", "uniform", "window_fastv"])
 @pytest.mark.parametrize("name", [*SPLIT, "qwen2_5_vl", "llava_onevision"])
 def test_beams_share_the_images_of_their_sample(name: str, method: str) -> None:
-    """Beams repeat what the forward is given, images' grids too; `generate` was given each once."""
+    """Beam search repeats the inputs of the forward, image grids included; `generate` is given each once."""
     model, batch = model_of(name), batch_of(name, (2, 1))
     with attach(model, reducer_of(method, 7, per="image")) as attached:
         cached = new_tokens(model, batch, 3, num_beams=2)

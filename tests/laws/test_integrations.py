@@ -1,4 +1,4 @@
-"""In company: PEFT, torch.compile, methods from outside, videos, bare hands."""
+"""The reduction together with PEFT, torch.compile, methods of other packages, videos and prefetched batches."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LORA = LoraConfig(r=4, target_modules=["q_proj", "k_proj", "v_proj"], lora_dropo
 @pytest.mark.parametrize("first", ["attach", "peft"])
 @pytest.mark.parametrize("name", NAMES)
 def test_lora_keys_are_observed_in_either_order_of_attachment(name: str, first: str) -> None:
-    """A tap on `k_proj` set before PEFT would miss the LoRA part."""
+    """A hook on `k_proj` that was set before PEFT would miss the LoRA part."""
     model, batch = FAMILIES[name].model(), batch_of(name, labels=True)
     torch.manual_seed(0)
     if first == "peft":
@@ -95,8 +95,8 @@ def test_a_prefetched_batch_gives_the_same_selection() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("order", ["attach first", "compile first", "run compiled first"])
 @pytest.mark.parametrize("guards", [True, False])
-def test_a_compiled_model_reduces_alike(guards: bool, order: str) -> None:
-    """Whatever came first, and although Dynamo by default does not look whether hooks were added."""
+def test_torch_compile_gives_the_same_reduction(guards: bool, order: str) -> None:
+    """In either order of compile and attach, although Dynamo does not check by default whether hooks were added."""
     torch._dynamo.reset()
     model, batch, reducer = FAMILIES["llava"].model(), batch_of("llava"), FastV(keep=8)
     with torch.no_grad(), torch._dynamo.config.patch(skip_nnmodule_hook_guards=not guards):

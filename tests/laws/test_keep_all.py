@@ -1,4 +1,4 @@
-"""Keep-all with the machinery in place is the plain model."""
+"""Keep-all with the hooks attached is the plain model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every method in prefill, training and generation, on families in turn; a new method is tested by existing."""
+"""Every method in prefill, training and generation, on families in turn; every registered method is included."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_every_method_and_every_family_are_in_the_matrix() -> None:
 
 
 def test_fewer_pixels_is_keep_all_inside_a_model() -> None:
-    """So that the laws need not be tried with it: it only has another name."""
+    """The laws need not be tested with it again: it only has another name."""
     assert FewerPixels.__mro__[1] is KeepAll
     assert not {"select", "count", "merge_targets", "required_inputs", "budgets", "counts"} & set(vars(FewerPixels))
 

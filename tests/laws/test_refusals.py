@@ -1,4 +1,4 @@
-"""What cannot be done right is refused: what was given, what was expected, what to do."""
+"""Unsupported requests are refused: what was given, what was expected, what to do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Removing leaves the model as it was found, also after an exception."""
+"""Removing the reduction restores the model, also after an exception; forwards do not affect each other."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def traces(model: nn.Module) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_removing_leaves_no_trace(name: str) -> None:
+def test_remove_restores_the_model(name: str) -> None:
     model, batch = FAMILIES[name].model(), batch_of(name)
     ids = new_tokens(model, batch)
     with torch.no_grad():
@@ -60,7 +60,7 @@ class Sabotage(Exception):
 
 
 @pytest.mark.parametrize("layer", [1, 3])
-def test_an_exception_inside_leaves_no_trace(layer: int) -> None:
+def test_remove_after_an_exception_restores_the_model(layer: int) -> None:
     model, batch = FAMILIES["llava"].model(), batch_of("llava")
     model(**batch)
 

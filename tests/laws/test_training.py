@@ -1,4 +1,4 @@
-"""Training with the reduction on: gradients, targets, and no answer that chooses its own evidence."""
+"""Training with the reduction on: gradients, targets, and a selection that does not depend on the answer."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def test_no_supervised_target_is_lost(name: str) -> None:
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("output", ["expand", "compact"])
 def test_a_rows_first_token_is_not_a_target(output: str, side: str) -> None:
-    """Nothing predicts it. On the left of it is padding, whose state must not be taken for a predecessor."""
+    """No token predicts it: the padding on its left must not count as a predecessor."""
     model, batch = model_of("llava"), batch_of("llava", (1, 2), side, labels=True)
     first = batch["attention_mask"].cumsum(1).eq(1) & batch["attention_mask"].bool()
     labelled = {**batch, "labels": torch.where(first, batch["input_ids"], batch["labels"])}
     assert int((labelled["labels"] != batch["labels"]).sum()) == 2 and (side == "right" or not first[:, 0].all())
-    # A fixed selection: a supervised first token would otherwise leave no prompt to select by.
+    # A fixed selection: with a supervised first token there is no prompt to select by.
     with torch.no_grad(), attach(model, UniformGrid(keep=8), output=output):
         wanted, found = model(**batch).loss, model(**labelled).loss
     torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
@@ -102,7 +102,7 @@ def test_other_answers_keep_the_same_tokens(name: str, reducer: Any) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_training_keeps_what_a_prefill_would(name: str) -> None:
-    """Labels or not, answer there or not: the same visual tokens stay."""
+    """With and without labels, with and without the answer: the same visual tokens are kept."""
     model = model_of(name)
     trained = batch_of(name, (1, 2), "right", labels=True)
     prompt = batch_of(name, (1, 2), "right", labels=False)

@@ -19,7 +19,7 @@ WAITS = ("tolist", "item", "numpy", "nonzero", "unique", "__bool__", "__int__", 
 
 
 class Away(Tensor):
-    """Reports that it is on a GPU: its numbers can only be read by copying it to the CPU, which is counted."""
+    """Reports that it is on a GPU: its values can only be read by copying it to the CPU, which is counted."""
 
     transfers = 0
 
@@ -101,7 +101,7 @@ def test_positions_that_may_mark_packing_are_in_the_one_transfer() -> None:
 
 
 def test_a_prefetched_batch_is_used_by_the_next_forward_only() -> None:
-    """A forward without images uses it up, too: the batch after it is another one."""
+    """A forward without images also uses it up."""
     model, batch = model_of("llava"), batch_of("llava", (1, 2))
     words = {name: batch_of("llava", (0, 0))[name] for name in ("input_ids", "attention_mask")}
     for first in (batch, words):
