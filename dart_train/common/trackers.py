@@ -1,7 +1,7 @@
-"""W&B and TensorBoard callbacks. They receive the numbers of `metrics.jsonl`; their failures never stop a run.
+"""W&B and TensorBoard: transformers' own callbacks, started and guarded here. Their failures never stop a run.
 
-They do not subclass transformers' callbacks, whose methods call `wandb.init` and create the writer themselves: here the
-server is probed first, a failed start falls back to disk, the run id is kept for a resume, and the recipe is recorded.
+Transformers' callbacks use a W&B run or a writer that exists already. So it is created here: the server is probed
+first, a failed start falls back to disk, the run id is kept for a resume, the recipe is recorded. They do the rest.
 """
 
 from __future__ import annotations
@@ -48,23 +48,31 @@ def make_trackers(names: Sequence[str], run: TrackedRun) -> list[Tracker]:
 
 
 class Tracker(TrainerCallback):
-    """Subclasses override `start`, `log_numbers`, `log_images` and `finish`; any exception there ends the tracking, not
-    the training."""
+    """Subclasses override `start`, `log_images` and `finish`; any exception there or in transformers' callback ends the
+    tracking, not the training."""
 
     def __init__(self, run: TrackedRun) -> None:
         self.run = run
-        self.backend: Any = None  # None: not started, or given up
+        self.backend: Any = None  # the W&B run or the writer; None: not started, or given up
+        self.callback: Any = None  # transformers' own
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
-            self._guarded(self.start)
+        if not state.is_world_process_zero:
+            return
+        self._guarded(self.start)
+        if self.backend is not None:
+            self._guarded(self.callback.on_train_begin, args, state, control, **kwargs)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if logs and self.backend is not None:
-            numbers = {_tag(name): value for name, value in logs.items() if isinstance(value, int | float)}
+            numbers = {name: value for name, value in logs.items() if isinstance(value, int | float)}
             if any(name.startswith("lr_") for name in logs):
-                numbers.pop(_tag("learning_rate"), None)  # that of the first part alone, under a name for all
-            self._guarded(self.log_numbers, numbers, state.global_step)
+                numbers.pop("learning_rate", None)  # that of the first part alone, under a name for all
+            self._guarded(self.callback.on_log, args, state, control, logs=numbers, **kwargs)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.backend is not None:
+            self._guarded(self.callback.on_save, args, state, control, **kwargs)
 
     def show(self, name: str, images: Sequence[Image.Image], step: int) -> None:
         if self.backend is not None:
@@ -72,22 +80,21 @@ class Tracker(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.backend is not None:
+            self._guarded(self.callback.on_train_end, args, state, control, **kwargs)
+        if self.backend is not None:
             self._guarded(self.finish)
         self.backend = None
 
-    def _guarded(self, call: Callable[..., None], *arguments: Any) -> None:
+    def _guarded(self, call: Callable[..., None], *arguments: Any, **keywords: Any) -> None:
         """The run folder has the numbers and images in any case."""
         try:
-            call(*arguments)
+            call(*arguments, **keywords)
         except Exception as error:
             log.warning("%s disabled: %s", type(self).__name__, error)
             self.backend = None
 
     def start(self) -> None:
-        """Sets `backend`."""
-        raise NotImplementedError
-
-    def log_numbers(self, numbers: dict[str, float], step: int) -> None:
+        """Sets `backend` and `callback`."""
         raise NotImplementedError
 
     def log_images(self, name: str, images: Sequence[Image.Image], step: int) -> None:
@@ -103,6 +110,7 @@ class WandbTracker(Tracker):
 
     def start(self) -> None:
         import wandb
+        from transformers.integrations import WandbCallback
 
         mode = wandb_mode(self.run.mode)
         if mode == "online" and not _server_is_reachable():
@@ -110,7 +118,7 @@ class WandbTracker(Tracker):
             mode = "offline"
         for attempt in dict.fromkeys((mode, "offline")):
             try:
-                self.backend = self._init_run(attempt)
+                self.backend, self.callback = self._init_run(attempt), WandbCallback()
                 return
             except Exception as error:  # a slow server, an invalid key, a full disk, ...
                 log.warning("W&B cannot start in mode %s (%s): %s", attempt, error, _LATER % self.run.folder)
@@ -140,14 +148,12 @@ class WandbTracker(Tracker):
             ),
         )
 
-    def log_numbers(self, numbers: dict[str, float], step: int) -> None:
-        self.backend.log({**numbers, "step": step}, step=step)
-
     def log_images(self, name: str, images: Sequence[Image.Image], step: int) -> None:
         import wandb
 
         # One key each: a list must have images of one size.
-        self.backend.log({f"{name}/{i}": wandb.Image(image) for i, image in enumerate(images)}, step=step)
+        shown = {f"{name}/{i}": wandb.Image(image) for i, image in enumerate(images)}
+        self.backend.log({**shown, "train/global_step": step})
 
     def finish(self) -> None:
         self.backend.finish()
@@ -156,14 +162,11 @@ class WandbTracker(Tracker):
 class TensorBoardTracker(Tracker):
     def start(self) -> None:
         from torch.utils.tensorboard import SummaryWriter
+        from transformers.integrations import TensorBoardCallback
 
         self.backend = SummaryWriter(str(self.run.folder / "tensorboard"))
         self.backend.add_text("recipe", f"```json\n{json.dumps(self.run.config, indent=2)}\n```")
-
-    def log_numbers(self, numbers: dict[str, float], step: int) -> None:
-        for tag, value in numbers.items():
-            self.backend.add_scalar(tag, value, step)
-        self.backend.flush()
+        self.callback = TensorBoardCallback(self.backend)
 
     def log_images(self, name: str, images: Sequence[Image.Image], step: int) -> None:
         for i, image in enumerate(images):
@@ -209,7 +212,3 @@ def _run_id(folder: Path) -> str:
     if not file.exists():
         file.write_text(uuid.uuid4().hex[:8], encoding="utf-8")
     return file.read_text(encoding="utf-8").strip()
-
-
-def _tag(name: str) -> str:
-    return f"eval/{name.removeprefix('eval_')}" if name.startswith("eval_") else f"train/{name}"

@@ -72,7 +72,7 @@ def test_wandb_and_tensorboard_receive_the_metrics(tmp_path: Path, monkeypatch: 
     more += ["train.per_device_batch_size=2", "train.max_steps=4"]
     train(recipe, more)
     rows, headers = settled_history(run)
-    expected = {row["step"]: row["train/loss"] for row in rows if "train/loss" in row}
+    expected = {row["train/global_step"]: row["train/loss"] for row in rows if "train/loss" in row}
     assert expected == {row["step"]: row["loss"] for row in losses(run)}
     for name in ("train/grad_norm", "train/lr_language", "train/keep", "train/visual_before", "train/visual_after",
                  "train/tokens_per_second", "train/step_seconds", "train/data_wait_seconds"):  # fmt: skip

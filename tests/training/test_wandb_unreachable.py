@@ -59,7 +59,7 @@ def on_disk(run: Path) -> None:
     expected = {row["step"]: row["loss"] for row in losses(run)}
     assert len(expected) == 2
     for _ in range(600):
-        logged = {row["step"]: row["train/loss"] for row in wandb_history(run)[0] if "train/loss" in row}
+        logged = {row["train/global_step"]: row["train/loss"] for row in wandb_history(run)[0] if "train/loss" in row}
         if logged == expected:
             return
         time.sleep(0.1)
