@@ -136,7 +136,7 @@ def strongly_connected(graph: dict[str, set[str]]) -> list[list[str]]:
     return found
 
 
-def test_the_reduction_is_pure_torch() -> None:
+def test_reduction_is_pure_torch() -> None:
     libraries = {
         (relative(file), module.split(".")[0])
         for file in modules().values()

@@ -88,7 +88,7 @@ def test_columns_are_mapped_for_the_set_that_the_page_writes(tmp_path: Path, mon
         assert opened.store.open(sample.images[0]).size == (8, 8)
 
 
-def test_the_python_example_runs(
+def test_python_example_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -113,7 +113,7 @@ def test_commands_run(line: str, tmp_path: Path) -> None:
     assert summary["splits"]["train"]["pictures"] == int(arguments[arguments.index("--train") + 1])
 
 
-def test_the_first_row_of_the_page_is_a_drawn_row(tmp_path: Path) -> None:
+def test_first_row_of_the_page_is_a_drawn_row(tmp_path: Path) -> None:
     write(ShapesSettings(1, 0, 0), tmp_path / "set")
     drawn = {row["id"]: row for row in json.loads((tmp_path / "set" / "train.json").read_text())}
     first = rows()[0]
@@ -130,7 +130,7 @@ def table(heading: str) -> dict[str, list[str]]:
     return {first.strip("`"): rest for first, *rest in cells}
 
 
-def test_the_table_of_difficulties() -> None:
+def test_table_of_difficulties() -> None:
     def span(low: int, high: int) -> str:
         return str(low) if low == high else f"{low}-{high}"
 
@@ -154,7 +154,7 @@ def test_every_kind_of_question_is_listed() -> None:
     ("difficulty", "column"),
     [("tiny", 0), *(pytest.param(n, i, marks=pytest.mark.slow) for i, n in enumerate(LEVELS) if i)],
 )
-def test_the_table_of_blind_baselines(difficulty: str, column: int) -> None:
+def test_table_of_blind_baselines(difficulty: str, column: int) -> None:
     table_values = {kind: scores[column] for kind, scores in table("Blind baselines").items()}
     measured = {e.kind: f"{100 * e.majority:.1f} / {100 * e.informed:.1f}" for e in blind_baselines(difficulty)}
     assert table_values == measured

@@ -271,7 +271,7 @@ def test_signatures_accept_what_they_accepted(frozen: Snapshot, now: Snapshot) -
         assert all(each["default"] != repr(inspect.Parameter.empty) for each in added), name
 
 
-def test_a_loss_would_be_found() -> None:
+def test_missing_names_would_be_found() -> None:
     before = {"a": ["x", "y"], "b": {"c": 1}}
     assert list(missing(before, {"a": ["y", "x", "z"], "b": {"c": 1, "d": 2}, "e": 0})) == []
     assert list(missing(before, {"a": ["x"], "b": {"c": 2}})) == ["/a: y is gone", "/b/c: 1 became 2"]

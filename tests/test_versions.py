@@ -53,7 +53,7 @@ def test_pinned_releases_are_not_tested_again(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize(("version", "deselects"), [("5.24.0", False), ("5.99.0", True)])
-def test_the_range_itself_is_tested_only_on_releases_inside(
+def test_range_itself_is_tested_only_on_releases_inside(
     monkeypatch: pytest.MonkeyPatch, version: str, deselects: bool
 ) -> None:
     monkeypatch.setattr(versions, "make_environment", lambda folder, releases: Path(sys.executable))
@@ -68,7 +68,7 @@ class Done:
     returncode = 0
 
 
-def test_the_selected_tests_exist() -> None:
+def test_selected_tests_exist() -> None:
     for path in {path for paths in versions.TESTS.values() for path in paths}:
         assert (versions.ROOT / path).exists(), path
     file, name = versions.ONLY_INSIDE_THE_RANGE.split("::")

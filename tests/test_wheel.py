@@ -56,7 +56,7 @@ def run(command: list[str], folder: Path, expected: int = 0) -> subprocess.Compl
     return done
 
 
-def test_the_wheel_contains_every_file_of_the_package(wheel: Path) -> None:
+def test_wheel_contains_every_file_of_the_package(wheel: Path) -> None:
     files = {path.relative_to(ROOT).as_posix() for path in (ROOT / "dart_train").rglob("*") if path.is_file()}
     files = {name for name in files if "__pycache__" not in name}
     assert files <= set(zipfile.ZipFile(wheel).namelist())
@@ -104,7 +104,7 @@ print(attached.last.visual_after)
 """
 
 
-def test_a_model_is_attached_from_the_wheel(python: Path, tmp_path: Path) -> None:
+def test_model_is_attached_from_the_wheel(python: Path, tmp_path: Path) -> None:
     done = run([str(python), "-c", ATTACH, str(ROOT / "data" / "tiny_base")], tmp_path)
     assert done.stdout.split() == ["(16,)"]
 
@@ -118,7 +118,7 @@ train: {{max_steps: 2, per_device_batch_size: 2, zero_stage: 0, precision: fp32,
 """
 
 
-def test_a_model_is_trained_from_the_wheel(python: Path, tmp_path: Path) -> None:
+def test_model_is_trained_from_the_wheel(python: Path, tmp_path: Path) -> None:
     write(ShapesSettings(4, 0, 0), tmp_path / "shapes")
     (tmp_path / "recipe.yaml").write_text(RECIPE.format(model=ROOT / "data" / "tiny_base"))
     run([str(python), "-m", "dart_train", "train", "recipe.yaml"], tmp_path)

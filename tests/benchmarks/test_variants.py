@@ -68,7 +68,7 @@ def test_shapes_at_scale_one_are_those_of_the_published_models(key: str, width: 
 
 
 @pytest.mark.parametrize("key", SHAPES)
-def test_the_batch_has_the_tokens_that_the_shape_names(key: str) -> None:
+def test_batch_has_the_tokens_that_the_shape_names(key: str) -> None:
     bench = bench_model(key, None)
     assert int((bench.host["input_ids"] == 5).sum()) == bench.shape.tokens
     small = int((bench.small_host["input_ids"] == 5).sum())
@@ -128,7 +128,7 @@ def test_fewer_pixels_variant_restores_the_config(key: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["lora", "full", None])
-def test_the_bound_counts_reduced_layers_at_their_length(mode: Any) -> None:
+def test_bound_counts_reduced_layers_at_their_length(mode: Any) -> None:
     bench, training = bench_model("llava", mode), mode is not None
     saved = IdealCost(OpCount(), bench, PEAK, training).at(bench.reduced_length)
     long, short = (count_layer(bench, n, PEAK, training) for n in (bench.length, bench.reduced_length))
@@ -141,7 +141,7 @@ def test_the_bound_counts_reduced_layers_at_their_length(mode: Any) -> None:
     assert long.flops == pytest.approx(expected, rel=0.25 if mode == "lora" else 0.05)
 
 
-def test_the_kv_cache_has_the_share_of_positions_that_remain() -> None:
+def test_kv_cache_has_the_share_of_positions_that_remain() -> None:
     bench = bench_model("llava", None)
     sizes = {}
     for name in (FULL, OURS):
@@ -155,7 +155,7 @@ def test_the_kv_cache_has_the_share_of_positions_that_remain() -> None:
     assert sizes[OURS] / sizes[FULL] == pytest.approx(bench.position_share, rel=1e-6)
 
 
-def test_a_train_step_updates_what_trains_and_nothing_else() -> None:
+def test_train_step_updates_what_trains_and_nothing_else() -> None:
     bench = BenchModel.build(SHAPES["llava"], TINY, 1, CPU, torch.float32, "lora", answer=8)
     trainer = TrainStep(bench)
     trainer.optimizer.param_groups[0]["lr"] = 1.0

@@ -31,7 +31,7 @@ def make(run: Path, step: int) -> Path:
     return target
 
 
-def test_a_committed_checkpoint_is_complete_and_lists_its_files(tmp_path: Path) -> None:
+def test_committed_checkpoint_is_complete_and_lists_its_files(tmp_path: Path) -> None:
     target = make(tmp_path, 5)
     assert is_complete(target) and why_incomplete(target) is None
     assert json.loads((target / COMPLETE_MARKER).read_text())["files"] == {
@@ -67,7 +67,7 @@ def test_latest_complete_orders_by_step_not_by_name(tmp_path: Path) -> None:
     assert latest_complete(tmp_path)[0] == tmp_path / "checkpoint-100"
 
 
-def test_a_draft_is_not_a_checkpoint(tmp_path: Path) -> None:
+def test_draft_is_not_a_checkpoint(tmp_path: Path) -> None:
     draft_folder(tmp_path, 3).mkdir()
     (draft_folder(tmp_path, 3) / "model.safetensors").write_bytes(b"w")
     assert latest_complete(tmp_path) == (None, [])

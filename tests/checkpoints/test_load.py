@@ -24,7 +24,7 @@ ELASTIC = TrainedBudgets(((1.0,), (0.5,), (0.25,)))
 
 
 @pytest.mark.parametrize("spec", [(), ("trained",), (...,)], ids=["default", "trained", "ellipsis"])
-def test_a_run_loads_its_newest_checkpoint_with_the_trained_reduction(runs: Runs, spec: tuple[Any, ...]) -> None:
+def test_run_loads_its_newest_checkpoint_with_the_trained_reduction(runs: Runs, spec: tuple[Any, ...]) -> None:
     loaded = dart_train.load(runs("lora"), *spec)
     assert loaded.attached is not None and loaded.attached.reducers == (DART(keep=0.25, layer=2),)
     assert isinstance(loaded.processor, LlavaProcessor) and not loaded.model.training
@@ -64,7 +64,7 @@ def test_stages_are_attached_in_their_order(runs: Runs) -> None:
     assert loaded.attached.reducers == (DART(keep=0.5, layer=1), Random(keep=0.25, layer=3))
 
 
-def test_a_run_without_reduction_loads_without(runs: Runs) -> None:
+def test_run_without_reduction_loads_without(runs: Runs) -> None:
     assert dart_train.load(runs("plain")).attached is None
 
 
@@ -91,7 +91,7 @@ def test_reducer_spec_in_every_form(runs: Runs, spec: object) -> None:
     assert attached is not None and attached.reducers == (FastV(keep=0.25),)
 
 
-def test_a_method_by_name_keeps_the_options_it_was_trained_with(runs: Runs) -> None:
+def test_method_by_name_keeps_the_options_it_was_trained_with(runs: Runs) -> None:
     attached = dart_train.load(runs("fixed"), "dart", keep=8).attached
     assert attached is not None and attached.reducers == (DART(keep=8, layer=2),)
 
@@ -150,7 +150,7 @@ def test_best_checkpoint_is_the_default_if_the_run_was_validated(runs: Runs, tmp
     assert dart_train.load(run, checkpoint=2).provenance.step == 2
 
 
-def test_a_damaged_newest_checkpoint_is_skipped(runs: Runs, tmp_path: Path) -> None:
+def test_damaged_newest_checkpoint_is_skipped(runs: Runs, tmp_path: Path) -> None:
     shutil.copytree(runs("lora"), tmp_path / "run")
     (tmp_path / "run" / "checkpoint-4" / "adapter_model.safetensors").write_bytes(b"cut")
     assert dart_train.load(tmp_path / "run").provenance.step == 2

@@ -70,7 +70,7 @@ def test_base_overrides_the_path_of_a_moved_base_model(
     (lambda folder: (folder / "reducer.json").write_text("{"), "reducer.json"),
     (lambda folder: (folder / "provenance.json").write_text('{"format": 7}'), "format 7, expected 1; update"),
 ])  # fmt: skip
-def test_a_damaged_folder_is_refused(tmp_path: Path, spoil: object, message: str) -> None:
+def test_damaged_folder_is_refused(tmp_path: Path, spoil: object, message: str) -> None:
     save_folder("llava", tmp_path)
     spoil(tmp_path)  # type: ignore[operator]
     with pytest.raises(ValueError, match=message):

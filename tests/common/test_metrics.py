@@ -53,7 +53,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("metric", "prediction", "answers", "score"), CASES)
-def test_a_score_is_as_defined(metric, prediction, answers, score) -> None:
+def test_score_is_as_defined(metric, prediction, answers, score) -> None:
     assert metric(prediction, answers) == (score if score is None else pytest.approx(score))
 
 
@@ -73,7 +73,7 @@ def test_edit_distance_is_a_distance(a: str, b: str, c: str) -> None:
     assert edit_distance(a, c) <= edit_distance(a, b) + edit_distance(b, c)
 
 
-def test_the_f1_of_yes_is_that_of_its_definition() -> None:
+def test_f1_of_yes_is_that_of_its_definition() -> None:
     pairs = [("yes", "yes")] * 6 + [("yes", "no")] * 2 + [("no", "yes")] * 1 + [("no", "no")] * 9
     cases = np.array([yes_or_no(one, [wanted]) for one, wanted in pairs])
     precision, recall = 6 / 8, 6 / 7
@@ -90,6 +90,6 @@ def test_no_text_breaks_a_metric(name: str, text: str, answers: list[str]) -> No
     assert found is None or 0 <= found.low <= found.value <= found.high <= 1
 
 
-def test_an_unknown_metric_is_named_with_a_guess() -> None:
+def test_unknown_metric_is_named_with_a_guess() -> None:
     assert unknown_metric("anls") is None
     assert "did you mean exact_match?" in str(unknown_metric("exact_mach"))

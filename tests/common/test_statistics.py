@@ -78,7 +78,7 @@ def test_false_positive_rate_of_paired_tests(metric) -> None:
 
 
 @pytest.mark.parametrize(("metric", "better", "worse"), [(EXACT, 1.0, 0.0), (VQA, 0.6, 0.3), (F1, 0.0, 2.0)])
-def test_a_clear_difference_is_significant(metric, better: float, worse: float) -> None:
+def test_clear_difference_is_significant(metric, better: float, worse: float) -> None:
     same = [better] * 60
     found = paired_difference(metric, [worse] * 40 + same, [better] * 40 + same)
     assert found.p < 0.01 and found.low > 0 and (found.gained, found.lost, found.n) == (40, 0, 100)
@@ -92,7 +92,7 @@ def test_equal_answers_do_not_differ() -> None:
         assert (found.value, found.low, found.high, found.p) == (0, 0, 0, 1.0)
 
 
-def test_a_pair_needs_the_same_questions() -> None:
+def test_pair_needs_the_same_questions() -> None:
     with pytest.raises(ValueError, match="2 and 1 scores"):
         paired_difference(EXACT, [1.0, 0.0], [1.0])
     assert paired_difference(EXACT, [], []) is None
@@ -103,6 +103,6 @@ def test_holm_equals_published_values() -> None:
     assert holm([]) == [] and holm([0.9, 0.8]) == [1.0, 1.0]
 
 
-def test_a_proportion_has_wilsons_interval() -> None:
+def test_proportion_has_wilsons_interval() -> None:
     found = estimate(EXACT, [1.0] * 30 + [0.0] * 70)
     assert (found.value, found.n) == (0.3, 100) and (found.low, found.high) == wilson(30, 100)

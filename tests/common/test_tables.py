@@ -27,6 +27,6 @@ def test_aligned_table_puts_numbers_to_the_right() -> None:
 
 
 @pytest.mark.parametrize("make", [lambda rows: markdown_table(rows[0], rows[1:]), aligned_table])
-def test_a_row_with_missing_cells_is_an_error(make: object) -> None:
+def test_row_with_missing_cells_is_an_error(make: object) -> None:
     with pytest.raises(ValueError, match="has 1 cells, expected 2"):
         make([["a", "b"], ["1"]])  # type: ignore[operator]

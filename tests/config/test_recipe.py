@@ -35,7 +35,7 @@ def test_only_the_model_is_required() -> None:
     assert problems("") == {"model.path": "model.path: missing; expected some text"}
 
 
-def test_a_section_may_be_left_empty() -> None:
+def test_section_may_be_left_empty() -> None:
     assert read_recipe(SMALL + "train:\nlog:\n") == read_recipe(SMALL)
 
 
@@ -195,7 +195,7 @@ def test_all_wrong_overrides_are_reported() -> None:
 # Writing
 
 
-def test_a_resolved_recipe_reads_back_the_same() -> None:
+def test_resolved_recipe_reads_back_the_same() -> None:
     text = SMALL + "log: {tags: ['on', '1e-4', '2e-5', '12:30', '010', '~', '', 'null', '<<'], name: '7'}\n"
     for overrides in (
         [],

@@ -24,7 +24,7 @@ def issue_paths(text: str, *overrides: str) -> list[str]:
     return [problem.path for problem in caught.value.issues]
 
 
-def test_a_reduction_is_a_name_a_mapping_or_stages() -> None:
+def test_reduction_is_a_name_a_mapping_or_stages() -> None:
     none = read_recipe(SMALL + "reduction: none")
     assert none.reduction.stages == ()
     assert none == read_recipe(SMALL + "reduction: {method: none}")
@@ -35,7 +35,7 @@ def test_a_reduction_is_a_name_a_mapping_or_stages() -> None:
     assert two.reduction.schedule == Fixed()
 
 
-def test_a_recipe_without_reduction_is_one_override_away() -> None:
+def test_recipe_without_reduction_is_one_override_away() -> None:
     text = SMALL + "reduction: {method: dart, keep: 64, rule: paper, schedule: {kind: progressive}}\n"
     assert read_recipe(text, ["reduction=none"]) == read_recipe(SMALL + "reduction: none")
 

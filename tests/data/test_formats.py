@@ -100,7 +100,7 @@ def test_several_images_interleave_with_text_over_several_turns():
     assert [part["type"] for part in sample.messages()[1]["content"]] == ["text", "image", "text", "image", "text"]
 
 
-def test_a_row_without_images_is_text_only():
+def test_row_without_images_is_text_only():
     row = {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}], "image": ""}
     assert normalise(row).images == []
 

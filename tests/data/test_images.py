@@ -34,14 +34,14 @@ def refused(store, ref, code):
         assert error.value.code == code
 
 
-def test_a_path_inside_the_folder_opens(folder):
+def test_path_inside_the_folder_opens(folder):
     store = ImageStore(folder)
     for path in ("a.png", "deep/b.png", "deep/../a.png", str(folder / "a.png")):
         assert np.array_equal(np.asarray(store.open(ImageRef(path=path))), np.asarray(noise()))
         assert store.size(ImageRef(path=path)) == (40, 30)
 
 
-def test_a_path_that_leaves_the_folder_is_refused(folder, tmp_path):
+def test_path_that_leaves_the_folder_is_refused(folder, tmp_path):
     (folder / "link.png").symlink_to(tmp_path / "secret.png")
     (folder / "up").symlink_to(tmp_path)
     (tmp_path / "images2").mkdir()
@@ -81,7 +81,7 @@ def test_follow_links_does_not_allow_a_row_to_name_a_place_outside(snapshot, pat
     refused(ImageStore(snapshot, follow_links=True), ImageRef(path=path), "outside_folder")
 
 
-def test_a_link_to_a_device_or_to_itself_is_refused_with_follow_links(snapshot):
+def test_link_to_a_device_or_to_itself_is_refused_with_follow_links(snapshot):
     (snapshot / "zero.png").symlink_to("/dev/zero")
     (snapshot / "loop.png").symlink_to("loop.png")
     for name in ("zero.png", "loop.png"):
@@ -163,7 +163,7 @@ def test_16_bit_image_is_scaled_not_clipped():
     assert store.open(ref).getpixel((4, 4)) in {(127,) * 3, (128,) * 3}
 
 
-def test_an_animation_gives_its_first_frame():
+def test_animation_gives_its_first_frame():
     frames = [Image.new("RGB", (20, 20), color) for color in ("red", "blue", "green")]
     data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
     store, ref = bytes_of(data)

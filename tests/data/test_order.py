@@ -52,7 +52,7 @@ def test_weights_set_how_often_an_epoch_shows_a_source(size, weight):
     assert max(seen) - min(seen) <= 1  # half of the rows now, the other half next
 
 
-def test_the_order_of_a_seed_is_the_same_on_every_machine():
+def test_order_of_a_seed_is_the_same_on_every_machine():
     assert DeterministicOrder([10], seed=1).rows(0, 12) == [5, 9, 2, 1, 4, 8, 0, 3, 6, 7, 3, 1]
 
 

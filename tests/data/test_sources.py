@@ -34,7 +34,7 @@ def flat(numbers):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_json_list_and_json_lines_give_the_same_rows(llava_file, llava_rows, tmp_path, streaming):
+def test_json_list_and_json_lines_give_the_same_rows(llava_file, llava_rows, tmp_path, streaming):
     lines = tmp_path / "rows.jsonl"
     lines.write_text("\n\n".join(json.dumps(row) for row in llava_rows) + "\n")
     listed = samples(llava_file, streaming=streaming)

@@ -82,7 +82,7 @@ def test_fewer_pixels_answers_equal_those_of_its_processor(done: Path, compared:
     assert [line["prediction"] for line in here] == answers
 
 
-def test_a_lora_run_next_to_its_base(done: Path, runs: Runs, tmp_path: Path) -> None:
+def test_lora_run_next_to_its_base(done: Path, runs: Runs, tmp_path: Path) -> None:
     run = runs("lora")
     more = [f"compare.checkpoints={{base: {run.parent / 'llava'}, tuned: {run}}}", f"compare.output_dir={tmp_path}/out",
             "compare.budgets=[0.25]", f"compare.sets.0.limit={ASKED}", "compare.methods=[dart]"]  # fmt: skip

@@ -123,7 +123,7 @@ def test_grid_has_full_tokens_and_keep_all_once_a_checkpoint(done: Path) -> None
     assert len(grid_cells(recipe)) == 12
 
 
-def test_a_method_given_by_name_takes_the_options_of_the_recipe(done: Path) -> None:
+def test_method_given_by_name_takes_the_options_of_the_recipe(done: Path) -> None:
     recipe = load_recipe(done / "compare.yaml", ["reduction={method: dart, keep: 9, layer: 3, image_pivots: 2}"])
     reducers = {cell.method: cell.reducer for cell in grid_cells(recipe)}
     assert (reducers["dart"].layer, reducers["dart"].image_pivots, reducers["random"].layer) == (3, 2, 3)

@@ -30,7 +30,7 @@ def questions(folder: Path) -> tuple[list[Question], list[list[dict]]]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_batch_equals_that_of_the_processor(family: str, tmp_path: Path) -> None:
+def test_batch_equals_that_of_the_processor(family: str, tmp_path: Path) -> None:
     given, rows = questions(tmp_path)
     batch = QuestionEncoder(FAMILIES[family].processor()).batch(given)
     expected = encode(family, rows)

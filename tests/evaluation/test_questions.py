@@ -59,7 +59,7 @@ def test_kind_and_answers_may_have_other_names(read_rows) -> None:
     assert (found.kind, found.answers) == ("colour", ("red", "rot"))
 
 
-def test_a_bad_row_is_named(read_rows) -> None:
+def test_bad_row_is_named(read_rows) -> None:
     good = {"image": "a.png", "question": "Which?", "answer": "red"}
     found = read_rows(good, {"image": "a.png"}, {**good, "answers": [None]})
     assert [type(each) for each in found] == [Question, BadRowError, BadRowError]

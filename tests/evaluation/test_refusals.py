@@ -125,7 +125,7 @@ def test_missing_question_set_is_an_error(done: Path) -> None:
     assert "nowhere.json" in error_of(done, "compare.sets.0.path=nowhere.json")
 
 
-def test_a_set_that_no_metric_can_score_is_an_error(done: Path, tmp_path: Path) -> None:
+def test_set_that_no_metric_can_score_is_an_error(done: Path, tmp_path: Path) -> None:
     here = f"compare.output_dir={tmp_path}/out"
     message = error_of(done, "compare.metrics=[yes_no_f1]", here)
     assert "compare.sets.0: yes_no_f1 cannot score any of its 14 questions" in message and "1 problem" in message
@@ -133,7 +133,7 @@ def test_a_set_that_no_metric_can_score_is_an_error(done: Path, tmp_path: Path) 
         prepare(load_recipe(done / "compare.yaml", ["compare.metrics=[yes_no_f1]", good, here]), progress=False)
 
 
-def test_a_method_that_the_family_does_not_support_is_an_error(done: Path, tmp_path: Path) -> None:
+def test_method_that_the_family_does_not_support_is_an_error(done: Path, tmp_path: Path) -> None:
     from tests.zoo import save_folder
 
     save_folder("gemma3", tmp_path / "gemma3")
@@ -141,14 +141,14 @@ def test_a_method_that_the_family_does_not_support_is_an_error(done: Path, tmp_p
     assert "fewer_pixels" in message and "use another method" in message and "1 problem" in message
 
 
-def test_the_command_reports_errors_once_and_exits_with_2(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_reports_errors_once_and_exits_with_2(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(done / "compare.yaml"), "compare.sets.0.path=nowhere.json"]) == 2
     assert capsys.readouterr().err.count("nowhere.json") == 1
     assert main([str(done / "compare.yaml"), "compare.sets=[]"]) == 2
     assert "compare.sets: missing" in capsys.readouterr().err
 
 
-def test_a_good_recipe_is_prepared_without_weights(done: Path) -> None:
+def test_good_recipe_is_prepared_without_weights(done: Path) -> None:
     prepared = prepare(load_recipe(done / "compare.yaml"), progress=False)
     assert len(prepared.questions) == 14 and len(prepared.cells) == 5
 

@@ -37,7 +37,7 @@ def test_budget_is_that_of_the_last_stage_and_earlier_stages_scale(done: Path) -
     assert {cell.method for cell in found} == {"pyramid"} and [stage.layer for stage in found[0].stages] == [1, 3]
 
 
-def test_the_method_reduction_has_all_stages_of_the_recipe(done: Path) -> None:
+def test_method_reduction_has_all_stages_of_the_recipe(done: Path) -> None:
     (found,) = cells(done, f"reduction={STAGES}", "compare.methods=[reduction]", "compare.budgets=[0.125]")
     assert found.name == "base / reduction / 0.125"
     assert found.stages == (DART(layer=1, keep=0.25), Random(layer=3, keep=0.125))
@@ -48,7 +48,7 @@ def test_stages_without_a_name_are_named_by_their_methods(done: Path) -> None:
     assert {cell.method for cell in found} == {"dart at 1 then random at 3", "plain"}
 
 
-def test_a_method_may_have_budgets_of_its_own(done: Path) -> None:
+def test_method_may_have_budgets_of_its_own(done: Path) -> None:
     merged = "{method: dart, merge: nearest, name: merged, budgets: [0.25, 8]}"
     found = cells(done, f"compare.methods=[dart, {merged}]", "compare.budgets=[0.5, 0.25]")
     assert [(cell.method, cell.budget) for cell in found] == [
@@ -76,7 +76,7 @@ def test_invalid_stages_are_errors(done: Path, methods: str, message: str) -> No
     assert message in str(caught.value) and "compare.methods." in str(caught.value)
 
 
-def test_the_method_reduction_needs_a_reduction(done: Path) -> None:
+def test_method_reduction_needs_a_reduction(done: Path) -> None:
     with pytest.raises(RecipeError, match="the recipe's reduction is none"):
         load_recipe(done / "compare.yaml", ["reduction=none", "compare.methods=[reduction]"])
 

@@ -67,9 +67,7 @@ def test_full_weights_are_exported_unchanged(runs: Runs, exported: Exported) -> 
     assert trained.keys() == plain.keys() and all(torch.equal(plain[name], trained[name]) for name in trained)
 
 
-def test_an_earlier_checkpoint_gives_its_own_logits(
-    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_earlier_checkpoint_gives_its_own_logits(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verify, "_run_in_fresh_process", lambda scratch, job: verify_process.main(job))
     folder = dart_train.export(runs("lora"), tmp_path / "earlier", checkpoint=2)
     run = runs("lora")
@@ -149,5 +147,5 @@ def test_exported_model_is_loaded_with_its_trained_reduction(runs: Runs, exporte
         dart_train.load(exported("lora"), keep=3)
 
 
-def test_an_export_of_an_export_still_knows_its_run(exported: Exported) -> None:
+def test_export_of_an_export_keeps_its_provenance(exported: Exported) -> None:
     assert resolve(exported("full")).provenance.step == 4 and resolve(exported("full")).provenance.data

@@ -20,7 +20,7 @@ def no_weight_is_read(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights.AutoModelForImageTextToText, "from_pretrained", None)
 
 
-def test_an_export_is_replaced_only_with_force(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_export_is_replaced_only_with_force(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "provenance.json").write_text("{}")
@@ -32,9 +32,7 @@ def test_an_export_is_replaced_only_with_force(runs: Runs, tmp_path: Path, monke
     assert (out / "model.safetensors").is_file() and [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_an_export_is_kept_if_its_replacement_fails(
-    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_export_is_kept_if_its_replacement_fails(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "provenance.json").write_text("{}")
     monkeypatch.undo()
@@ -44,7 +42,7 @@ def test_an_export_is_kept_if_its_replacement_fails(
     assert (tmp_path / "out" / "provenance.json").read_text() == "{}"
 
 
-def test_an_export_killed_between_its_renames_is_restored(tmp_path: Path) -> None:
+def test_export_killed_between_its_renames_is_restored(tmp_path: Path) -> None:
     (tmp_path / ".out.replaced").mkdir()
     (tmp_path / ".out.replaced" / "kept").touch()
     with writing._draft_folder(tmp_path / "out"):
@@ -52,7 +50,7 @@ def test_an_export_killed_between_its_renames_is_restored(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("force", [False, True])
-def test_what_is_not_an_export_is_never_replaced(runs: Runs, tmp_path: Path, force: bool) -> None:
+def test_folder_that_is_not_an_export_is_never_replaced(runs: Runs, tmp_path: Path, force: bool) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(ValueError, match="holds something that is not an export and is not replaced"):
         dart_train.export(runs("lora"), tmp_path, force=force)

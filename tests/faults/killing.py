@@ -36,7 +36,7 @@ def drill(folder: Path, plan: list[tuple[str, str]], steps: int, seed: int, *cha
     for number, (victim, moment) in enumerate(tqdm(plan, desc="kills")):
         name, before = f"kill {number} ({victim}, {moment})", _identity(run)
         began = Launched(recipe, *overrides, f"train.output_dir={run}", log=folder / "log")
-        _strike(began, run, victim, moment, chance, before)
+        _kill_at(began, run, victim, moment, chance, before)
         code = began.end()
         # DeepSpeed's command treats a killed node launcher as a successful one.
         assert code != 0 or victim == "node launcher", f"{name}: the command ended as if nothing had happened"
@@ -56,7 +56,7 @@ def drill(folder: Path, plan: list[tuple[str, str]], steps: int, seed: int, *cha
     return report
 
 
-def _strike(began: Launched, run: Path, victim: str, moment: str, chance: random.Random, before: int) -> None:
+def _kill_at(began: Launched, run: Path, victim: str, moment: str, chance: random.Random, before: int) -> None:
     over, kept = (lambda: began.runner.poll() is not None), _kept(run)
     if moment == "start":
         wait(lambda: began.rank(1) or over(), "no rank began", began)
@@ -69,7 +69,7 @@ def _strike(began: Launched, run: Path, victim: str, moment: str, chance: random
         if moment == "write":
             wait(lambda: writing(run) or over(), "no checkpoint was written", began, pause=0.002)
         time.sleep(chance.uniform(0, 0.05 if moment == "write" else 0.5))
-    assert not over(), f"ended by itself before it was struck\n{began.log.read_text(errors='replace')[-3000:]}"
+    assert not over(), f"ended by itself before the kill\n{began.log.read_text(errors='replace')[-3000:]}"
     _kill(began, victim)
 
 
@@ -88,17 +88,17 @@ def _identity(run: Path) -> int:
 def _kill(began: Launched, victim: str) -> None:
     family = began.family()
     if victim == "launcher":
-        struck = [each for each in family if each.pid == began.runner.pid]
+        victims = [each for each in family if each.pid == began.runner.pid]
     elif victim == "node launcher":
-        struck = [each for each in family if "deepspeed.launcher.launch" in each.cmdline()]
+        victims = [each for each in family if "deepspeed.launcher.launch" in each.cmdline()]
     elif victim == "all":
-        struck = family
+        victims = family
     else:
         rank = began.rank(int(victim[-1]))
-        struck = [rank] if rank else []
-    assert struck, f"there is no {victim} to kill"
-    for process in struck:
+        victims = [rank] if rank else []
+    assert victims, f"there is no {victim} to kill"
+    for process in victims:
         try:
             process.kill()
-        except psutil.NoSuchProcess:  # gone with another a moment ago
+        except psutil.NoSuchProcess:  # exited together with another process
             continue

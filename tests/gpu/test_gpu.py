@@ -61,7 +61,7 @@ def test_keep_all_loses_no_more_than_bfloat16_does(name: str, attn: str) -> None
 
 @pytest.mark.parametrize("attn", KERNELS)
 @pytest.mark.parametrize("name", NAMES)
-def test_the_reduced_forward_is_the_masked_one(name: str, attn: str) -> None:
+def test_reduced_forward_is_the_masked_one(name: str, attn: str) -> None:
     batch = batch_on_device(name, torch.bfloat16)
     _, allowed = loss_of_precision(name, batch, attn)
     model = on_device(name, attn, torch.bfloat16)
@@ -118,7 +118,7 @@ def test_no_selection_synchronises_with_the_gpu(method: str, merge: Any, watched
     assert len(watched) == 4
 
 
-def test_a_prefetched_batch_needs_no_synchronisation() -> None:
+def test_prefetched_batch_needs_no_synchronisation() -> None:
     model, batch = on_device("llava", "sdpa", torch.bfloat16), batch_on_device("llava", torch.bfloat16)
     with torch.no_grad(), attach(model, DART(keep=8)) as attached:
         model(**batch)

@@ -52,7 +52,7 @@ def test_every_law_holds_with_eager_attention(name: str) -> None:
     assert set(verdicts(report).values()) == {"holds"}, str(report)
 
 
-def test_the_model_is_left_as_it_was() -> None:
+def test_model_is_unchanged_after_the_check() -> None:
     model = FAMILIES["llava"].model().train()
     frozen = next(model.parameters()).requires_grad_(False)
     before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -79,7 +79,7 @@ def test_renumbered_positions_are_found(monkeypatch: pytest.MonkeyPatch) -> None
     assert "reduced = dropped tokens masked" in failing(report) and not report.ok
 
 
-def test_a_mask_that_forgets_padding_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mask_that_forgets_padding_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     def all_visible(config: Any, hidden: Tensor, valid: Tensor, cache: Any, layer: int) -> Any:
         return real_build(config, hidden, torch.ones_like(valid), cache, layer)
 
@@ -88,7 +88,7 @@ def test_a_mask_that_forgets_padding_is_found(monkeypatch: pytest.MonkeyPatch) -
     assert "generation with a cache = without" in failing(checked("llava", Random(keep=8)))
 
 
-def test_a_loss_at_the_wrong_place_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loss_at_the_wrong_place_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     class Late(engine.SupervisedTargets):
         def gather(self, hidden: Tensor) -> Tensor:
             return hidden[self.rows[0], self.slots[0] + 1][None]
@@ -97,14 +97,14 @@ def test_a_loss_at_the_wrong_place_is_found(monkeypatch: pytest.MonkeyPatch) -> 
     assert failing(checked("llava", Random(keep=8))) == {"gradients, full length = compact"}
 
 
-def test_a_hook_that_was_not_removed_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hook_that_was_not_removed_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attach.__globals__["Attached"], "remove", lambda self: self._patcher.undo())
     report = checked("llava", Random(keep=8))
     assert verdicts(report)["removal leaves the model as it was"] == "does not hold"
     assert "hooks are left" in str(report)
 
 
-def test_a_law_that_raises_does_not_hold_and_the_others_still_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_law_that_raises_does_not_hold_and_the_others_still_run(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*args: Any) -> None:
         raise KeyError("deep inside")
 
@@ -142,7 +142,7 @@ def test_nothing_checked_is_not_ok() -> None:
     assert not CheckReport("model", (LawResult("law", "not checked"),), 1e-3).ok
 
 
-def test_the_table_is_printed_with_names_verdicts_and_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_is_printed_with_names_verdicts_and_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     check(FAMILIES["llava"].model(), FAMILIES["llava"].processor(), [Random(keep=8)])
     out = capsys.readouterr().out.splitlines()
     assert out[0].startswith("LlavaForConditionalGeneration, float32")

@@ -111,7 +111,7 @@ def turn_by_turn(model: Any, name: str, keep: int) -> tuple[Any, Any, Any]:
 
 
 @pytest.mark.parametrize("name", ["llava", "llava_next"])
-def test_an_image_in_a_later_turn_is_reduced_too_and_earlier_positions_stay(name: str) -> None:
+def test_image_in_a_later_turn_is_reduced_too_and_earlier_positions_stay(name: str) -> None:
     model = model_of(name)
     both, logits, (before, after) = turn_by_turn(model, name, 8)
     assert before.visual_after == (8,) and after.visual_after == (8,)
@@ -122,7 +122,7 @@ def test_an_image_in_a_later_turn_is_reduced_too_and_earlier_positions_stay(name
     assert difference < ROUNDING
 
 
-def test_a_second_generate_continues_from_the_first_ones_cache() -> None:
+def test_second_generate_continues_from_the_first_ones_cache() -> None:
     model, batch = model_of("llava"), batch_of("llava", (1,))
     with attach(model, DART(keep=8)):
         first = model.generate(
@@ -174,7 +174,7 @@ def test_text_only_generation_is_unchanged(name: str) -> None:
 @pytest.mark.parametrize("layer", [0, 2])
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
 def test_next_position_is_found_without_position_ids(name: str, layer: int) -> None:
-    """A loop of one's own, without `generate`: the model takes the next position from the length of layer 0's cache,
+    """A custom loop without `generate`: the model takes the next position from the length of layer 0's cache,
     which at K = 0 holds the kept tokens only."""
     model, batch = model_of(name), batch_of(name, (1,))
     words = batch["input_ids"][:, -3:]

@@ -57,7 +57,7 @@ def test_videos_are_reduced(name: str, reducer: Any) -> None:
 
 
 @pytest.mark.parametrize("stages", [1, 2])
-def test_a_method_of_another_package_obeys_the_same_laws(stages: int) -> None:
+def test_method_of_another_package_obeys_the_same_laws(stages: int) -> None:
     model, batch = model_of("llava"), batch_of("llava")
     options = [{"method": "tests.fixtures.external_reducer:EveryOther", "keep": 16}]
     options += [{"method": "tests.fixtures.external_reducer:EveryOther", "keep": 4, "layer": 3}] * (stages - 1)
@@ -72,7 +72,7 @@ def test_a_method_of_another_package_obeys_the_same_laws(stages: int) -> None:
     assert from_config(reducers[0].to_dict()) == reducers[0]
 
 
-def test_a_method_that_keeps_another_number_than_its_count_is_refused() -> None:
+def test_method_that_keeps_another_number_than_its_count_is_refused() -> None:
     model = model_of("llava")
     with (
         pytest.raises(ValueError, match=r"kept \[1\] tokens a group; its count\(\) promised \[8\]"),
@@ -81,7 +81,7 @@ def test_a_method_that_keeps_another_number_than_its_count_is_refused() -> None:
         model(**batch_of("llava", (1,)))
 
 
-def test_a_prefetched_batch_gives_the_same_selection() -> None:
+def test_prefetched_batch_gives_the_same_selection() -> None:
     model, batch = model_of("llava"), batch_of("llava", labels=True)
     with torch.no_grad(), attach(model, DART(keep=8)) as attached:
         loss = model(**batch).loss

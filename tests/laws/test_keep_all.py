@@ -51,7 +51,7 @@ def test_keep_all_changes_no_generated_token(name: str, layer: int, beams: int) 
 
 
 @pytest.mark.parametrize("images", IMAGES)
-def test_an_image_smaller_than_the_budget_is_kept_entirely(images: tuple[int, ...]) -> None:
+def test_image_smaller_than_the_budget_is_kept_entirely(images: tuple[int, ...]) -> None:
     from dart_train import DART
 
     model, batch = model_of("llava"), batch_of("llava", images, "right")

@@ -45,7 +45,7 @@ def test_fewer_pixels_is_keep_all_inside_a_model() -> None:
         if method not in (MERGING, "dart") and (attn == "sdpa" or name in EAGER_TOO)
     ],
 )
-def test_the_reduced_forward_is_the_masked_one(method: str, name: str, attn: str) -> None:
+def test_reduced_forward_is_the_masked_one(method: str, name: str, attn: str) -> None:
     model, batch = model_of(name, attn), batch_of(name)
     with torch.no_grad(), attach(model, reducer_of(method)) as attached:
         logits = model(**batch).logits

@@ -75,7 +75,7 @@ def test_compact_output_is_the_kept_part_of_the_expanded_one(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_a_batch_is_its_samples_one_by_one(name: str, side: str) -> None:
+def test_batch_equals_its_samples_one_by_one(name: str, side: str) -> None:
     from tests.zoo import conversation, encode
 
     model = model_of(name)

@@ -54,18 +54,18 @@ def test_something_that_is_not_a_reducer() -> None:
             attach(model_of(LLAVA), wrong)  # type: ignore[arg-type]
 
 
-def test_a_second_attach() -> None:
+def test_second_attach() -> None:
     model = model_of(LLAVA)
     with attach(model, DART(keep=8)), pytest.raises(ValueError, match="attached to this model already"):
         attach(model, DART(keep=4))
 
 
-def test_an_unknown_output() -> None:
+def test_unknown_output() -> None:
     with pytest.raises(ValueError, match="expected 'expand' or 'compact'"):
         attach(model_of(LLAVA), DART(keep=8), output="short")  # type: ignore[arg-type]
 
 
-def test_a_static_cache() -> None:
+def test_static_cache() -> None:
     model = model_of(LLAVA)
     with pytest.raises(NotImplementedError, match="Use the dynamic cache"), attach(model, DART(keep=8)):
         model.generate(**batch_of(LLAVA, (1,)), max_new_tokens=2, cache_implementation="static")
@@ -130,7 +130,7 @@ def test_training_may_be_longer_than_the_window() -> None:
     assert first_difference(logits, truth, attached.last.mask) < ROUNDING
 
 
-def test_a_method_that_needs_an_unknown_grid() -> None:
+def test_method_that_needs_an_unknown_grid() -> None:
     model = FAMILIES[LLAVA].model()
     model.config.model_type = "somebody_elses"
     for method in (Pooling, UniformGrid):
@@ -141,7 +141,7 @@ def test_a_method_that_needs_an_unknown_grid() -> None:
     assert attached.last is not None and attached.last.visual_after == (8,)
 
 
-def test_a_model_without_images_reports_what_it_lacks() -> None:
+def test_model_without_images_reports_what_it_lacks() -> None:
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     with pytest.raises(NotImplementedError, match=r"lacks `config\.image_token_id`"):
         attach(LlamaForCausalLM(LlamaConfig(vocab_size=16, **sizes)), DART(keep=8))

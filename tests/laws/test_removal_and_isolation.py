@@ -46,7 +46,7 @@ def test_remove_restores_the_model(name: str) -> None:
         assert torch.equal(model(**batch).logits, logits)
 
 
-def test_a_users_loss_function_is_restored() -> None:
+def test_loss_function_of_the_user_is_restored() -> None:
     model = FAMILIES["llava"].model()
     mine = lambda logits, labels, *args, **kwargs: logits.sum()  # noqa: E731
     model.loss_function = mine
@@ -81,7 +81,7 @@ def test_remove_after_an_exception_restores_the_model(layer: int) -> None:
             assert again.last is not None
 
 
-def test_an_exception_in_one_forward_does_not_affect_the_next() -> None:
+def test_exception_in_one_forward_does_not_affect_the_next() -> None:
     model, batch, text = FAMILIES["llava"].model(), batch_of("llava"), batch_of("llava", (0, 0))
     with torch.no_grad():
         plain = model(**text).logits
@@ -114,7 +114,7 @@ def test_rows_without_an_image_are_untouched() -> None:
     torch.testing.assert_close(reduced[real], plain[real], rtol=1e-4, atol=1e-4)
 
 
-def test_the_budget_can_move_between_steps() -> None:
+def test_budget_can_change_between_steps() -> None:
     model, batch = model_of("llava"), batch_of("llava", (1,))
     with torch.no_grad(), attach(model, DART(keep=8)) as attached:
         for keep, number in ((16, 16), (0.5, 32), (1.0, 64), (3, 3)):

@@ -45,7 +45,7 @@ def test_no_supervised_target_is_lost(name: str) -> None:
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("output", ["expand", "compact"])
-def test_a_rows_first_token_is_not_a_target(output: str, side: str) -> None:
+def test_first_token_of_a_row_is_not_a_target(output: str, side: str) -> None:
     """No token predicts it: the padding on its left must not count as a predecessor."""
     model, batch = model_of("llava"), batch_of("llava", (1, 2), side, labels=True)
     first = batch["attention_mask"].cumsum(1).eq(1) & batch["attention_mask"].bool()
@@ -129,7 +129,7 @@ def test_dropped_supervised_image_tokens_are_not_targets() -> None:
             torch.testing.assert_close(model(**batch).loss, plain)
 
 
-def test_the_loss_follows_the_number_of_items_in_the_batch() -> None:
+def test_loss_follows_the_number_of_items_in_the_batch() -> None:
     model, batch = model_of("llava"), batch_of("llava", labels=True)
     items = torch.tensor(7)
     with torch.no_grad():

@@ -100,7 +100,7 @@ def test_positions_that_may_mark_packing_are_in_the_one_transfer() -> None:
             plan_of(attached, away({**inputs, "position_ids": positions % 20}))
 
 
-def test_a_prefetched_batch_is_used_by_the_next_forward_only() -> None:
+def test_prefetched_batch_is_used_by_the_next_forward_only() -> None:
     """A forward without images also uses it up."""
     model, batch = model_of("llava"), batch_of("llava", (1, 2))
     words = {name: batch_of("llava", (0, 0))[name] for name in ("input_ids", "attention_mask")}

@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_folder("llava", tmp_path_factory.mktemp("model") / "llava")
 
 
-def test_the_entry_point_names_what_is_there() -> None:
+def test_entry_point_exists() -> None:
     tomllib = pytest.importorskip("tomllib")  # Python 3.11
     (place,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"][
         "lmms_eval.models"
@@ -93,7 +93,7 @@ class Forced:
         return forced
 
 
-def test_the_models_own_answer_is_greedy(folder: Path) -> None:
+def test_own_answer_of_the_model_is_greedy(folder: Path) -> None:
     loaded = open_model({"pretrained": str(folder), "reducer": "dart", "keep": 8}, "cpu")
     conversation = [user_message(sentence(4, 3), [make_image(4)])]
     inputs = chat_inputs(loaded, [conversation])

@@ -102,7 +102,7 @@ def test_lmms_eval_registry_finds_the_plug_in() -> None:
 
 
 @pytest.mark.parametrize("more", [[], ["--force_simple"], ["--batch_size", "2"]], ids=["chat", "simple", "batched"])
-def test_a_task_runs_with_the_reduction(scene: Path, tmp_path: Path, more: list[str]) -> None:
+def test_task_runs_with_the_reduction(scene: Path, tmp_path: Path, more: list[str]) -> None:
     output = evaluate(scene, tmp_path, "tiny_generate", *more)
     loaded = dart_train.load(scene / "llava", {"method": "dart", "keep": 8}, device="cpu")
     conversations = [[user_message(sentence(3 + i % 2, i), [make_image(i)])] for i in range(QUESTIONS)]

@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 PEAK = DevicePeak(1e9, 1e9)
 
 
-def test_a_product_is_counted_with_what_it_reads_and_writes() -> None:
+def test_product_is_counted_with_what_it_reads_and_writes() -> None:
     a, b = torch.randn(8, 16), torch.randn(16, 32)
     count = count_ops(lambda: (a @ b).t(), DevicePeak(1e6, 1e3))
     assert count.flops == 2 * 8 * 16 * 32 and count.bytes == 4 * (8 * 16 + 16 * 32 + 8 * 32)

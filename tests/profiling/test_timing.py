@@ -56,7 +56,7 @@ def test_ratios_are_taken_round_by_round() -> None:
     assert ratio([2.0, 20.0, 6.0], [1.0, 10.0, 2.0]) == Timing(2.0, 2.0, 2.5, 3)
 
 
-def test_the_context_of_a_workload_is_not_timed() -> None:
+def test_context_of_a_workload_is_not_timed() -> None:
     events: list[str] = []
 
     class Around(AbstractContextManager[None]):

@@ -125,7 +125,7 @@ def test_adjacent_images_are_cut_by_their_sizes(sizes: list[int], found: list[li
     assert [group.spans for group in batch.groups("sample")] == [((1, 6),), ((2, 6),)]
 
 
-def test_an_image_with_text_within_it_is_one_image() -> None:
+def test_image_with_text_within_it_is_one_image() -> None:
     batch = images("vvtvvtvvvtt").with_images([4, 2, 1])
     first, second, third = ((0, 2), (3, 5)), ((6, 8),), ((8, 9),)
     assert batch.images == ((first, second, third),)
@@ -134,7 +134,7 @@ def test_an_image_with_text_within_it_is_one_image() -> None:
     assert candidates(batch, "image")[0] == "vv.vvP...PL"
 
 
-def test_an_image_does_not_continue_in_the_next_row() -> None:
+def test_image_does_not_continue_in_the_next_row() -> None:
     with pytest.raises(ValueError, match="lacks 2 of its visual tokens"):
         images("vvt", "vvt").with_images([4])
 

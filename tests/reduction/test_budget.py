@@ -44,7 +44,7 @@ def test_equal_sizes_get_equal_parts_and_the_first_the_remainder() -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(keep=st.floats(0.01, 1), sizes=sizes)
-def test_a_ratio_is_the_ratio_of_each(keep: float, sizes: list[int]) -> None:
+def test_ratio_applies_to_each_group(keep: float, sizes: list[int]) -> None:
     assert split_budget(keep, sizes) == [tokens_to_keep(keep, size) for size in sizes]
 
 
@@ -64,7 +64,7 @@ def test_turns_of_a_sample_share_its_number_and_images_have_one_each(
     assert reducer.counts(groups) == budgets
 
 
-def test_a_later_stage_meets_its_number_although_shares_were_rounded() -> None:
+def test_later_stage_meets_its_number_although_shares_were_rounded() -> None:
     """11 of three turns are 5 + 5 + 1, and 10 of the original ones would be 4 + 4 + 2."""
     groups = TokenGroups.of(Scene(("vvvvvvta" * 2 + "vvt",)).batch(), "sample")
     assert groups is not None
@@ -87,7 +87,7 @@ def test_invalid_budgets_are_refused_by_name(keep: object) -> None:
         DART(keep=keep)  # type: ignore[arg-type]
 
 
-def test_a_number_written_as_a_ratio_gets_a_hint() -> None:
+def test_number_written_as_a_ratio_gets_a_hint() -> None:
     with pytest.raises(ValueError, match=r"keep=64\.0: .*write keep=64$"):
         DART(keep=64.0)
 

@@ -67,7 +67,7 @@ def test_balance_at_one_is_fastv() -> None:
 
 
 def draws(reducer: Reducer, seeds: range, size: int = 40) -> torch.Tensor:
-    """[seeds, size]: how often each token is kept, over prompts drawn anew."""
+    """[seeds, size]: how often each token is kept, over newly drawn prompts."""
     rows = Scene(("t" + "v" * size + "tttt",) * len(seeds), tuple(seeds))
     return reducer.select(rows.context(reducer)).float()
 

@@ -26,7 +26,7 @@ def tiled(reducer: Reducer, *tiles: tuple[int, int], dtype: torch.dtype = torch.
 
 @settings(max_examples=150, deadline=None)
 @given(rows=st.integers(1, 14), columns=st.integers(1, 14), part=st.floats(0.001, 1))
-def test_a_grid_is_cut_into_the_exact_number_of_connected_cells(rows: int, columns: int, part: float) -> None:
+def test_grid_is_cut_into_the_exact_number_of_connected_cells(rows: int, columns: int, part: float) -> None:
     wanted = max(1, round(rows * columns * part))
     cells = grid_cells(rows, columns, wanted).view(rows, columns)
     assert cells.unique().tolist() == list(range(wanted))

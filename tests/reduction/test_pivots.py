@@ -104,7 +104,7 @@ def test_answers_are_not_pivots(text_after: str) -> None:
     assert set(reducer.select(loud)[0].nonzero().flatten().tolist()) == wanted
 
 
-def test_a_tie_goes_to_the_earlier_token_in_any_batch() -> None:
+def test_tie_goes_to_the_earlier_token_in_any_batch() -> None:
     """A plain background: many tokens are the same. What is kept does not depend on the other rows."""
     scene = Scene(("v" * 40 + "ttttt",))
     reducer = DART(keep=16)

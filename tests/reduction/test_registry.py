@@ -38,14 +38,14 @@ class Calmer(DART):
 OUTSIDE = f"{__name__}:Last"
 
 
-def test_a_class_of_another_package_is_found_by_its_module() -> None:
+def test_class_of_another_package_is_found_by_its_module() -> None:
     reducer = from_config({"method": OUTSIDE, "keep": 3, "step": 2})
     assert reducer == Last(keep=3, step=2)
     assert Scene(("tvvvvvvvt", "vvt")).choice(reducer) == [{3, 5, 7}, {0, 1}]
 
 
 @pytest.mark.parametrize("reducer", [Last(keep=4), Calmer(keep=4), DART(keep=0.5, pivot="value_min")])
-def test_a_reducer_round_trips_through_its_configuration(reducer: Reducer) -> None:
+def test_reducer_round_trips_through_its_configuration(reducer: Reducer) -> None:
     again = from_config(json.loads(json.dumps(reducer.to_dict())))
     assert again == reducer and type(again) is type(reducer)
 
@@ -103,7 +103,7 @@ def test_configuration_is_left_as_it_was() -> None:
     assert reducer_class("random") is Random
 
 
-def test_a_method_without_select_reports_what_is_missing() -> None:
+def test_method_without_select_reports_what_is_missing() -> None:
     for cls, missing in ((Reducer, r"define select\(context\)"), (ScoreReducer, r"define score\(context\)")):
         with pytest.raises(NotImplementedError, match=missing):
             cls(keep=1).select(Scene(("vt",)).context(Random(keep=1)))

@@ -27,7 +27,7 @@ def test_elastic_keeps_numbers_numbers_and_ratios_ratios() -> None:
 
 
 @pytest.mark.parametrize("schedule", [Elastic(), Progressive()])
-def test_a_step_draws_the_same_whatever_came_before(schedule: Elastic | Progressive) -> None:
+def test_step_draws_the_same_whatever_came_before(schedule: Elastic | Progressive) -> None:
     forward = [budget_at_step(schedule, 0.2, step, STEPS, seed=5) for step in range(100)]
     backward = [budget_at_step(schedule, 0.2, step, STEPS, seed=5) for step in reversed(range(100))]
     assert forward == backward[::-1]
@@ -57,7 +57,7 @@ def test_steps_after_the_last_stay_at_the_end() -> None:
     assert teacher_keep(distill, 0.5, 576, 2 * STEPS, STEPS) == pytest.approx(0.5 + distill.gap_end)
 
 
-def test_the_teacher_sees_more_and_never_more_than_all() -> None:
+def test_teacher_keep_is_larger_and_at_most_all() -> None:
     distill = Distill(enabled=True)
     assert teacher_keep(distill, 0.5, 576, 0, STEPS) == pytest.approx(0.6)
     assert teacher_keep(distill, 0.5, 576, STEPS - 1, STEPS) == pytest.approx(0.8)

@@ -17,7 +17,7 @@ PAIRS = [(name, NAMES[(i + step) % len(NAMES)]) for i, name in enumerate(NAMES) 
 
 @both_budgets
 @pytest.mark.parametrize(("method", "second"), PAIRS)
-def test_a_second_stage_keeps_some_of_the_first(method: str, second: str, per: str) -> None:
+def test_second_stage_keeps_some_of_the_first(method: str, second: str, per: str) -> None:
     first, later = REDUCERS[method](keep=0.5, per=per), REDUCERS[second](keep=3, per=per)
     scene = Scene(ROWS)
     context, batch = scene.context(first), scene.batch()

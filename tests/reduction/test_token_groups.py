@@ -66,7 +66,7 @@ def test_keep_mask_has_all_text_and_the_kept_visual_tokens() -> None:
     assert not mask[0, :4].any()
 
 
-def test_the_next_stage_has_the_kept_tokens_in_their_new_places() -> None:
+def test_next_stage_has_the_kept_tokens_in_their_new_places() -> None:
     groups, batch, words = groups_of(), SCENE.batch(), torch.arange(48).view(4, 12)
     keep = groups.valid & (torch.arange(groups.slots.shape[1]) % 2 == 0)
     counts = [2, 2, 1, 3]

@@ -71,7 +71,7 @@ def test_yes_is_as_frequent_as_no(difficulty: str) -> None:
 
 
 @pytest.mark.parametrize("difficulty", ["tiny", "hard"])
-def test_the_wording_of_exists_does_not_give_away_the_answer(difficulty: str) -> None:
+def test_wording_of_exists_does_not_give_away_the_answer(difficulty: str) -> None:
     """If the answer is no, the colour and the shape are both in the image, but not together."""
     for scene, questions in scenes_and_questions(difficulty):
         for one in questions:
@@ -94,7 +94,7 @@ def test_no_scene_is_in_two_splits_whatever_the_seeds() -> None:
     assert list(quarters.values()) == [{0, 1}, {2}, {3}], "a hash can be in two splits"
 
 
-def test_a_scene_that_differs_in_pixels_only_counts_as_the_same() -> None:
+def test_scene_that_differs_in_pixels_only_counts_as_the_same() -> None:
     scene = shapes.scene(0, "train", 0, "small")
     moved = Scene(9, "test", 7, "small", tuple(_moved(item) for item in scene.items), "", paper=2)
     assert shapes.fingerprint(moved) == shapes.fingerprint(scene)
@@ -117,7 +117,7 @@ def test_symbols_describe_the_entire_scene() -> None:
 
 
 @pytest.mark.parametrize("difficulty", DIFFICULTIES)
-def test_the_vocabulary_is_exactly_the_words_used(difficulty: str) -> None:
+def test_vocabulary_is_exactly_the_words_used(difficulty: str) -> None:
     used: set[str] = set()
     for _, questions in scenes_and_questions(difficulty):
         for one in questions:

@@ -31,7 +31,7 @@ SAME_EVERYWHERE = {
 
 
 @pytest.mark.parametrize("difficulty", DIFFICULTIES)
-def test_a_seed_gives_the_same_pixels_and_questions_on_every_machine(difficulty: str) -> None:
+def test_seed_gives_the_same_pixels_and_questions_on_every_machine(difficulty: str) -> None:
     digest = hashlib.sha256()
     for index in range(12):
         scene = shapes.scene(5, "test", index, difficulty)
@@ -109,7 +109,7 @@ def test_labels_of_aligned_patches_spell_every_plate_and_find_every_shape() -> N
             assert spelled == item.text and (character == {0}) == (not item.text)
 
 
-def test_a_patch_is_labelled_with_what_covers_most_of_it() -> None:
+def test_patch_is_labelled_with_what_covers_most_of_it() -> None:
     scene = Scene(0, "train", 0, "tiny", (shapes.Item(0, 0, "red", "square", x=0, y=0, size=20),), "red")
     image = np.asarray(shapes.draw(scene))
     red = (image == COLOURS["red"]).all(axis=-1).reshape(12, 8, 12, 8).sum(axis=(1, 3))

@@ -21,7 +21,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
 
 
-def test_the_set_is_the_same_for_any_number_of_workers(tmp_path: Path) -> None:
+def test_set_is_the_same_for_any_number_of_workers(tmp_path: Path) -> None:
     wanted = ShapesSettings(train=40, validation=5, test=5, seed=3)
     write(wanted, tmp_path / "one", workers=1)
     write(wanted, tmp_path / "two", workers=2)
@@ -64,7 +64,7 @@ def test_parquet_loads_as_images(tmp_path: Path, group: bool) -> None:
     assert row["conversations"][1] == {"from": "gpt", "value": shapes.questions(scene)[0].answer}
 
 
-def test_the_summary_counts_what_was_written(tmp_path: Path) -> None:
+def test_summary_counts_what_was_written(tmp_path: Path) -> None:
     summary = write(ShapesSettings(5, 0, 4, kinds=("count", "word")), tmp_path / "set")
     rows = json.loads((tmp_path / "set" / "train.json").read_text())
     assert summary == json.loads((tmp_path / "set" / "shapes.json").read_text())
@@ -77,7 +77,7 @@ def command(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[st
     return subprocess.run(line, cwd=cwd, capture_output=True, text=True, check=False)
 
 
-def test_the_command_runs_in_any_folder_and_does_not_change_a_finished_set(tmp_path: Path) -> None:
+def test_command_runs_in_any_folder_and_does_not_change_a_finished_set(tmp_path: Path) -> None:
     arguments = ("--out", tmp_path / "set", "--train", "20", "--workers", "2")
     first = command(*arguments, cwd=tmp_path)
     assert first.returncode == 0, first.stderr

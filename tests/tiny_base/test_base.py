@@ -69,7 +69,7 @@ def test_each_stage_trains_only_its_own_weights(tmp_path: Path, name: str) -> No
     assert right <= 1
 
 
-def test_a_killed_training_resumes_with_the_same_result(tmp_path: Path) -> None:
+def test_killed_training_resumes_with_the_same_result(tmp_path: Path) -> None:
     complete, killed = tmp_path / "complete", tmp_path / "killed"
     for folder in (complete, killed):
         folder.mkdir()
@@ -131,7 +131,7 @@ def test_loss_of_packed_questions_equals_that_of_single_questions(tmp_path: Path
     assert float(loss.detach()) == pytest.approx(alone / tokens, rel=1e-4)
 
 
-def test_a_packed_conversation_has_the_tokens_of_the_chat_template(tmp_path: Path) -> None:
+def test_packed_conversation_has_the_tokens_of_the_chat_template(tmp_path: Path) -> None:
     recipe = recipe_in(tmp_path)
     bundle, made = TrainingBundle(recipe).eval(), make_processor(96, 16)
     loss_of = StageLosses(recipe, bundle, made.image_processor).loss("joint", recipe.stages.joint)
@@ -147,7 +147,7 @@ def test_a_packed_conversation_has_the_tokens_of_the_chat_template(tmp_path: Pat
     assert float(loss_of(batch)[0].detach()) == pytest.approx(float(expected), rel=1e-4)
 
 
-def test_a_packed_question_has_the_tokens_of_the_chat_template() -> None:
+def test_packed_question_has_the_tokens_of_the_chat_template() -> None:
     made, pair = make_processor(96, 16), ("Which shape is red?", "circle")
     content = [{"type": "image"}, {"type": "text", "text": pair[0]}]
     turns = [{"role": "user", "content": content}, {"role": "assistant", "content": pair[1]}]

@@ -32,10 +32,10 @@ def test_killed_rank_ends_the_others(
     wait_for_step(began, run, 1)
     killed = began.rank(victim)
     assert killed is not None
-    struck = time.monotonic()
+    since = time.monotonic()
     killed.kill()
     assert began.end() != 0
-    record_property("seconds", time.monotonic() - struck)
+    record_property("seconds", time.monotonic() - since)
     output = began.log.read_text(errors="replace")
     assert f"rank {victim} (process {killed.pid} on" in output and "is gone" in output
     assert not began.held_ports()
@@ -51,10 +51,10 @@ def test_suspended_rank_is_named_after_the_timeout(
     wait_for_step(began, run, 1)
     stopped = began.rank(1)
     assert stopped is not None
-    struck = time.monotonic()
+    since = time.monotonic()
     stopped.suspend()
     wait(lambda: began.rank(0) is None, "the other rank waits on", began)
-    record_property("seconds", time.monotonic() - struck)
+    record_property("seconds", time.monotonic() - since)
     with contextlib.suppress(psutil.NoSuchProcess):
         stopped.resume()  # what the launcher cannot end while it is stopped
     assert began.end() != 0

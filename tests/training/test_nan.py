@@ -32,10 +32,10 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def harmed(monkeypatch: pytest.MonkeyPatch) -> Any:
+def poison_step(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Makes every trainer produce NaN or Inf in one step."""
 
-    def harm(step: int, what: str) -> None:
+    def poison_in_step(step: int, what: str) -> None:
         made = DartTrainer.__init__
 
         def poisoned(self: Any, *given: Any, **named: Any) -> None:
@@ -44,7 +44,7 @@ def harmed(monkeypatch: pytest.MonkeyPatch) -> Any:
 
         monkeypatch.setattr(DartTrainer, "__init__", poisoned)
 
-    return harm
+    return poison_in_step
 
 
 def adapter(run: Path, step: int) -> dict[str, torch.Tensor]:
@@ -56,8 +56,8 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("what", ["nan", "inf", "gradient"])
-def test_nan_and_inf_steps_are_skipped(recipe: Path, tmp_path: Path, harmed: Any, what: str) -> None:
-    harmed(2, what)
+def test_nan_and_inf_steps_are_skipped(recipe: Path, tmp_path: Path, poison_step: Any, what: str) -> None:
+    poison_step(2, what)
     train(recipe, [*BASE, f"train.output_dir={tmp_path}", "train.on_nan=skip", "train.gradient_accumulation_steps=2"])
     lines = losses(tmp_path)
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
@@ -89,22 +89,22 @@ def test_row_ids_are_those_of_the_step(recipe: Path) -> None:
             assert [name.split(" ")[0] for name in named] == [source.row_id(index) for source, index in places]
 
 
-def test_nan_step_ends_the_run_if_on_nan_is_stop(recipe: Path, tmp_path: Path, harmed: Any) -> None:
-    harmed(3, "nan")
+def test_nan_step_ends_the_run_if_on_nan_is_stop(recipe: Path, tmp_path: Path, poison_step: Any) -> None:
+    poison_step(3, "nan")
     with pytest.raises(NonFiniteStepError, match=r"loss is nan at step 3, rank 0 \(rows rows.json:\d+"):
         train(recipe, [*BASE, f"train.output_dir={tmp_path}"])
     assert not (tmp_path / "checkpoint-3").exists() and (tmp_path / "checkpoint-2").exists()
 
 
 def test_disk_full_while_recording_a_nan_step(
-    recipe: Path, tmp_path: Path, harmed: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    recipe: Path, tmp_path: Path, poison_step: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A full disk on the first rank must not end it alone: the others would wait for it."""
 
     def full(*given: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    harmed(2, "nan")
+    poison_step(2, "nan")
     monkeypatch.setattr(nonfinite, "append_jsonl", full)
     train(recipe, [*BASE, f"train.output_dir={tmp_path}", "train.on_nan=skip"])
     assert losses(tmp_path)[-1]["bad_steps"] == 1
@@ -112,11 +112,11 @@ def test_disk_full_while_recording_a_nan_step(
 
 
 def test_nan_count_continues_on_resume(
-    recipe: Path, tmp_path: Path, harmed: Any, monkeypatch: pytest.MonkeyPatch
+    recipe: Path, tmp_path: Path, poison_step: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go = [*BASE, f"train.output_dir={tmp_path}", "train.on_nan=skip"]
     with monkeypatch.context():
-        harmed(2, "nan")
+        poison_step(2, "nan")
         train(recipe, [*go, "train.max_steps=3"])
     monkeypatch.undo()
     train(recipe, go)

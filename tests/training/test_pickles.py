@@ -1,4 +1,4 @@
-"""Nothing is unpickled from a checkpoint that a stranger could have made."""
+"""Nothing is unpickled from a checkpoint of unknown origin."""
 
 from __future__ import annotations
 

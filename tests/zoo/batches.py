@@ -33,7 +33,7 @@ Message = dict[str, Any]
 def make_image(seed: int, size: tuple[int, int] | None = None) -> Image.Image:
     """Coloured shapes under some noise, so that no two patches are quite equal.
 
-    The size (width, height) goes with the seed unless given.
+    The size (width, height) depends on the seed unless given.
     """
     chance = random.Random(seed)
     size = size or _SIZES[seed % len(_SIZES)]

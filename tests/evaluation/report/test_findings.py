@@ -34,14 +34,14 @@ def row(method: str, kept: float, accuracy: float, p: float | None) -> ScoreRow:
     return ScoreRow(cell, "set", "all", "exact_match", Estimate(accuracy, accuracy, accuracy, 100), kept, change)
 
 
-def test_a_fast_row_that_loses_accuracy_is_not_the_headline() -> None:
+def test_fast_row_that_loses_accuracy_is_not_the_headline() -> None:
     found = trade(("dart", 0.5, 0.88, 0.3), ("random", 0.1, 0.4, 0.0001), seconds={"dart": 0.5, "random": 0.1})
     assert found.kept_accuracy and "dart" in found.title
     assert "2.00x as fast" in found.text and "not significantly below full tokens" in found.text
     assert "88.0% instead of 90.0%, -2.0 points" in found.text
 
 
-def test_the_cheapest_of_the_accurate_rows_is_chosen_by_time() -> None:
+def test_cheapest_of_the_accurate_rows_is_chosen_by_time() -> None:
     seconds = {"slow": 0.8, "quick": 0.6}
     assert "quick" in trade(("slow", 0.1, 0.9, 1.0), ("quick", 0.5, 0.89, 0.6), seconds=seconds).title
 
@@ -51,7 +51,7 @@ def test_without_timing_the_row_with_the_fewest_tokens_is_chosen() -> None:
     assert "few" in found.title and "fast" not in found.text
 
 
-def test_a_significant_loss_of_two_points_is_tolerated_and_more_is_not() -> None:
+def test_significant_loss_of_two_points_is_tolerated_and_more_is_not() -> None:
     found = trade(("dart", 0.5, 0.885, 0.001))
     assert found.kept_accuracy and "a loss of at most 2 points" in found.text
     lost = trade(("dart", 0.5, 0.8, 0.001), ("random", 0.5, 0.7, 0.001))
@@ -59,5 +59,5 @@ def test_a_significant_loss_of_two_points_is_tolerated_and_more_is_not() -> None
     assert "dart" in lost.text and "-10.0 points" in lost.text
 
 
-def test_a_row_that_is_not_faster_is_reported_as_such() -> None:
+def test_row_that_is_not_faster_is_reported_as_such() -> None:
     assert "Not faster than full tokens (0.50x)" in trade(("dart", 0.5, 0.9, 1.0), seconds={"dart": 2.0}).text

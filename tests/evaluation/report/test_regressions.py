@@ -44,6 +44,6 @@ def test_kinds_of_questions_take_turns() -> None:
     assert found(*questions, lines("x", RIGHT, WRONG, kind="reading"), most=3) == ["0", "x", "1"]
 
 
-def test_a_score_of_one_half_counts_as_correct() -> None:
+def test_score_of_one_half_counts_as_correct() -> None:
     assert found(lines("a", "rid", "rat", "xyz"), metric="anls") == ["a"]
     assert found(lines("a", "xyz", "rat"), metric="anls") == []
