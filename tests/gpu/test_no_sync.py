@@ -2,7 +2,7 @@
 
 transformers itself waits: it compares the number of image tokens with the features (which its own switch turns off),
 looks for packed sequences in position ids, and some families read grids or masks back. The reduction adds nothing to
-that; without those places of transformers nothing waits at all. Where there is no GPU, the same is tested on a stand-in.
+that; without those places of transformers nothing waits. Where there is no GPU, a stand-in device is tested instead.
 """
 
 from __future__ import annotations
