@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .conformance import check
     from .evaluation import compare
     from .exporting import export
-    from .hooks import Attached, Kept, attach
+    from .hooks import Attached, Kept, attach, attached_to
     from .models.processors import load_processor
     from .reduction import (
         DART,
@@ -54,6 +54,7 @@ __all__ = [
     "View",
     "WindowFastV",
     "attach",
+    "attached_to",
     "check",
     "compare",
     "export",
@@ -68,7 +69,7 @@ _PACKAGE_OF = {
     "check": "conformance",
     "compare": "evaluation",
     "export": "exporting",
-    **dict.fromkeys(("Attached", "Kept", "attach"), "hooks"),
+    **dict.fromkeys(("Attached", "Kept", "attach", "attached_to"), "hooks"),
     "load_processor": "models.processors",
     "train": "training",
 }  # all others: reduction

@@ -1,5 +1,5 @@
 """The forward under reduction. The only package that registers hooks on a user's model."""
 
-from .attachment import Attached, Kept, attach
+from .attachment import Attached, Kept, attach, attached_to
 
-__all__ = ["Attached", "Kept", "attach"]
+__all__ = ["Attached", "Kept", "attach", "attached_to"]

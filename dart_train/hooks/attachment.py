@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -13,52 +14,22 @@ import torch
 from torch import Tensor, nn
 
 from ..common.environment import version_note
-from ..models.structure import SCORERS, ModelParts, find_parts
+from ..models.structure import SCORERS, ModelParts, find_parts, unwrap_model
 from ..reduction import Reducer
 from ..reduction.batch_layout import to_cpu_in_one_copy
 from ..reduction.budget import Keep
 from .answers import AnswerCollator, AnswerLocator
 from .batch_plan import GenerateCall
+from .copying import COPY, REDUCE, copy_without_hooks, refuse_pickling
 from .deepstack import patch_deepstack
 from .engine import Engine, Output
 from .forward_state import ForwardState
+from .patcher import ObjectPatcher
 from .scorers import ScorerTraining, place_scorers
 from .teacher import TeacherPass
 from .transformers_compat import LOSS_FUNCTION
 
 MARK = "_dart_train_attached"
-_ABSENT = object()
-
-
-class ObjectPatcher:
-    """Sets attributes on objects for a while. Remembers what each object's own `__dict__` held, so that undoing leaves
-    no trace."""
-
-    def __init__(self) -> None:
-        self._before: list[tuple[Any, str, Any]] = []
-        self._modules: list[tuple[Any, str, Any]] = []
-
-    def set(self, owner: Any, name: str, value: Any) -> None:
-        self._before.append((owner, name, vars(owner).get(name, _ABSENT)))
-        vars(owner)[name] = value  # not setattr: a module would register it, a property would intercept it
-
-    def set_module(self, owner: Any, name: str, module: Any) -> None:
-        """Registers a submodule, whose parameters then are the owner's."""
-        self._modules.append((owner, name, owner._modules.get(name)))
-        owner._modules[name] = module
-
-    def undo(self) -> None:
-        while self._modules:
-            owner, name, module = self._modules.pop()
-            owner._modules.pop(name, None)
-            if module is not None:
-                owner._modules[name] = module
-        while self._before:
-            owner, name, value = self._before.pop()
-            if value is _ABSENT:
-                vars(owner).pop(name, None)
-            else:
-                vars(owner)[name] = value
 
 
 @dataclass(frozen=True)
@@ -110,6 +81,7 @@ class Attached:
         self._patcher = ObjectPatcher()
         self._scorer_training: ScorerTraining | None = None
         self._handles: list[Any] = []
+        self._training_handles: list[Any] = []  # inside with_scorer_loss
 
     @property
     def reducers(self) -> tuple[Reducer, ...]:
@@ -170,12 +142,12 @@ class Attached:
         if not self._engine.scorers:
             raise ValueError("no stage has a scorer to train: attach Learned(...)")
         training = ScorerTraining(self._engine, answer_tokens)
-        handles = training.register_hooks()
-        before, self._scorer_training = self._scorer_training, training
+        before = self._scorer_training, self._training_handles
+        self._scorer_training, self._training_handles = training, [*before[1], *(handles := training.register_hooks())]
         try:
             yield
         finally:
-            self._scorer_training = before
+            self._scorer_training, self._training_handles = before
             for handle in handles:
                 handle.remove()
 
@@ -246,6 +218,29 @@ class Attached:
     def __exit__(self, *exception: object) -> None:
         self.remove()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Attached:
+        """With its model."""
+        copy.deepcopy(self._engine.parts.top, memo)
+        twin: Attached = memo[id(self)]
+        return twin
+
+    def _copy(self, module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+        """`copy.deepcopy(module)`. The copy of the model comes with the same reduction, independent of this one; that
+        of a part of it is plain."""
+        engine, top = self._engine, self._engine.parts.top
+        if module is top:
+            memo |= {id(self): None, id(engine.loss): None}  # replaced below
+        handles = [*self._handles, *self._training_handles]
+        twin = copy_without_hooks(module, memo, [handle.id for handle in handles])
+        self._patcher.undo_in_copy(memo)
+        if module is top:
+            twin_attached = attach(twin, self.reducers, output=engine.output)
+            twin_attached._patcher.take_modules_of_copy(self._patcher, memo)
+            twin_attached._engine.seed = engine.seed
+            twin_attached._engine.locator = copy.copy(engine.locator)
+            memo[id(self)] = twin_attached
+        return twin
+
     # The former names, until the next release.
     beside, without_loss, expect = with_teacher, skip_model_loss, prefetch_batch
     time_choices, choosing_seconds = time_selection, selection_seconds
@@ -257,6 +252,9 @@ class Attached:
         patcher.set(parts.top, "generate", _recording_the_prompt(engine, parts.top.generate))
         for name, value in patch_deepstack(engine).items():
             patcher.set(parts.text, name, value)
+        for part in (parts.top, parts.inner, parts.text):
+            patcher.set(part, COPY, functools.partial(self._copy, part))
+            patcher.set(part, REDUCE, refuse_pickling)
         scorers = place_scorers(parts, engine.reducers)
         if scorers is not None:
             patcher.set_module(parts.top, SCORERS, scorers)
@@ -294,6 +292,12 @@ def attach(
     name = str(getattr(parts.top.config, "_name_or_path", "") or "")
     locator = AnswerLocator(parts.visual_ids, processor, name, strict)
     return Attached(Engine(parts, stages, output, locator))._install()
+
+
+def attached_to(model: Any) -> Attached | None:
+    """What `attach` returned for this model, or for the model inside PEFT, DDP or DeepSpeed; a deep copy of a model has
+    its own. None if nothing is attached."""
+    return vars(unwrap_model(model)).get(MARK)
 
 
 @functools.cache  # once a process
