@@ -36,9 +36,9 @@ REMEDY = (
     "first answer, padding not counted); or give attach(..., processor=processor), whose chat template marks answers."
 )
 NO_LABELS = (
-    "the model was called in training without labels, so that answers may influence which visual tokens are kept, "
-    "which they cannot do in generation. A trainer takes labels away with label_smoothing_factor or compute_loss_func, "
-    "and so does a loss outside the model. "
+    "the model was called without labels in training (train mode, or gradients are recorded: infer in eval mode under "
+    "torch.no_grad()), so that answers may influence which visual tokens are kept, which they cannot do in generation. "
+    "A trainer takes labels away with label_smoothing_factor or compute_loss_func, as does a loss outside the model. "
 )
 ALL_SUPERVISED = (
     "labels supervise the text right after an image, as a loss over the whole sequence does (the default of TRL's "

@@ -276,7 +276,8 @@ def attach(
     """Put a reduction, or several stages of it, on a Hugging Face vision-language model.
 
     output: `expand` keeps the length of the model's output, for trainers and scripts that do not know about the
-    reduction; `compact` returns short states, and with labels the logits of supervised positions only: the cheapest.
+    reduction: in logits and in each entry of output_hidden_states a dropped token repeats the kept one before it.
+    `compact` returns short states, and with labels the logits of supervised positions only: the cheapest.
     Both give the same loss.
     processor: the model's processor or tokenizer, by default that of the folder the model was loaded from. Its chat
     template shows where answers begin in training where labels do not: they are missing, or supervise the prompt too.

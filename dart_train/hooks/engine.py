@@ -230,6 +230,8 @@ class Engine:
             final = teacher.final_states(self.parts.norm)
             states = append_teacher(states, self._shape_output(teacher.state, final)[0])
         output.last_hidden_state = states
+        if state is not None and reduced and self.output == "expand":
+            self._expand_hidden_states(state, output)
         if state is None or not reduced:
             self.loss.prepare(None, None, with_teacher=teacher is not None)
             return output
@@ -238,6 +240,18 @@ class Engine:
         if cache is not None and not state.is_noop:
             store_cache_state(cache, state.cache_state(), first_layer_is_reduced=self.reducers[0].layer == 0)
         return output
+
+    def _expand_hidden_states(self, state: ForwardState, output: Any) -> None:
+        """output_hidden_states=True: entry i > 0 is the output of layer i - 1, the last one after the final norm; entry
+        0 is the input of layer 0, which a reduction at K = 0 has shortened."""
+        entries = getattr(output, "hidden_states", None)
+        if not entries:
+            return
+        expanded = []
+        for number, entry in enumerate(entries):
+            stages = sum(reducer.layer < max(number, 1) for reducer in self.reducers)
+            expanded.append(state.stages[stages - 1].kept.expand(entry) if stages and entry is not None else entry)
+        output.hidden_states = tuple(expanded)
 
     def _shape_output(self, state: ForwardState | None, states: Tensor) -> tuple[Tensor, SupervisedTargets | None]:
         """The states that the head runs on. Compact with labels: those of supervised positions only."""

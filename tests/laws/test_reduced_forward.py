@@ -128,3 +128,25 @@ def test_pooling_puts_the_mean_of_each_cell_at_its_middle() -> None:
     with torch.no_grad():
         truth = masked_logits(model, batch, [(2, kept.mask)], change)
     assert first_difference(logits, truth, kept.mask) < ROUNDING
+
+
+@pytest.mark.parametrize("layers", [(0, 2), (1, 2)], ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_hidden_states_have_one_length_in_expand_mode(name: str, layers: tuple[int, int]) -> None:
+    """And at kept tokens they are those of the short sequence, which compact mode returns."""
+    model, batch = model_of(name), batch_of(name)
+    stages = [DART(layer=layers[0], keep=20), DART(layer=layers[1], keep=8)]
+    with torch.no_grad(), attach(model, stages) as attached:
+        expanded = model(**batch, output_hidden_states=True).hidden_states
+        kept = attached.last
+    with torch.no_grad(), attach(model, stages, output="compact"):
+        short = model(**batch, output_hidden_states=True).hidden_states
+    assert kept is not None and len(expanded) == len(short)
+    assert {states.shape[1] for states in expanded} == {batch["input_ids"].shape[1]}
+    for number, (full, small) in enumerate(zip(expanded, short, strict=True)):
+        stage = sum(layer < max(number, 1) for layer in layers)
+        if not stage:
+            assert torch.equal(full, small)
+            continue
+        for row, mask in enumerate(kept.stages[stage - 1]):
+            assert torch.equal(full[row][mask], small[row][-int(mask.sum()) :])
