@@ -1,4 +1,4 @@
-"""Every module can be imported, in whatever order."""
+"""Every module can be imported."""
 
 from __future__ import annotations
 

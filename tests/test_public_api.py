@@ -141,7 +141,7 @@ def _problems(result: Snapshot) -> list[str]:
 
 
 def _recipe(file: Path) -> Any:
-    """With every default written out. The base model's recipe has a command of its own: as it stands."""
+    """With every default written out. The base model's recipe, which has its own command, is read unchanged."""
     plain = yaml.safe_load(file.read_text())
     if "stages" in plain:
         return plain

@@ -1,6 +1,6 @@
 """Runs, checkpoints and exports written by earlier code still load, answer the same, and resume.
 
-`fixtures/written_before/README.md` says by which commit the files were written, and how."""
+`fixtures/written_before/README.md` states by which commit the files were written, and how."""
 
 from __future__ import annotations
 

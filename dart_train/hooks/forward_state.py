@@ -20,7 +20,7 @@ Pivots = tuple[Tensor, Tensor]  # [R, P] positions, [R, P] bool: which of them c
 
 @dataclass(frozen=True)
 class TokenScores:
-    """What a trained scorer said of the tokens that a stage could choose from."""
+    """The scores of a trained scorer for the tokens that a stage can select from."""
 
     logits: Tensor  # [R, N], differentiable
     positions: Tensor  # [R, N] of the full sequence

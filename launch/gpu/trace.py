@@ -1,4 +1,4 @@
-"""What a profiler trace says: the longest kernels, and what was launched within a named range.
+"""Read from a profiler trace: the longest kernels, and the launches within a named range.
 
 On a GPU a piece of work is a kernel, a copy or a fill, launched by a call of the CUDA runtime; a trace of a CPU has
 operators instead, of which the innermost count that are more than another view of the same memory.

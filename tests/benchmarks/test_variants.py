@@ -1,4 +1,4 @@
-"""The benches of complete models: each variant does what its name says, and the bound is what was counted."""
+"""The benches of complete models: each variant does what its name states, and the bound is the counted one."""
 
 from __future__ import annotations
 

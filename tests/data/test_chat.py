@@ -45,10 +45,10 @@ def test_supervised_tokens_are_the_answers_and_their_end_tokens(name, marks):
     encoder = Encoder(processor if marks else unmarked(processor))
     assert encoder.template.marked == marks
     for row in (sample(), sample(("No image here?",), ANSWERS[:1]), sample(system="Be brief.")):
-        said = [turn.texts[0] for turn in row.turns if turn.role == "assistant"]
+        answers = [turn.texts[0] for turn in row.turns if turn.role == "assistant"]
         spans = supervised(encoder, row)
         decoded = [processor.tokenizer.decode(span[:-1]).strip() for span in spans]
-        assert decoded == said
+        assert decoded == answers
         assert {span[-1] for span in spans} == {processor.tokenizer.eos_token_id}
 
 

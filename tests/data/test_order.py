@@ -48,8 +48,8 @@ def test_weights_set_how_often_an_epoch_shows_a_source(size, weight):
     assert len(order) == shown + 10 and sum(counts[row] for row in range(size)) == shown
     assert all(counts[row] == 1 for row in range(size, size + 10))
     over_many = Counter(row for epoch in range(4) for row in order.epoch(epoch) if row < size)
-    seen = [over_many[row] for row in range(size)]
-    assert max(seen) - min(seen) <= 1  # half of the rows now, the other half next
+    shows = [over_many[row] for row in range(size)]
+    assert max(shows) - min(shows) <= 1  # half of the rows now, the other half next
 
 
 def test_order_of_a_seed_is_the_same_on_every_machine():
@@ -70,9 +70,9 @@ def test_ranks_together_read_consecutive_positions(size, batch, world, accumulat
     steps = start + 4
     ranks = [RankBatchSampler(order, batch, steps, rank, world, accumulation, start) for rank in range(world)]
     batches = zip(*ranks, strict=True)
-    seen = [row for together in batches for rows in together for row in rows]
+    read = [row for together in batches for rows in together for row in rows]
     step = batch * world * accumulation
-    assert seen == order.rows(start * step, 4 * step)
+    assert read == order.rows(start * step, 4 * step)
 
 
 def test_steps_for_covers_the_epochs():
@@ -93,13 +93,13 @@ def test_unusable_rows_are_not_in_the_order(sizes, seed, group, data):
 
 @pytest.mark.parametrize("worlds", [(2, 2), (2, 1), (1, 4), (4, 2)])
 def test_resume_with_other_ranks_repeats_and_omits_no_row(worlds):
-    order, seen = DeterministicOrder([101], seed=5), []
+    order, read = DeterministicOrder([101], seed=5), []
     for world in worlds:
-        start = len(seen) // (3 * world)
-        assert start * 3 * world == len(seen)
+        start = len(read) // (3 * world)
+        assert start * 3 * world == len(read)
         ranks = [RankBatchSampler(order, 3, start + 24 // world, rank, world, 1, start) for rank in range(world)]
-        seen += [row for step in zip(*ranks, strict=True) for batch in step for row in batch]
-    assert len(seen) == 144 and sorted(seen[:101]) == list(range(101)) and len(set(seen[101:])) == 43
+        read += [row for step in zip(*ranks, strict=True) for batch in step for row in batch]
+    assert len(read) == 144 and sorted(read[:101]) == list(range(101)) and len(set(read[101:])) == 43
 
 
 RUN = """
@@ -146,10 +146,10 @@ def test_sigkill_and_resume_read_every_row_once_an_epoch(tmp_path):
         journal.write_text("".join(line + "\n" for line in kept[:complete]))
     assert [rank.wait(120) for rank in start()] == [0, 0]
     both = [[json.loads(line) for line in journal.read_text().splitlines()] for journal in journals]
-    seen = [row for step in zip(*both, strict=True) for rows in step for row in rows]
-    assert len(seen) == 40 * 8
+    read = [row for step in zip(*both, strict=True) for rows in step for row in rows]
+    assert len(read) == 40 * 8
     for epoch in range(3):
-        assert sorted(seen[epoch * 83 : (epoch + 1) * 83]) == list(range(83))
+        assert sorted(read[epoch * 83 : (epoch + 1) * 83]) == list(range(83))
 
 
 @pytest.mark.parametrize(

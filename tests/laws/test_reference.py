@@ -24,14 +24,14 @@ def rows_of(name: str) -> list[Any]:
 
 def shown_by_the_plain_model(model: Any, batch: dict[str, Tensor], layer: int) -> tuple[Tensor, Tensor]:
     """One sample: the input of `layer` [L, D], and the keys [H, L, d] in the cache of the layer before it."""
-    seen: list[Tensor] = []
-    hook = model.get_decoder().layers[layer].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    inputs: list[Tensor] = []
+    hook = model.get_decoder().layers[layer].register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
     try:
         with torch.no_grad():
             cache = cache_in_output(model(**batch, use_cache=True))
     finally:
         hook.remove()
-    return seen[0][0], cache.layers[layer - 1].keys[0]
+    return inputs[0][0], cache.layers[layer - 1].keys[0]
 
 
 def kept_by_the_reference(name: str, model: Any, batch: dict[str, Tensor], reducer: DART) -> list[int]:

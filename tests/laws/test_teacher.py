@@ -129,10 +129,10 @@ def test_tower_and_first_layers_run_once_and_the_others_twice() -> None:
     inner, runs = model.get_base_model().model, dict.fromkeys(["tower", *range(5)], 0)
 
     def count(name: Any) -> Any:
-        def seen(*args: Any) -> None:
+        def increment(*args: Any) -> None:
             runs[name] += 1
 
-        return seen
+        return increment
 
     hooks = [inner.vision_tower.register_forward_hook(count("tower"))]
     hooks += [layer.mlp.register_forward_hook(count(i)) for i, layer in enumerate(inner.language_model.layers)]

@@ -109,6 +109,6 @@ def test_all_problems_are_reported_together(
 ) -> None:
     with pytest.raises(ValueError) as error:
         reducer(**{"keep": 9, **options})  # type: ignore[arg-type]
-    said = str(error.value)
-    assert said.startswith(reducer.__name__)
-    assert all(name in said for name in named) and said.count("expected") == len(named)
+    message = str(error.value)
+    assert message.startswith(reducer.__name__)
+    assert all(name in message for name in named) and message.count("expected") == len(named)

@@ -70,15 +70,15 @@ def test_all_problems_are_reported_together_with_suggestions() -> None:
     options = {"keep": 0, "layers": 2, "image_pivot": 4, "zzz": 1}
     with pytest.raises(ValueError) as error:
         from_config({"method": "dart", **options})
-    said = str(error.value)
-    assert all(f"unknown option '{name}'" in said for name in ("layers", "image_pivot", "zzz"))
-    assert "did you mean layer?" in said and "did you mean image_pivots?" in said
-    assert "keep=0: expected" in said
-    assert "keep, layer, per, merge, image_pivots" in said  # what would have been right
+    message = str(error.value)
+    assert all(f"unknown option '{name}'" in message for name in ("layers", "image_pivot", "zzz"))
+    assert "did you mean layer?" in message and "did you mean image_pivots?" in message
+    assert "keep=0: expected" in message
+    assert "keep, layer, per, merge, image_pivots" in message  # the known options
 
 
 @pytest.mark.parametrize(
-    ("method", "said"),
+    ("method", "message"),
     [
         ("dartt", "method='dartt': expected one of dart, .*did you mean dart?"),
         ("uniform_grid", "did you mean uniform?"),
@@ -91,8 +91,8 @@ def test_all_problems_are_reported_together_with_suggestions() -> None:
         ("json:JSONDecoder", "expected a subclass of dart_train.Reducer, found"),
     ],
 )
-def test_something_that_is_not_a_method_is_refused_by_name(method: object, said: str) -> None:
-    with pytest.raises(ValueError, match=said.replace("?", re.escape("?"))):
+def test_something_that_is_not_a_method_is_refused_by_name(method: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message.replace("?", re.escape("?"))):
         from_config({"method": method, "keep": 4})
 
 

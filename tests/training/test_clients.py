@@ -19,11 +19,11 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # trl asks tra
 
 class Losses(TrainerCallback):
     def __init__(self) -> None:
-        self.seen: list[float] = []
+        self.losses: list[float] = []
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if "loss" in logs:
-            self.seen.append(logs["loss"])
+            self.losses.append(logs["loss"])
 
 
 def rows(number: int) -> Dataset:
@@ -62,7 +62,7 @@ def sft(folder: Path, family: str, reducer: Any, **more: Any) -> tuple[list[floa
     config = SFTConfig(**options(folder, **more), max_length=None)
     trainer = SFTTrainer(model, config, train_dataset=rows(12), processing_class=processor, callbacks=[losses])
     trainer.train()
-    return losses.seen, attached
+    return losses.losses, attached
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
@@ -92,7 +92,7 @@ def bare(folder: Path, reducer: Any) -> tuple[list[float], Any]:
     arguments = TrainingArguments(**options(folder))
     trainer = Trainer(model, arguments, data_collator=collate, train_dataset=rows(12), callbacks=[losses])
     trainer.train()
-    return losses.seen, attached
+    return losses.losses, attached
 
 
 def test_plain_trainer_trains_with_two_lines_added(tmp_path: Path) -> None:

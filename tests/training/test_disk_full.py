@@ -110,7 +110,7 @@ def test_read_only_folder_ends_the_run_and_keeps_earlier_checkpoints(
     assert main([str(recipe), f"train.output_dir={run}", *STEPS, "train.max_steps=2"]) == 0
     good, begin = contents(run / "checkpoint-2"), CheckpointWriter._make_draft
     place = run if way == "closed" else draft_folder(run, 4)
-    close, reopen, said = {
+    close, reopen, message = {
         "closed": (["chattr", "+i"], ["chattr", "-i"], "Operation not permitted"),
         "read-only": (["mount", "-t", "tmpfs", "-o", "ro", "tmpfs"], ["umount", "-l"], "Read-only file system"),
     }[way]
@@ -128,5 +128,5 @@ def test_read_only_folder_ends_the_run_and_keeps_earlier_checkpoints(
     finally:
         subprocess.run([*reopen, str(place)], check=False)
     output = capsys.readouterr().err
-    assert said in output or "busy" in output
+    assert message in output or "busy" in output
     assert contents(run / "checkpoint-2") == good and latest_complete(run)[0] == run / "checkpoint-2"

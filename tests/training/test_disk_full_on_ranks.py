@@ -16,25 +16,25 @@ from tests.fixtures.run_scene import ROOT, launch, losses, make_recipe
 
 pytestmark = pytest.mark.deepspeed
 STEPS = ["train.max_steps=6", "train.save_steps=2", "train.save_total_limit=null", "train.per_device_batch_size=1"]
-# name: who is starved, how, the ZeRO stage, and what the recipe says of it
+# name: which rank cannot write, how, the ZeRO stage, and train.on_save_error
 CASES = {
     "a full disk": (0, "full", 2, "stop"),
-    "a full disk that is borne": (0, "full", 3, "continue"),
+    "a full disk, continue": (0, "full", 3, "continue"),
     "a quota of rank 0": (0, "small files", 3, "stop"),
     "a quota of rank 1": (1, "small files", 2, "stop"),
-    "a quota of rank 1 that is borne": (1, "small files", 2, "continue"),
+    "a quota of rank 1, continue": (1, "small files", 2, "continue"),
     "a closed folder": (0, "closed", 2, "stop"),
     "a read-only disk": (0, "read-only", 3, "stop"),
-    "a read-only disk that is borne": (0, "read-only", 2, "continue"),
+    "a read-only disk, continue": (0, "read-only", 2, "continue"),
 }
-SAID = {
+MESSAGES = {
     "full": r"\(0\.[01] MiB free on that disk\)",
     "small files": "File too large|MiB free on that disk",  # torch keeps the reason to itself
     "closed": "Operation not permitted",
     "read-only": "Read-only file system",
 }
-GOES_ON = [name for name, case in CASES.items() if case[3] == "continue"]
-STOPS = [name for name in CASES if name not in GOES_ON]
+CONTINUES = [name for name, case in CASES.items() if case[3] == "continue"]
+STOPS = [name for name in CASES if name not in CONTINUES]
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +54,10 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
                     *STEPS,
                     f"train.output_dir={place / name}",
                     f"train.zero_stage={stage}",
-                    f"train.on_save_error={say}",
+                    f"train.on_save_error={on_error}",
                 ],
             }
-            for name, (rank, how, stage, say) in CASES.items()
+            for name, (rank, how, stage, on_error) in CASES.items()
             if how != "closed" or closable(place)
         ]
         (folder / "jobs.json").write_text(json.dumps(jobs))
@@ -91,18 +91,18 @@ def test_earlier_checkpoint_is_unchanged(disk: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", STOPS)
 def test_every_rank_stops_with_the_same_message(disk: Path, name: str) -> None:
-    said = [(disk / name / f"refused-{rank}.txt").read_text() for rank in (0, 1)]
+    messages = [(disk / name / f"refused-{rank}.txt").read_text() for rank in (0, 1)]
     rank, how, *_ = CASES[name]
-    assert said[0] == said[1] and re.search(SAID[how], said[0])
+    assert messages[0] == messages[1] and re.search(MESSAGES[how], messages[0])
     assert (
-        "the checkpoint of step 4 could not be written: rank " in said[0]
-        and "earlier checkpoints are unchanged" in said[0]
+        "the checkpoint of step 4 could not be written: rank " in messages[0]
+        and "earlier checkpoints are unchanged" in messages[0]
     )
-    assert how != "small files" or f"rank {rank}: " in said[0]
+    assert how != "small files" or f"rank {rank}: " in messages[0]
     assert losses(disk / name)[-1]["step"] <= 4
 
 
-@pytest.mark.parametrize("name", GOES_ON)
+@pytest.mark.parametrize("name", CONTINUES)
 def test_every_rank_continues_to_the_end(disk: Path, name: str) -> None:
     assert not list((disk / name).glob("refused-*.txt"))
     assert {len(json.loads((disk / name / f"kept-{rank}.json").read_text())) for rank in (0, 1)} == {6}

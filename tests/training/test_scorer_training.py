@@ -67,15 +67,15 @@ def test_load_attaches_the_trained_scorer(alone: Path) -> None:
 
 def test_lora_and_scorer_learn_together_and_resume_exactly(folder: Path) -> None:
     options = [*LEARNED, "train.save_steps=3", "train.lr_scheduler=constant"]
-    whole = train(folder, "whole", *options, "train.max_steps=6")
-    train(folder, "halves", *options, "train.max_steps=6", "train.max_steps=3")
-    resumed = train(folder, "halves", *options, "train.max_steps=6")
+    full = train(folder, "full", *options, "train.max_steps=6")
+    train(folder, "two_parts", *options, "train.max_steps=6", "train.max_steps=3")
+    resumed = train(folder, "two_parts", *options, "train.max_steps=6")
     pairs: list[list[Any]] = [
-        [(line["loss"], line["scorer_loss"]) for line in losses(folder / name)][3:] for name in ("whole", "halves")
+        [(line["loss"], line["scorer_loss"]) for line in losses(folder / name)][3:] for name in ("full", "two_parts")
     ]
     assert len(pairs[0]) == 3 and pairs[0] == pairs[1]
     for file in (SCORER_FILE, "adapter_model.safetensors"):
-        assert all(torch.equal(x, load_file(resumed / file)[name]) for name, x in load_file(whole / file).items())
+        assert all(torch.equal(x, load_file(resumed / file)[name]) for name, x in load_file(full / file).items())
 
 
 def test_training_starts_from_given_scorers(folder: Path, alone: Path) -> None:

@@ -42,8 +42,8 @@ def test_sigterm_finishes_and_saves_the_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: signal.Signals
 ) -> None:
     recipe, reporters = make_recipe(tmp_path), run_module._reporters
-    whole = tmp_path / "whole"
-    train(recipe, [*LONG, f"train.output_dir={whole}"])
+    uninterrupted = tmp_path / "uninterrupted"
+    train(recipe, [*LONG, f"train.output_dir={uninterrupted}"])
     with monkeypatch.context() as patch:
         patch.setattr(run_module, "_reporters", lambda prepared: [*reporters(prepared), Asks(number)])
         assert main([str(recipe), *LONG]) == STOPPED
@@ -51,7 +51,7 @@ def test_sigterm_finishes_and_saves_the_step(
     assert latest_complete(tmp_path / "run")[0] == tmp_path / "run" / "checkpoint-3"
     assert signal.getsignal(number) is signal.SIG_DFL
     assert main([str(recipe), *LONG]) == 0
-    assert [line["loss"] for line in losses(tmp_path / "run")] == [line["loss"] for line in losses(whole)]
+    assert [line["loss"] for line in losses(tmp_path / "run")] == [line["loss"] for line in losses(uninterrupted)]
 
 
 def test_process_start_time_of_a_killed_process() -> None:

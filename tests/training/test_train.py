@@ -135,7 +135,7 @@ def test_keep_all_equals_the_plain_trainer(recipe: Path, tmp_path: Path, reducti
     """Hugging Face's Trainer on the same rows in the same order, with no code of ours in it."""
     ours = go(recipe, tmp_path / "ours", f"reduction={reduction}", *FULL)
     read = load_recipe(recipe, ["train.max_steps=6", "train.per_device_batch_size=2"])
-    model, processor, seen = FAMILIES["llava"].model(), FAMILIES["llava"].processor(), RecordedLogs()
+    model, processor, logs = FAMILIES["llava"].model(), FAMILIES["llava"].processor(), RecordedLogs()
     feed = TrainFeed.open(read, RankInfo(0, 1, 1, False), processor)
     assert feed.order is not None
     rows = [number for batch in RankBatchSampler(feed.order, 2, 6) for number in batch]
@@ -145,9 +145,9 @@ def test_keep_all_equals_the_plain_trainer(recipe: Path, tmp_path: Path, reducti
         lr_scheduler_type="cosine", logging_steps=1, save_strategy="no", report_to="none", use_cpu=True, bf16=False,
         disable_tqdm=True, remove_unused_columns=False, train_sampling_strategy="sequential",
     )  # fmt: skip
-    Trainer(model, arguments, Collator(processor), encoded, callbacks=[seen]).train()
+    Trainer(model, arguments, Collator(processor), encoded, callbacks=[logs]).train()
     for name in ("loss", "grad_norm"):
-        assert [line[name] for line in ours] == pytest.approx([line[name] for line in seen.lines], rel=1e-3), name
+        assert [line[name] for line in ours] == pytest.approx([line[name] for line in logs.lines], rel=1e-3), name
 
 
 @pytest.mark.parametrize("method", ["dart", "fastv", "random", "pooling", "uniform", "balance"])

@@ -66,8 +66,8 @@ def test_exactly_the_chosen_parameters_train(family: str, modes: tuple[str, str,
     adapters = "lora" in modes
     for name in before:
         mode, inside = chosen[belongs(name)], _plain(name)
-        whole = mode == "full" and (trained(name) or not adapters) and ".original_module." not in name
-        should = (mode == "lora" and "lora_" in name) or whole
+        full = mode == "full" and (trained(name) or not adapters) and ".original_module." not in name
+        should = (mode == "lora" and "lora_" in name) or full
         if "image_newline" in name or (inside not in reached and "lora_" not in name):
             continue
         if "lora_" in name and f"{inside}.weight" not in reached:
@@ -128,8 +128,8 @@ def test_parameter_groups_have_the_learning_rate_of_their_part() -> None:
 
 def test_parameter_counts_exclude_copies_of_peft() -> None:
     model = FAMILIES["llava"].model()
-    whole = sum(parameter.numel() for parameter in model.parameters())
+    own = sum(parameter.numel() for parameter in model.parameters())
     made = count_parameters(choose_parameters(model, make_parts("frozen", "full", "lora")))
     adapters = made["language"][0]
-    assert sum(all_ for _, all_ in made.values()) == whole + adapters
+    assert sum(all_ for _, all_ in made.values()) == own + adapters
     assert made["vision"][0] == 0 and made["projector"][0] == made["projector"][1]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Turns:
-    """The text around a turn. `assistant` is also the prompt to answer; `says` begins the supervised text."""
+    """The text around a turn. `assistant` is also the prompt to answer; `opening` begins the supervised text."""
 
     user: tuple[str, str]
     assistant: tuple[str, str]
@@ -15,7 +15,7 @@ class Turns:
     image: str
     video: str = "<video>"
     start: str = ""
-    says: str = ""
+    opening: str = ""
     after: str = ""  # between the assistant's end token and the next turn; not supervised
 
     def template(self) -> str:
@@ -23,7 +23,7 @@ class Turns:
             "USER_OPEN": self.user[0],
             "USER_CLOSE": self.user[1],
             "ASSISTANT": self.assistant[0],
-            "SAYS": self.says,
+            "OPENING": self.opening,
             "END": self.assistant[1],
             "AFTER": self.after,
             "SYSTEM_OPEN": self.system[0],
@@ -58,7 +58,7 @@ _TEMPLATE = """
 {%- for message in messages -%}
 {%- if message['role'] == 'assistant' -%}
 {{- <ASSISTANT> -}}
-{%- generation -%}{{- <SAYS> -}}{{- parts(message['content']) -}}{{- <END> -}}{%- endgeneration -%}
+{%- generation -%}{{- <OPENING> -}}{{- parts(message['content']) -}}{{- <END> -}}{%- endgeneration -%}
 {{- <AFTER> -}}
 {%- elif message['role'] == 'system' -%}
 {{- <SYSTEM_OPEN> -}}{{- parts(message['content']) -}}{{- <SYSTEM_CLOSE> -}}
