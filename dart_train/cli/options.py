@@ -19,7 +19,7 @@ REFUSED = 2  # wrong options, recipe, data or folder: nothing was started
 BAD_STEP = 3  # a NaN or Inf loss or gradient, with train.on_nan: stop
 NOT_SAVED = 4  # a checkpoint could not be written, with train.on_save_error: stop
 RANK_LOST = 5  # another rank has died or makes no progress
-STOPPED = 75  # by SIGTERM or SIGUSR1; a checkpoint was written, and the same command resumes
+STOPPED = 75  # by SIGTERM, SIGUSR1 or, in a training, Ctrl-C; a checkpoint was written, and the same command resumes
 INTERRUPTED = 130
 
 REFUSALS = (ValueError, NotImplementedError, OSError, ImportError)  # errors of the user or of the environment
@@ -57,6 +57,8 @@ def reports_errors(command: str) -> Callable[[Command], Command]:
             except REFUSALS as error:
                 return report_error(command, error)
             except KeyboardInterrupt:
+                if rank() == 0:
+                    print(f"{command}: interrupted", file=sys.stderr, flush=True)
                 return INTERRUPTED
 
         return reporting

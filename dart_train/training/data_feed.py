@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -125,6 +128,22 @@ def _order(
     return DeterministicOrder(sizes, weights, data.seed, lengths, group)
 
 
+def leave_signals_to_the_rank(worker: int) -> None:
+    """In a process of a loader: a request to stop (Ctrl-C, SIGTERM from a scheduler or from the launcher) reaches all
+    processes, and the rank needs the rows of its last step. SIGTERM from the rank itself ends the process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, name="sigterm-watch", daemon=True).start()
+
+
 def _loader(dataset: Dataset[Any], feed: TrainFeed, **options: Any) -> DataLoader[Any]:
     workers = feed.recipe.data.workers
     return DataLoader(
@@ -135,5 +154,6 @@ def _loader(dataset: Dataset[Any], feed: TrainFeed, **options: Any) -> DataLoade
         # Its own generator: starting a loader must not advance the one that dropout draws from.
         generator=torch.Generator(),
         multiprocessing_context="fork" if workers else None,
+        worker_init_fn=leave_signals_to_the_rank,
         **options,
     )

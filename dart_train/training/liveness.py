@@ -1,9 +1,10 @@
 """Ending a run in an orderly way: requests to stop, launchers that are gone, and ranks that are lost or silent.
 
-Requests to stop. Schedulers send SIGTERM, or SIGUSR1 some time before; the launcher passes SIGTERM on and kills after
-30 seconds. The step is finished, a checkpoint written, and every rank leaves after the same step. A launcher that was
-killed passes nothing on: its ranks notice and stop in the same way, also those that were still loading. One case is
-not noticed: the `deepspeed` command killed before it has started its ranks' launcher, which then trains on.
+Requests to stop. Schedulers send SIGTERM, or SIGUSR1 some time before; Ctrl-C sends SIGINT to every process of the
+terminal; the launcher passes both on as SIGTERM and kills after 30 seconds. The step is finished, a checkpoint written,
+and every rank leaves after the same step. A launcher that was killed passes nothing on: its ranks notice and stop in
+the same way, also those that were still loading. One case is not noticed: the `deepspeed` command killed before it has
+started its ranks' launcher, which then trains on.
 
 Lost ranks. A rank that dies closes its connections, and the launcher ends the others within half a minute. A rank that
 is suspended, or a broken link, is not noticed by either: groups that DeepSpeed makes wait for their own, far longer
@@ -25,7 +26,8 @@ from typing import Any
 import torch.distributed as dist
 
 LOST = 5  # exit code of a rank that has lost another one
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+_REPEATED_SECONDS = 2.0  # torchrun sends SIGINT to ranks that have it from the terminal already
 _POLL_SECONDS = 1.0
 _SETTLE_SECONDS = 5.0  # a process that fails closes its connections some time before it is gone
 # In messages of gloo and NCCL: that a collective failed because of another rank.
@@ -41,6 +43,7 @@ class StopRequest:
         self.reason: str | None = "the launcher is gone" if launched and _launcher_is_gone() else None
         self.agreed = False
         self.launchers = _launchers() if launched else {}
+        self._interrupted: float | None = None  # when the first Ctrl-C came
         self._previous_handlers: dict[int, Any] = {}
         self._finished = threading.Event()
 
@@ -57,13 +60,25 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            self._on_interrupt()
         self.reason = signal.Signals(number).name
+
+    def _on_interrupt(self) -> None:
+        """The first Ctrl-C is a request to stop; a later one ends the process at once."""
+        now = time.monotonic()
+        if self._interrupted is not None and now - self._interrupted > _REPEATED_SECONDS:
+            raise KeyboardInterrupt
+        if self._interrupted is None and os.environ.get("RANK", "0") == "0":
+            # Not `print`: the signal may have interrupted one.
+            os.write(2, b"train: the step is finished and a checkpoint written; Ctrl-C again ends at once\n")
+        self._interrupted = now if self._interrupted is None else self._interrupted
 
     def _watch_launchers(self) -> None:
         while not self._finished.wait(_POLL_SECONDS):
             gone = [pid for pid, started in self.launchers.items() if process_start_time(pid) != started]
             if gone:
-                self.reason = f"the launcher (process {gone[0]}) is gone"
+                self.reason = self.reason or f"the launcher (process {gone[0]}) is gone"
                 return
 
 

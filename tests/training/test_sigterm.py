@@ -37,11 +37,11 @@ class Asks(TrainerCallback):
             os.kill(os.getpid(), self.number)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_sigterm_finishes_and_saves_the_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: signal.Signals
 ) -> None:
-    recipe, reporters = make_recipe(tmp_path), run_module._reporters
+    recipe, reporters, before = make_recipe(tmp_path), run_module._reporters, signal.getsignal(number)
     uninterrupted = tmp_path / "uninterrupted"
     train(recipe, [*LONG, f"train.output_dir={uninterrupted}"])
     with monkeypatch.context() as patch:
@@ -49,9 +49,41 @@ def test_sigterm_finishes_and_saves_the_step(
         assert main([str(recipe), *LONG]) == STOPPED
     assert f"stopped at step 3 ({number.name}). Run the same command to resume from " in capsys.readouterr().out
     assert latest_complete(tmp_path / "run")[0] == tmp_path / "run" / "checkpoint-3"
-    assert signal.getsignal(number) is signal.SIG_DFL
+    assert signal.getsignal(number) is before
     assert main([str(recipe), *LONG]) == 0
     assert [line["loss"] for line in losses(tmp_path / "run")] == [line["loss"] for line in losses(uninterrupted)]
+
+
+TWO_WORKERS = ["data.workers=2", "train.max_steps=40", "train.save_steps=1000", "train.per_device_batch_size=2"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_to_all_processes_of_a_run_with_loader_processes(tmp_path: Path, number: signal.Signals) -> None:
+    """As Ctrl-C in a terminal, or a scheduler's kill, sends it: the loader's processes get it too."""
+    recipe, run = make_recipe(tmp_path), tmp_path / "run"
+    command = [sys.executable, "-m", "dart_train", "train", str(recipe), *TWO_WORKERS]
+    with (tmp_path / "log").open("w") as log, subprocess.Popen(
+        command, stdout=log, stderr=log, start_new_session=True
+    ) as process:  # fmt: skip
+        _until(lambda: process.poll() is not None or ((run / "metrics.jsonl").is_file() and len(losses(run)) >= 2))
+        os.killpg(process.pid, number)
+        code = process.wait(60)
+    output = (tmp_path / "log").read_text()
+    assert code == STOPPED and "Traceback" not in output, output[-3000:]
+    assert output.count(f"stopped at step {losses(run)[-1]['step']} ({number.name})") == 1
+    assert latest_complete(run)[0] == run / f"checkpoint-{losses(run)[-1]['step']}"
+
+
+def test_second_ctrl_c_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = StopRequest(launched=False)
+    with stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)  # torchrun repeats the terminal's
+        assert stop.reason == "SIGINT"
+        monkeypatch.setattr(stopping, "_REPEATED_SECONDS", 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
 
 
 def test_process_start_time_of_a_killed_process() -> None:

@@ -24,27 +24,35 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_recipe(tmp_path_factory.mktemp("stopping"))
 
 
-@pytest.mark.parametrize("way", ["one rank", "all processes", "the command"])
+@pytest.mark.parametrize("way", ["one rank", "all processes", "the command", "its launcher", "ctrl-c"])
 def test_sigterm_all_ranks_save_the_same_step_and_exit(
     recipe: Path, tmp_path: Path, way: str, record_property: Callable[[str, object], None]
 ) -> None:
     """One rank: a scheduler's early signal. All processes: the signal that ends a job. The command: its own end, which
-    DeepSpeed's launcher survives and the ranks notice."""
+    DeepSpeed's launcher survives and the ranks notice. Its launcher: the process between the command and the ranks,
+    which sends SIGTERM on to all of theirs. Ctrl-C: SIGINT to all processes, and then what the launcher sends."""
     run = tmp_path / "run"
-    began = Launched(recipe, *LONG, f"train.output_dir={run}", log=tmp_path / "log")
+    began = Launched(recipe, *LONG, "data.workers=2", f"train.output_dir={run}", log=tmp_path / "log")
     wait_for_step(began, run, 2)
     signalled = time.monotonic()
     if way == "one rank":
         rank = began.rank(1)
         assert rank is not None
         rank.send_signal(signal.SIGUSR1)
-    elif way == "all processes":
-        os.killpg(began.runner.pid, signal.SIGTERM)
+    elif way in ("all processes", "ctrl-c"):
+        os.killpg(began.runner.pid, signal.SIGTERM if way == "all processes" else signal.SIGINT)
+    elif way == "its launcher":
+        (launcher,) = began.launcher().children()
+        launcher.terminate()
     else:
         began.runner.terminate()
     code, output = began.end(), began.log.read_text(errors="replace")
     record_property("seconds", time.monotonic() - signalled)
     assert (code == STOPPED) if way == "one rank" else (code != 0)
-    assert f"stopped at step {logged_step(run)}" in output and "Run the same command to resume from" in output
+    assert output.count(f"stopped at step {logged_step(run)}") == 1 and "Run the same command to resume from" in output
     assert latest_complete(run)[0] == run / f"checkpoint-{logged_step(run)}"
+    if way == "ctrl-c":  # the `deepspeed` command itself, which handles no signal, prints one
+        assert output.count("Traceback") <= 1 and output.count("Ctrl-C again ends at once") == 1
+    else:
+        assert "Traceback" not in output
     assert not began.held_ports()
