@@ -15,7 +15,14 @@ import torch
 from ..common.io import EXPECTED_ERRORS, ProblemCollector
 from ..hooks import Attached, attach
 from ..hooks.engine import Output
-from ..models.loading import WeightsSource, attention_kernel, build_meta_model, missing_weights, read_model
+from ..models.loading import (
+    WeightsSource,
+    attention_kernel,
+    build_meta_model,
+    choose_device,
+    missing_weights,
+    read_model,
+)
 from ..models.processors import load_processor
 from ..reduction import DART, FewerPixels, Reducer, from_config
 from ..reduction.budget import Keep
@@ -94,6 +101,7 @@ def load(
     base: where an adapter's base model is now, if it was moved. merge: False leaves the adapter inside PEFT.
     Raises a ValueError with everything that is wrong, before any weight is read.
     """
+    chosen = choose_device(device)
     resolved = resolve(
         path,
         reducer,
@@ -106,7 +114,7 @@ def load(
     )
     warn_if_untrained(resolved.reducers, resolved.provenance.budgets)
     model = read_model(resolved.source, dtype or resolved.dtype, resolved.attn_implementation, merge)
-    model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model = model.to(chosen)
     load_scorers(resolved.location.folder, model)
     attached = attach(model, resolved.reducers, output=output) if resolved.reducers else None
     return Loaded(model, resolved.processor, attached, resolved.provenance)

@@ -51,15 +51,15 @@ def check(argv: Sequence[str]) -> int:
     layer = {} if options.layer is None else {"layer": options.layer}
     reducers = [from_config({"method": name, "keep": options.keep, **layer}) for name in options.method]
 
-    import torch
     from transformers import AutoModelForImageTextToText
 
     from ..conformance import check as run_laws
     from ..conformance import default_reducers
+    from ..models.loading import choose_device
     from ..models.processors import load_processor
 
+    device = choose_device(options.device)
     processor = load_processor(options.path)
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = AutoModelForImageTextToText.from_pretrained(
         options.path, dtype=options.dtype, attn_implementation=options.attn
     ).to(device)

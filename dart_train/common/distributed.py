@@ -63,10 +63,19 @@ class RankInfo:
         if cuda:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
         backend = "nccl" if cuda else "gloo"
-        if deepspeed:
-            init_deepspeed(backend, timeout)
-        else:
-            dist.init_process_group(backend, timeout=timeout)
+        try:
+            if deepspeed:
+                init_deepspeed(backend, timeout)
+            else:
+                dist.init_process_group(backend, timeout=timeout)
+        except RuntimeError as error:
+            if "EADDRINUSE" not in str(error) and "address already in use" not in str(error).lower():
+                raise
+            place = f"{os.environ.get('MASTER_PORT')} of {os.environ.get('MASTER_ADDR')}"
+            raise ValueError(
+                f"port {place}, where the ranks meet, is in use by another process (another run?); choose another "
+                "one: deepspeed --master_port PORT ... (torchrun has the same option)"
+            ) from error
         return True
 
 

@@ -48,6 +48,20 @@ def attention_kernel(requested: str, place: str = "attn_implementation") -> str:
     return requested
 
 
+def choose_device(requested: str | torch.device | None = None) -> torch.device:
+    """`requested`, or the GPU if there is one. Raises ValueError for a device that this machine does not have."""
+    try:
+        device = torch.device(requested or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        first = str(error).splitlines()[0]
+        raise ValueError(f"device: {requested!r} given, expected cpu, cuda or cuda:NUMBER ({first})") from error
+    number = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= number:
+        found = f"{number} GPUs" if number else "no GPU that PyTorch can use"
+        raise ValueError(f"device: {requested} given, but this machine has {found}; leave it out, or choose cpu")
+    return device
+
+
 def read_config(path: str, revision: str | None = None, trust_remote_code: bool = False, place: str = "model") -> Any:
     """place: the option or recipe key that the path was given with."""
     if trust_remote_code:

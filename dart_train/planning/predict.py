@@ -14,6 +14,7 @@ import torch
 from ..config import Elastic, Progressive, Recipe
 from ..data.encoder import Encoder
 from ..data.sampler import steps_for
+from ..models.loading import choose_device
 from ..models.processors import load_processor
 from ..models.structure import unwrap_model
 from ..profiling.device import device_facts
@@ -46,7 +47,7 @@ def predict(
 ) -> Plan:
     """timing: False computes bounds from FLOPs only. ranks: by default those of this launcher. rows: how many are
     looked at, 0: all. seconds: for each timed call, in all its repeats."""
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = choose_device(device)
     inputs = PlanInputs.of(recipe, ranks, rows, device)
     timed = inputs.measure(seconds) if timing else None
     costs = CostModel(inputs, timed)

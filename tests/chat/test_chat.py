@@ -134,3 +134,15 @@ def test_problems_are_reported_together_before_weights_are_read(
     assert "gone.png cannot be read" in err and "no chat template" in err
     assert main(["chat", str(tmp_path / "llava"), "what", "--method", "drat"]) == 2
     assert "did you mean dart?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:7", "gpu"])
+def test_device_that_the_machine_lacks_is_one_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    save_folder("llava", tmp_path / "llava")
+    capsys.readouterr()
+    assert main(["chat", str(tmp_path / "llava"), "what", "--device", device]) == 2
+    message = capsys.readouterr().err
+    assert device in message and "cpu" in message and message.count("\n") == 1

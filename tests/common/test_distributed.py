@@ -1,0 +1,22 @@
+"""The processes of a run: where they meet."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from dart_train.common.distributed import RankInfo
+
+
+def test_port_that_is_taken_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", port)):
+            monkeypatch.setenv(name, value)
+        with pytest.raises(
+            ValueError, match=f"port {port} of 127.0.0.1, .* is in use by another process.*--master_port"
+        ):
+            RankInfo.read().init_process_group(30, deepspeed=False)
