@@ -73,15 +73,15 @@ class DroppedRows:
             self.counts[fault.code] = self.counts.get(fault.code, 0) + 1
             self.first = self.first or f"{row_id}: {fault.code}: {fault.message or CODES[fault.code][1]}"
 
-    def check(self, limit: float) -> None:
+    def check(self, limit: float, place: str = "data.train") -> None:
         """Raises ValueError if more than `limit` of the rows are dropped; of a sample, only if chance does not explain
-        it: by more than three standard deviations."""
+        it: by more than three standard deviations. place: the recipe's key."""
         dropped = sum(self.counts.values())
         deviation = math.sqrt(self.rows * limit * (1 - limit)) if self.sampled else 0.0
         if not dropped or dropped <= self.rows * limit + 3 * deviation:
             return
         raise ValueError(
-            f"data.train: {dropped} of {self.rows} {'sampled ' if self.sampled else ''}rows cannot be used "
+            f"{place}: {dropped} of {self.rows} {'sampled ' if self.sampled else ''}rows cannot be used "
             f"({', '.join(f'{code}: {count}' for code, count in self.counts.items())}), more than "
             f"data.max_bad_fraction {limit:g}; the first one is {self.first}. Correct the rows"
             f"{', raise data.max_length' if 'too_long' in self.counts else ''}, or raise data.max_bad_fraction. To see "

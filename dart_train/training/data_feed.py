@@ -24,7 +24,7 @@ from ..data.sampler import DeterministicOrder, RankBatchSampler, steps_for
 from ..data.sources import DataSource, open_sources
 
 SKIPPED_ROWS = "skipped_rows"
-_SAMPLED_ROWS = 256  # of which the share of unusable rows is measured before the first step
+SAMPLED_ROWS = 256  # of which the share of unusable rows is measured before the first step
 
 
 @dataclass
@@ -123,7 +123,7 @@ def _order(
         lengths, dropped = survey_rows(sources, encoder, recipe.reduction.reducers())
         dropped.check(data.max_bad_fraction)
     elif not data.allow_urls:  # the size of an image would be a download
-        sample_dropped_rows(sources, encoder, _SAMPLED_ROWS).check(data.max_bad_fraction)
+        sample_dropped_rows(sources, encoder, SAMPLED_ROWS).check(data.max_bad_fraction)
     sizes, weights = [len(source.rows) for source in sources], [source.weight for source in data.train]
     return DeterministicOrder(sizes, weights, data.seed, lengths, group)
 

@@ -13,12 +13,14 @@ from torch.utils.data import DataLoader
 
 from ..common.distributed import RankInfo
 from ..config import Recipe
+from ..data.check import sample_dropped_rows
 from ..data.collator import Collator
 from ..data.dataset import RowDataset, RowReader
 from ..data.encoder import Encoder
 from ..data.images import ImageStore
 from ..data.sources import open_sources
 from ..reduction.budget import Keep
+from .data_feed import SAMPLED_ROWS
 from .objective import StepBudgets, SupervisedLogits
 
 # A forward of a collated batch on the model in eval mode, without gradient.
@@ -48,6 +50,8 @@ class Validation:
         rows = RowDataset(RowReader(sources, encoder, data.on_bad_row, data.max_bad_fraction))
         if not len(rows):
             raise ValueError("data.validation: the data set is empty")
+        if not data.allow_urls:  # the size of an image would be a download
+            sample_dropped_rows(sources, encoder, SAMPLED_ROWS).check(data.max_bad_fraction, "data.validation")
         mine = _batches_of_rank(len(rows), recipe.train.per_device_eval_batch_size, ranks)
         collator = Collator(processor, data.pad_to_multiple_of)
         return cls(_budgets(recipe), DataLoader(rows, batch_sampler=mine, collate_fn=collator))

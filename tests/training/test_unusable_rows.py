@@ -67,12 +67,14 @@ def test_plan_refuses_max_length_below_every_row(recipe: Path, capsys: pytest.Ca
     assert TOO_LONG in refused(capsys, str(recipe), "data.max_length=4", "--no-timing", command=plan)
 
 
+@pytest.mark.parametrize("key", ["data.train", "data.validation"])
 def test_wrong_image_folder_is_refused_before_step_1(
-    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str
 ) -> None:
     source = json.dumps([{"path": str(recipe.parent / "rows.json"), "images": str(tmp_path)}])
-    message = refused(capsys, str(recipe), *SHORT, f"data.train={source}")
-    assert "missing_image: 15" in message and "0-0.png" in message and message.count("\n") == 1
+    message = refused(capsys, str(recipe), *SHORT, f"{key}={source}")
+    assert f"{key}: 15 of 24 rows cannot be used" in message
+    assert "missing_image: 15" in message and "0-0.png" in message
 
 
 @pytest.mark.parametrize(("bad", "refused"), [(8, False), (9, True)])
