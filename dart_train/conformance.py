@@ -198,7 +198,7 @@ def _step_differences(one: Any, other: Any, row: int) -> Iterator[float]:
 
 
 def gradients(tested: ModelUnderTest, reducer: Reducer) -> LawResult:
-    """Of the loss of each row's last tokens, by a weight of the first, the first reduced and the last layer."""
+    """Gradients of the loss of each row's last tokens, for a weight of the first, first reduced and last layer."""
     law = f"{reducer.name}: gradients, full length = compact"
     labels = tested.inputs["input_ids"].masked_fill(~last_tokens(tested.real, SUPERVISED), IGNORED)
     found: list[Sequence[Tensor]] = []

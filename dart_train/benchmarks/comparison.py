@@ -129,7 +129,7 @@ class IdealCost:
         return cls(count_ops(workload, peak), bench, peak, training)
 
     def at(self, length: int) -> OpCount:
-        """With so many tokens of a row from layer K on."""
+        """The operations with `length` tokens per row from layer K on."""
         return self.full + (self.layer(length) - self.layer(self.bench.length)) * (self.bench.depth - LAYER)
 
     def layer(self, length: int) -> OpCount:

@@ -101,7 +101,7 @@ def _measure_step(
 
 
 def _memory_share(row: dict[str, Any], rows: list[dict[str, Any]], bench: BenchModel) -> dict[str, Any]:
-    """Of the peak at full tokens; for DART also the share if all of it were activations of layers."""
+    """The share of the peak memory at full tokens; for DART also the share if the peak were all layer activations."""
     full = next((each.get("peak bytes") for each in rows if each["way"] == FULL), None)
     if not full or "peak bytes" not in row:
         return {}

@@ -137,7 +137,7 @@ def random_batch(config: Any, shape: ModelShape, rows: int, answer: int, small: 
 
 
 def visual_tokens(shape: ModelShape, grid: Grid) -> int:
-    """Of an image of such a grid of patches."""
+    """The number of visual tokens of an image with this grid of patches."""
     patches = grid[0] * grid[1]
     if shape.key == "llava_next":  # four tiles, a newline token for each of their rows, and the complete image
         return 5 * patches + 2 * grid[0]

@@ -230,7 +230,7 @@ def select_reducer(
 
 
 def _by_name(name: str, trained: Sequence[Reducer], keep: object) -> list[Reducer]:
-    """With the options it was trained with if the method is the same; else at the trained layer and budget."""
+    """The method with its trained options if it is the trained method; else at the trained layer and budget."""
     if name == "none":
         return []
     default = from_config({"method": name})

@@ -161,7 +161,7 @@ class TrainedBudgets:
 
 
 def describe_budgets(choices: Sequence[Sequence[Keep]]) -> str:
-    """Such as `full tokens, 0.5 of the tokens`; the budgets of several stages are joined by `then`."""
+    """As text, such as `full tokens, 0.5 of the tokens`; the budgets of several stages are joined by `then`."""
     unit = {float: "of the tokens", int: "tokens"}
     reduced = [
         " then ".join(f"{keep:.3g} {unit[type(keep)]}" for keep in choice) for choice in choices if not _is_full(choice)

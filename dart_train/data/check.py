@@ -202,7 +202,7 @@ def survey_rows(
 
 
 def sample_dropped_rows(sources: Sequence[DataSource], encoder: Encoder, number: int) -> DroppedRows:
-    """Of at most `number` rows, drawn from all sources; images are read by their size alone."""
+    """The dropped rows among at most `number` random rows of all sources; only the sizes of images are read."""
     ends = list(itertools.accumulate(len(source.rows) for source in sources))
     total = ends[-1] if ends else 0
     dropped = DroppedRows(sampled=total > number)

@@ -87,7 +87,7 @@ def _keeps_all(keep: Keep) -> bool:
 
 
 def _methods(recipe: Recipe) -> dict[str, Method]:
-    """By label."""
+    """The methods of the recipe, by label."""
     trained = recipe.reduction.reducers()
     given = expand_reduction_alias(recipe.compare.methods, recipe.reduction.stages)
     return dict(zip(labels(given), (_with_recipe_options(each, trained) for each in given), strict=True))

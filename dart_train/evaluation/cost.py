@@ -29,8 +29,8 @@ _FORWARD_MODES = {"vision": "frozen", "projector": "frozen", "language": "full"}
 
 @dataclass(frozen=True)
 class CellCost:
-    """Of one batch, in seconds. prefill: the forward over the prompt with the vision tower; first_token: `generate` up
-    to its first token; total: up to `new_tokens` of them; decode: from one token to the next.
+    """The cost of one batch, in seconds. prefill: the forward over the prompt with the vision tower; first_token:
+    `generate` up to its first token; total: up to `new_tokens` of them; decode: from one token to the next.
 
     faster_*: full tokens' time over this cell's, of the same round. flops: of the prefill. bound: full tokens' FLOPs
     over this cell's, the largest speed-up of the prefill that its FLOPs allow.
@@ -180,7 +180,7 @@ class TimedCell:
         return generated
 
     def measure_memory(self) -> tuple[int, int, PrefillShape, int]:
-        """Of the prefill: peak bytes, KV bytes, its shape and the number of visual tokens kept."""
+        """Measures the prefill: peak bytes, KV bytes, its shape and the number of visual tokens kept."""
         with self:
             output = self._prefill()
             shape, kept = self._shape()

@@ -35,7 +35,7 @@ class ComparisonResults:
 
     @cached_property
     def questions(self) -> dict[tuple[str, str], Question]:
-        """By (set, id)."""
+        """The questions by (set, id)."""
         return {(question.set, question.id): question for question in self.prepared.questions}
 
     @cached_property

@@ -47,7 +47,7 @@ def _fingerprint_sources(recipe: Mapping[str, Any], trained_at: float) -> Iterat
 
 
 def fingerprint_data(path: Path, trained_at: float) -> dict[str, Any]:
-    """Of a file its content; of a folder the names and sizes of its data files, but not of images next to them."""
+    """Hashes the content of a file, or the names and sizes of a folder's data files (not of images next to them)."""
     if path.is_file():
         digest, of, newest = _sha256(path), "content", path.stat().st_mtime
     elif path.is_dir():

@@ -80,7 +80,7 @@ class Engine:
 
     @property
     def running_pass(self) -> ReductionPass:
-        """Whose layer runs now."""
+        """The pass whose layer runs now."""
         return self.teacher if self.teacher is not None and self.teacher.running else self.student
 
     def register_hooks(self) -> list[Any]:

@@ -64,7 +64,7 @@ class ForwardState:
 
     @property
     def kept(self) -> KeptTokens:
-        """Of the last stage so far."""
+        """The kept tokens of the last stage so far."""
         return self.stages[-1].kept
 
     @property
@@ -126,7 +126,7 @@ class ForwardState:
         return short
 
     def cache_state(self) -> CacheState:
-        """Of the prompt alone: drafts of assisted decoding in the first forward may be taken back."""
+        """The cache of the prompt alone: drafts of assisted decoding in the first forward may be taken back."""
         layout, past = self.plan.layout, self.plan.past
         assert layout is not None
         length = layout.shape[1]

@@ -40,8 +40,8 @@ class VisualTokenCount:
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Of a given answer. log_probability: the sum over its tokens; loss: their mean cross entropy; greedy: whether it
-    is the model's own greedy answer."""
+    """The likelihood of a given answer. log_probability: the sum over its tokens; loss: their mean cross entropy;
+    greedy: whether it is the model's own greedy answer."""
 
     log_probability: float
     loss: float
@@ -128,8 +128,8 @@ def truncate_at(text: str, stops: Sequence[str]) -> str:
 
 @torch.inference_mode()
 def likelihood(loaded: Loaded, conversation: Conversation, continuation: str) -> Likelihood:
-    """Of `continuation` as the answer. Its tokens are passed as labels, so that only the prompt influences which visual
-    tokens are kept."""
+    """The likelihood of `continuation` as the answer. Its tokens are passed as labels, so that only the prompt
+    influences which visual tokens are kept."""
     inputs = chat_inputs(loaded, [conversation])
     tokens = loaded.processor.tokenizer(continuation, add_special_tokens=False, return_tensors="pt")["input_ids"]
     length = tokens.shape[1]

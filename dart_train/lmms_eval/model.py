@@ -51,11 +51,11 @@ class _EvaluatedModel(lmms):
 
     @staticmethod
     def generation_kwargs(arguments: tuple[Any, ...]) -> Any:
-        """Of a request's arguments."""
+        """The generation options among a request's arguments."""
         raise NotImplementedError
 
     def conversation(self, arguments: tuple[Any, ...]) -> Conversation:
-        """Of a request's arguments."""
+        """The conversation of a request's arguments."""
         raise NotImplementedError
 
     def generate_until(self, requests: Sequence[Instance]) -> list[GenerationResult]:

@@ -105,7 +105,7 @@ def missing_weights(folder: Path) -> str | None:
 
 
 def read_model(source: WeightsSource, dtype: torch.dtype | str, kernel: str, merge: bool = True) -> Any:
-    """In eval mode, on the CPU. merge: an adapter is merged into the weights, instead of left inside PEFT."""
+    """The model in eval mode, on the CPU. merge: an adapter is merged into the weights, instead of left inside PEFT."""
     model = AutoModelForImageTextToText.from_pretrained(
         source.path,
         revision=source.revision,

@@ -172,7 +172,7 @@ class PlanInputs:
         return [BudgetWorkload(each, self.batches.workload(each.reducers), self._teacher(each)) for each in found]
 
     def _teacher(self, budget: ScheduledBudget) -> StepWorkload | None:
-        """In the middle of the run."""
+        """The workload of the teacher in the middle of the run."""
         distill, most = self.recipe.distill, int(self.full.work.visual.max())
         if not distill.enabled:
             return None
@@ -193,7 +193,7 @@ class PlanInputs:
         return Rates(found.layer, found.forward, QuadraticCost(token=found.head), found.tower)
 
     def _patches_per_token(self) -> float:
-        """Of the first row with an image."""
+        """Patches per visual token of the first row with an image."""
         number = next((n for n, row in enumerate(self.rows.rows) if sum(row.visual)), None)
         if number is None:
             return 0.0
@@ -240,7 +240,7 @@ def _positions(work: StepWorkload, stage: int) -> float:
 
 
 def _mean(costs: Sequence[BudgetCost]) -> BudgetCost:
-    """By share; of the memory the largest."""
+    """Means weighted by share, and the largest memory."""
 
     def mean(values: Sequence[float]) -> float:
         return float(np.average(values, weights=[cost.share for cost in costs]))

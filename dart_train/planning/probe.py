@@ -100,7 +100,7 @@ class Probe:
         return run
 
     def head(self, targets: int) -> Workload:
-        """With the loss."""
+        """The head with the loss."""
         head, width = self.parts.top.get_output_embeddings(), self.parts.text_config.hidden_size
         states = torch.randn(targets, width, dtype=self.setup.dtype, device=self.device, requires_grad=True)
         labels = torch.zeros(targets, dtype=torch.long, device=self.device)
@@ -153,7 +153,7 @@ class Probe:
         return self.setup.autocast(self.device.type)
 
     def _clear_gradients(self, *inputs: Tensor) -> None:
-        """So that the next backward writes gradients, as the first of a step does, and does not add to them."""
+        """Clears gradients, so that the next backward writes them, as the first of a step does, and does not add."""
         for tensor in (*inputs, *self.model.parameters()):
             tensor.grad = None
 

@@ -66,7 +66,7 @@ class Plan:
 
     @property
     def speedup(self) -> float | None:
-        """Of the recipe against full tokens; above 1 it pays."""
+        """Speed of the recipe relative to full tokens; above 1 it is faster."""
         before, after = self.full.step_seconds, self.recipe.step_seconds
         return None if before is None or after is None else before / after
 

@@ -47,7 +47,7 @@ class TrainingSetup:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the computation."""
+        """The dtype of the computation."""
         return _HALVES.get(self.recipe.train.precision, torch.float32)
 
     @property
@@ -67,7 +67,7 @@ class TrainingSetup:
         return self._prepare(trainable_meta_model(self.recipe).to(self._loaded_dtype))
 
     def build_one_layer(self, config: Any, device: torch.device | str, kernel: str | None = None) -> Any:
-        """With one decoder layer and random weights (none on `meta`), prepared for training."""
+        """The model with one decoder layer and random weights (none on `meta`), prepared for training."""
         kernel = kernel or resolve_attention(self.recipe.model)
         with torch.device(device):
             model = AutoModelForImageTextToText.from_config(
@@ -80,7 +80,7 @@ class TrainingSetup:
 
     @property
     def _loaded_dtype(self) -> torch.dtype:
-        """Of frozen weights."""
+        """The dtype of frozen weights."""
         return self.dtype if self.deepspeed else _DTYPES.get(self.recipe.model.dtype, self.dtype)
 
     def _prepare(self, model: Any) -> Any:

@@ -175,7 +175,7 @@ def capture_layer_call(
 
 
 def hidden_states(output: Any) -> Tensor:
-    """Of a decoder layer, which returns a tensor or a tuple."""
+    """The hidden states that a decoder layer returned, as a tensor or in a tuple."""
     states: Tensor = output[0] if isinstance(output, tuple) else output
     return states
 

@@ -64,7 +64,7 @@ def _flops(func: Any, args: Any, kwargs: Any, out: Any) -> float:
 
 
 def _attention_flops(name: str, schema: Any, args: Any, kwargs: Any) -> float:
-    """Of causal attention the half that such a kernel computes."""
+    """Operations of attention; of causal attention the half that such a kernel computes."""
     given = {**dict(zip((a.name for a in schema.arguments), args, strict=False)), **kwargs}
     shapes = [given[part].shape for part in ("query", "key", "value")]
     if "backward" in name:
@@ -83,7 +83,7 @@ def _returns_view(func: Any) -> bool:
 
 
 def _bytes(values: Any) -> int:
-    """Of all tensors, each part of a storage once."""
+    """Bytes of all tensors, each part of a storage once."""
     distinct = {(t.untyped_storage()._cdata, t.storage_offset(), t.numel()): t for t in tensors_in(values)}
     return sum(_stored_elements(t) * t.element_size() for t in distinct.values())
 

@@ -68,7 +68,7 @@ class SelectionScene:
         )
 
     def context(self, reducer: Reducer) -> SelectionContext:
-        """With the row of attention only for the methods that require it; nothing else is computed ahead."""
+        """The context of the selection. Only the attention row is computed ahead, for the methods that require it."""
         attention = None
         if "attention" in reducer.required_inputs():
             groups = self.groups

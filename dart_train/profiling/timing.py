@@ -92,7 +92,7 @@ def rounds(
 
 
 def ratio(above: Sequence[float], below: Sequence[float]) -> Timing:
-    """Of two workloads, round by round: what slows down a complete round cancels out."""
+    """The ratio of two workloads, round by round: what slows down a complete round cancels out."""
     return Timing.of([a / b for a, b in zip(above, below, strict=False)])
 
 

@@ -117,5 +117,5 @@ def _ordinals(rows: Sequence[int]) -> list[int]:
 
 
 def upload(x: Tensor, device: torch.device) -> Tensor:
-    """To the device without waiting for it."""
+    """Copies `x` to the device without waiting for it."""
     return x.to(device, non_blocking=True)

@@ -16,7 +16,7 @@ from .deepspeed_config import deepspeed_config, uses_deepspeed
 
 
 def training_arguments(recipe: Recipe, ranks: RankInfo, steps: int) -> TrainingArguments:
-    """To be made after the process group and before the model is loaded: under ZeRO-3 it decides how weights load."""
+    """Make them after the process group and before the model is loaded: under ZeRO-3 they decide how weights load."""
     train = recipe.train
     return TrainingArguments(
         output_dir=train.output_dir,

@@ -33,7 +33,7 @@ def base_of(recipe: Recipe) -> dict[str, str]:
 
 @cache
 def fingerprint_model(folder: Path) -> str:
-    """Of a model's folder: all of its configuration; of each file of weights its size and some blocks."""
+    """Hashes a model's folder: its complete configuration, and the size and some blocks of each weights file."""
     digest = hashlib.sha256()
     config = folder / "config.json"
     digest.update(config.read_bytes() if config.is_file() else b"")

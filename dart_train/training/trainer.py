@@ -81,7 +81,7 @@ class DartTrainer(CompatTrainer):
         self.on_heartbeat()
 
     def any_rank(self, *values: bool) -> list[bool]:
-        """Of each value, whether it is true on any rank. Collective."""
+        """For each value, whether it is true on any rank. Collective."""
         return [bool(value) for value in self.sum_over_ranks([int(value) for value in values])]
 
     def sum_over_ranks(self, values: Sequence[int]) -> list[int]:

@@ -122,7 +122,7 @@ def _view(image: ImageOrFrames, tokens: Numbered, choice: Choice, view: str, wid
 
 
 def _video_strip(frames: Sequence[Image.Image], tokens: Numbered, choice: Choice, width: int) -> Image.Image:
-    """Of the frames that a token shows together, the first."""
+    """Draws the first of the frames that each token shows together."""
     starts = sorted({place.frame for _, place in tokens})
     each = (width - 4 * (FRAMES_IN_A_ROW - 1)) // FRAMES_IN_A_ROW
     drawn = [_draw_view(frames[start], [t for t in tokens if t[1].frame == start], choice, each) for start in starts]
@@ -164,7 +164,7 @@ def draw_overlay(image: Image.Image, patches: Sequence[OverlayPatch], width: int
 
 
 def _corners(box: Box, scale: float, size: tuple[int, int]) -> Corners:
-    """In full pixels; neighbours share none, and no patch is empty."""
+    """The corners in full pixels; neighbours share none, and no patch is empty."""
     left, top = min(round(box.left * scale), size[0] - 1), min(round(box.top * scale), size[1] - 1)
     return left, top, max(left, round(box.right * scale) - 1), max(top, round(box.bottom * scale) - 1)
 

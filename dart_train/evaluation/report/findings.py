@@ -112,7 +112,7 @@ def _no_trade(checkpoint: str, reduced: Sequence[ScoreRow]) -> BestTrade:
 
 
 def summary_sentences(results: ComparisonResults) -> list[Markup]:
-    """Of the first set and its first metric."""
+    """Sentences on the first set and its first metric."""
     rows = primary_rows(results)
     return [
         *(_full_tokens(row) for row in rows if row.cell[1] == FULL),
@@ -136,7 +136,7 @@ def _full_tokens(row: ScoreRow) -> Markup:
 
 
 def _smallest_loss(rows: Sequence[ScoreRow]) -> Iterator[Markup]:
-    """Of each checkpoint, the best method at the smallest budget."""
+    """For each checkpoint, the best method at the smallest budget."""
     budget = smallest_budget(rows)
     for checkpoint in dict.fromkeys(row.cell[0] for row in rows):
         reduced = [r for r in rows if (r.cell[0], r.cell[2]) == (checkpoint, budget) and r.from_full is not None]
@@ -149,7 +149,7 @@ def _smallest_loss(rows: Sequence[ScoreRow]) -> Iterator[Markup]:
 
 
 def _between_checkpoints(results: ComparisonResults, rows: Sequence[ScoreRow]) -> Iterator[Markup]:
-    """With full tokens, and with the recipe's first method at the smallest budget."""
+    """Compares checkpoints with full tokens, and with the recipe's first method at the smallest budget."""
     budget = smallest_budget(rows)
     methods = [row.cell[1] for row in rows if row.cell[2] == budget]
     shown = [(FULL, FULL), *([(methods[0], budget)] if methods else [])]

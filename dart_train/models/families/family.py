@@ -90,7 +90,7 @@ def family_of_processor(processor: Any) -> Family:
 
 
 def projector_names(family: Family) -> frozenset[str]:
-    """Those of the family, or for a model of no known family those of all."""
+    """The names of the family's projectors, or, for a model of no known family, those of all families."""
     return family.projectors or frozenset().union(*(known.projectors for known in families()))
 
 

@@ -17,7 +17,7 @@ _EMPTY = 1e-6
 
 @dataclass(frozen=True)
 class Box:
-    """In pixels of the user's image; edges are between pixels, and may be outside of it."""
+    """A rectangle in pixels of the user's image; edges are between pixels, and may be outside the image."""
 
     left: float
     top: float
