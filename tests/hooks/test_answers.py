@@ -13,7 +13,7 @@ import pytest
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import Trainer, TrainingArguments
+from transformers import AutoModelForImageTextToText, Trainer, TrainingArguments
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from dart_train import DART, FastV, Learned, attach
@@ -27,7 +27,7 @@ pytestmark = [
 ]
 ROWS = 24
 TRL_FAMILY = "qwen2_5_vl"  # TRL writes no beginning-of-sequence token where the template does not
-METHODS = (DART(keep=8), FastV(keep=8))
+METHODS = (DART(keep=0.4), FastV(keep=0.4))
 Batch = dict[str, Any]
 
 
@@ -122,6 +122,17 @@ def test_trainer_keeps_what_a_prefill_keeps(tmp_path: Path, setting: Batch, wrap
     attached = attach(model, reducer)
     trainer = plain_trainer(tmp_path, model, attached, wrap, **setting)
     assert losses_of(trainer, model, attached) == prefill_choices("llava", reducer)
+
+
+@pytest.mark.parametrize("reducer", METHODS, ids=lambda r: r.name)
+def test_without_the_collator_answers_choose(tmp_path: Path, reducer: Any) -> None:
+    """Else the tests here could not fail."""
+    model = FAMILIES["llava"].model()
+    attached = attach(model, reducer)
+    trainer = plain_trainer(tmp_path, model, attached, wrap=False, label_smoothing_factor=0.1)
+    with pytest.warns(UserWarning, match="answers may influence"):
+        found = losses_of(trainer, model, attached)
+    assert sum(map(list.__eq__, found, prefill_choices("llava", reducer))) < ROWS / 4
 
 
 @pytest.mark.parametrize("reducer", METHODS, ids=lambda r: r.name)
@@ -295,3 +306,31 @@ def test_scorers_learn_from_the_answers_without_labels() -> None:
         model(**without_labels(batch), answer_mask=answers)
         losses.append(attached.scorer_loss().item())
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def two_turns(row: int) -> list[dict[str, Any]]:
+    """An image in each turn."""
+    return [*messages_of(row), *messages_of(row + 30)]
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "gemma3"])
+def test_marks_choose_as_labels_do_in_several_turns(family: str) -> None:
+    model, processor = FAMILIES[family].model(), FAMILIES[family].processor()
+    batch = encode(family, [two_turns(row) for row in range(4)], "right", labels=True)
+    with torch.no_grad(), attach(model, DART(keep=0.4), processor=processor) as attached:
+        model(**batch)
+        by_labels = choices(attached)
+        model(**whole_sequence(batch))
+        assert choices(attached) == by_labels
+
+
+def test_the_processor_is_found_where_the_model_was_loaded_from(tmp_path: Path) -> None:
+    FAMILIES["llava"].model().save_pretrained(tmp_path)
+    FAMILIES["llava"].processor().save_pretrained(tmp_path)
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path).train()
+    batch = prompt_and_answer("llava", range(4))
+    with torch.no_grad(), attach(model, DART(keep=0.4), strict=True) as attached:
+        model(**batch)
+        by_labels = choices(attached)
+        model(**without_labels(batch))
+        assert choices(attached) == by_labels

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from dart_train import attach
 from dart_train.hooks import Attached, batch_plan
+from dart_train.hooks.answers import CallInputs
 from dart_train.hooks.batch_plan import BatchPlan, plan_batch
 from dart_train.reduction.token_groups import TokenGroups
 from tests.laws.cases import NAMES, batch_of, model_of, reducer_of
+from tests.zoo import FAMILIES
 
 WAITS = ("tolist", "item", "numpy", "nonzero", "unique", "__bool__", "__int__", "__float__", "__index__")
 
@@ -61,9 +63,9 @@ def test_reading_a_remote_tensor_raises() -> None:
     assert type(x.cpu()) is Tensor and Away.transfers == 1
 
 
-def plan_of(attached: Attached, inputs: dict[str, Any], labels: Any = None) -> BatchPlan | None:
-    engine = attached._engine
-    return plan_batch(inputs, labels, engine.parts, attached.reducers, prefetched=engine.prefetched)
+def plan_of(attached: Attached, inputs: dict[str, Any], labels: Any = None, **own: Any) -> BatchPlan | None:
+    engine, call = attached._engine, CallInputs(labels, **own)
+    return plan_batch(inputs, labels, engine.parts, attached.reducers, None, engine.prefetched, call, engine.locator)
 
 
 @pytest.mark.usefixtures("nothing_goes_back")
@@ -86,6 +88,23 @@ def test_one_transfer_reads_the_batch_and_a_prefetched_one_needs_none(name: str,
     assert plain.groups.spans == remote.groups.spans == prefetched.groups.spans
     assert plain.groups.prompt_sizes == remote.groups.prompt_sizes == prefetched.groups.prompt_sizes
     assert plain.grid_shapes == remote.grid_shapes == prefetched.grid_shapes
+
+
+@pytest.mark.usefixtures("nothing_goes_back")
+@pytest.mark.parametrize("source", ["answer_mask", "prompt_lengths", "processor"])
+def test_answers_are_found_without_another_transfer(source: str) -> None:
+    batch = batch_of("llava", labels=True)
+    inputs, answers = {key: x for key, x in batch.items() if key != "labels"}, batch["labels"] != -100
+    before = (answers.cumsum(1) == 0) & batch["attention_mask"].bool()
+    own = {"answer_mask": answers.long(), "prompt_lengths": before.sum(1)}
+    own = away({name: x for name, x in own.items() if name == source})
+    model = FAMILIES["llava"].model().train()
+    with attach(model, reducer_of("dart", 7), processor=FAMILIES["llava"].processor(), strict=True) as attached:
+        plain = plan_of(attached, inputs, batch["labels"])
+        remote = plan_of(attached, away(inputs), **own)
+    assert Away.transfers == 1
+    assert plain is not None and plain.groups is not None and remote is not None and remote.groups is not None
+    assert plain.groups.prompt_sizes == remote.groups.prompt_sizes
 
 
 @pytest.mark.usefixtures("nothing_goes_back")
