@@ -122,14 +122,14 @@ class SetAndLoop(DART):
 
     name: ClassVar[str] = "set_and_loop"
 
-    def select(self, view: SelectionContext) -> Tensor:
-        keep = torch.zeros_like(view.valid)
-        assert view.seen.keys is not None and view.scale is not None
-        for group, row in enumerate(view.pools.row_of):
-            start, size = int(view.pools.slots[group, 0]), view.pools.sizes[group]
-            tokens = slice(start, int(view.pools.last[group]) + 1)
-            states, keys = view.states[row : row + 1, tokens], view.seen.keys[row : row + 1, :, tokens]
-            keep[group, set_and_loop(states, keys, view.scale, size, view.budgets[group])[0]] = True
+    def select(self, context: SelectionContext) -> Tensor:
+        keep = torch.zeros_like(context.valid)
+        assert context.observed.keys is not None and context.scale is not None
+        for group, row in enumerate(context.groups.row_of):
+            start, size = int(context.groups.slots[group, 0]), context.groups.sizes[group]
+            tokens = slice(start, int(context.groups.last[group]) + 1)
+            states, keys = context.states[row : row + 1, tokens], context.observed.keys[row : row + 1, :, tokens]
+            keep[group, set_and_loop(states, keys, context.scale, size, context.budgets[group])[0]] = True
         return keep
 
 
