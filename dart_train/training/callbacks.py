@@ -82,7 +82,8 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
 
 class ProgressLine(TrainerCallback):
-    """Prints loss, speed, visual tokens before -> after, time left and memory with each line of metrics."""
+    """Prints loss, learning rate, gradient norm, speed, visual tokens before -> after, skipped rows, time left and
+    memory with each line of metrics."""
 
     def __init__(self) -> None:
         self.began, self.first = time.perf_counter(), 0
@@ -103,8 +104,20 @@ class ProgressLine(TrainerCallback):
 
 
 def progress_line(step: int, steps: int, logs: dict[str, Any], left: timedelta) -> str:
-    parts = [f"step {step}/{steps}", f"loss {logs['loss']:.4f}", f"{logs['tokens_per_second']:,.0f} tokens/s"]
+    parts = [f"step {step}/{steps}", f"loss {logs['loss']:.4f}"]
+    rates = {name.removeprefix("lr_"): rate for name, rate in logs.items() if name.startswith("lr_")}
+    if rates:
+        same = len(set(rates.values())) == 1
+        listed = (
+            [f"{next(iter(rates.values())):.1e}"] if same else [f"{part} {rate:.1e}" for part, rate in rates.items()]
+        )
+        parts.append(f"lr {', '.join(listed)}")
+    if "grad_norm" in logs:
+        parts.append(f"gradient {logs['grad_norm']:.3g}")
+    parts.append(f"{logs['tokens_per_second']:,.0f} tokens/s")
     if logs.get("samples", 1) and logs.get("visual_before"):
         parts.append(f"visual {logs['visual_before']:,.0f} -> {logs['visual_after']:,.0f}")
+    if logs.get("skipped_rows"):
+        parts.append(f"{logs['skipped_rows']:,.0f} rows skipped")
     parts += [f"{left} left", f"{logs['peak_memory_gib']:.1f} GiB"]
     return "  ".join(parts)

@@ -24,6 +24,7 @@ from .arguments import reset_deepspeed_state, training_arguments
 from .callbacks import MetricsFile, ProgressLine
 from .data_feed import TrainFeed
 from .deepspeed_config import deepspeed_config, uses_deepspeed
+from .header import header
 from .liveness import RankMonitor, StopRequest
 from .overlays import Overlays, OverlaySample, overlay_samples
 from .resume import choose_checkpoint
@@ -75,6 +76,7 @@ def run(recipe: Recipe, force: bool = False) -> TrainResult:
         prepared = prepare(recipe, ranks, force)
         if ranks.rank == 0:
             lock.take()  # a new folder is made only now: a refused recipe leaves none
+            print(header(prepared), file=sys.stderr, flush=True)
         deepspeed = uses_deepspeed(recipe.train, ranks)
         process_group_is_ours = ranks.init_process_group(recipe.train.timeout_seconds, deepspeed)
         try:
@@ -111,8 +113,6 @@ def prepare(recipe: Recipe, ranks: RankInfo, force: bool = False) -> PreparedRun
     if ranks.rank == 0:
         for each in incomplete:
             print(f"train: {each}", file=sys.stderr)
-        if resume is not None:
-            print(f"train: resumed from {resume.name}, after step {step_of(resume)}", file=sys.stderr, flush=True)
     samples = overlay_samples(recipe, validation, processor, meta_model)
     return PreparedRun(recipe, ranks, processor, feed, validation, meta_model, resume, samples)
 

@@ -138,3 +138,23 @@ def test_progress_line() -> None:
             "peak_memory_gib": 3.14}  # fmt: skip
     line = progress_line(40, 500, logs, timedelta(seconds=754))
     assert line == "step 40/500  loss 1.2500  12,346 tokens/s  visual 5,760 -> 640  0:12:34 left  3.1 GiB"
+    more = {"lr_vision": 1e-5, "lr_language": 1e-5, "grad_norm": 2.3456, "skipped_rows": 3.0}
+    line = progress_line(40, 500, {**logs, **more}, timedelta(seconds=754))
+    assert "  lr 1.0e-05  gradient 2.35  " in line and "  3 rows skipped  " in line
+    line = progress_line(40, 500, {**logs, **more, "lr_language": 2e-4}, timedelta(seconds=754))
+    assert "  lr vision 1.0e-05, language 2.0e-04  " in line
+
+
+def test_header_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe, run = make_recipe(tmp_path), tmp_path / "run"
+    more = ["train.max_steps=2", "train.per_device_batch_size=2", "train.gradient_accumulation_steps=3"]
+    train(recipe, more)
+    assert (message := capsys.readouterr().err).count("new run") == 1
+    for part in (
+        f"{run} (new run)", "language lora ", "24 an epoch", "2 steps, 0.5 epochs",
+        "6 rows a step = 2 x 1 processes x 3 forwards, fp32, without DeepSpeed",
+        "dart from layer 2, keep 0.25 (elastic schedule, budgets 1, 0.5, ",
+    ):  # fmt: skip
+        assert part in message, part
+    train(recipe, [*more, "train.max_steps=3", "train.save_steps=1"])
+    assert f"{run} (resumed from checkpoint-2, after step 2)" in capsys.readouterr().err

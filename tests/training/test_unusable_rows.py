@@ -18,7 +18,7 @@ from dart_train.data.issues import RowIssue
 from dart_train.training import data_feed
 from dart_train.training.callbacks import read_metrics
 from dart_train.training.row_guard import SKIPPED_ROWS_FILE
-from tests.fixtures.run_scene import losses, make_recipe
+from tests.fixtures.run_scene import ROOT, launch, losses, make_recipe
 
 SHORT = ["train.per_device_batch_size=2", "train.max_steps=8", "train.save_steps=100"]
 
@@ -148,3 +148,17 @@ def test_on_bad_row_error_is_one_message(
     message = refused(capsys, str(recipe), *SHORT, *more, "train.max_steps=12", f"train.output_dir={tmp_path / 'run'}")
     assert "empty_conversation" in message and "on_bad_row: skip would leave it out" in message
     assert "DataLoader worker" not in message
+
+
+@pytest.mark.deepspeed
+def test_on_bad_row_error_on_one_of_two_ranks_ends_both_at_the_same_step(recipe: Path, tmp_path: Path) -> None:
+    run, data = tmp_path / "run", rows_without(recipe, tmp_path, {2})
+    more = [data, "data.on_bad_row=error", "data.max_bad_fraction=0.1", "data.workers=1", "train.save_steps=100"]
+    more += ["train.per_device_batch_size=1", "train.max_steps=12", f"train.output_dir={run}"]
+    done = launch(ROOT / "launch/train.py", str(recipe), *more)
+    output = done.stdout + done.stderr
+    assert done.returncode == 2 and "Traceback" not in output, output[-3000:]
+    assert output.count("on_bad_row: skip would leave it out") == 1
+    step = losses(run)[-1]["step"]
+    assert latest_complete(run)[0] == run / f"checkpoint-{step}"
+    assert [line["step"] for line in read_jsonl(run / SKIPPED_ROWS_FILE)] == [step + 1]
