@@ -2,57 +2,58 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any
 
-from ..config import Elastic
+from ..checkpoints import step_of
+from ..config import Elastic, Recipe
+from .data_feed import TrainFeed
 from .deepspeed_config import optimizer_sharding
 from .trainable import count_parameters
 
-if TYPE_CHECKING:
-    from .run import PreparedRun
 
-
-def header(prepared: PreparedRun) -> str:
-    recipe = prepared.recipe
-    where = f"resumed from {prepared.resume.name}, after step {prepared.start_step}" if prepared.resume else "new run"
+def header(feed: TrainFeed, model: Any, resume: Path | None) -> str:
+    """model: with its parameters chosen, on any device. resume: the checkpoint to continue from."""
+    recipe = feed.recipe
+    where = f"resumed from {resume.name}, after step {step_of(resume)}" if resume else "new run"
     lines = {
         "model": recipe.model.path,
         "folder": f"{recipe.train.output_dir} ({where})",
-        "trained": _trained(prepared),
-        "rows": _rows(prepared),
-        "batch": _batch(prepared),
-        "reduction": _reduction(prepared),
+        "trained": _trained(recipe, model),
+        "rows": _rows(feed),
+        "batch": _batch(feed),
+        "reduction": _reduction(recipe),
     }
     return "\n".join(f"{name:<10} {text}" for name, text in lines.items())
 
 
-def _trained(prepared: PreparedRun) -> str:
-    counts = count_parameters(prepared.meta_model)
-    modes = {name: part.mode for name, part in prepared.recipe.parts.named().items()}
+def _trained(recipe: Recipe, model: Any) -> str:
+    counts = count_parameters(model)
+    modes = {name: part.mode for name, part in recipe.parts.named().items()}
     parts = [f"{name} {modes.get(name, '')} {trained:,}" for name, (trained, _) in counts.items() if trained]
     trained, total = (sum(column) for column in zip(*counts.values(), strict=True))
     return f"{trained:,} of {total:,} parameters ({trained / total:.2%}): {', '.join(parts)}"
 
 
-def _rows(prepared: PreparedRun) -> str:
-    order, sources = prepared.feed.order, len(prepared.feed.reader.sources)
+def _rows(feed: TrainFeed) -> str:
+    order, sources = feed.order, len(feed.reader.sources)
     rows = "streamed" if order is None else f"{len(order):,} an epoch"
-    epochs = prepared.feed.epoch(prepared.feed.steps)
-    return f"{rows}, {sources} sources, {prepared.feed.steps:,} steps" + (f", {epochs:.3g} epochs" if epochs else "")
+    epochs = feed.epoch(feed.steps)
+    return f"{rows}, {sources} sources, {feed.steps:,} steps" + (f", {epochs:.3g} epochs" if epochs else "")
 
 
-def _batch(prepared: PreparedRun) -> str:
-    train, ranks = prepared.recipe.train, prepared.ranks
+def _batch(feed: TrainFeed) -> str:
+    train, ranks = feed.recipe.train, feed.ranks
     stage = optimizer_sharding(train, ranks)["stage"]
     engine = "without DeepSpeed" if stage is None else f"DeepSpeed ZeRO-{stage}"
     return (
-        f"{prepared.feed.rows_per_step} rows a step = {train.per_device_batch_size} x {ranks.world} processes x "
+        f"{feed.rows_per_step} rows a step = {train.per_device_batch_size} x {ranks.world} processes x "
         f"{train.gradient_accumulation_steps} forwards, {train.precision}, {engine}"
     )
 
 
-def _reduction(prepared: PreparedRun) -> str:
-    reduction = prepared.recipe.reduction
+def _reduction(recipe: Recipe) -> str:
+    reduction = recipe.reduction
     stages = [
         f"{each.to_dict()['method']} from layer {each.layer}, keep {each.keep:g}" for each in reduction.reducers()
     ]

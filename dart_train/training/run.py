@@ -76,7 +76,7 @@ def run(recipe: Recipe, force: bool = False) -> TrainResult:
         prepared = prepare(recipe, ranks, force)
         if ranks.rank == 0:
             lock.take()  # a new folder is made only now: a refused recipe leaves none
-            print(header(prepared), file=sys.stderr, flush=True)
+            print(header(prepared.feed, prepared.meta_model, prepared.resume), file=sys.stderr, flush=True)
         deepspeed = uses_deepspeed(recipe.train, ranks)
         process_group_is_ours = ranks.init_process_group(recipe.train.timeout_seconds, deepspeed)
         try:

@@ -114,8 +114,8 @@ class DartTrainer(CompatTrainer):
 
     def save_before_error(self) -> None:
         """Collective, between two steps: saves what was trained, unless that is saved already."""
-        step = self.state.global_step
-        if self.row_guard.trained and not is_complete(self.checkpoint_writer.run / f"checkpoint-{step}"):
+        folder = Path(self.recipe.train.output_dir) / f"checkpoint-{self.state.global_step}"
+        if self.row_guard.trained and not is_complete(folder):
             self._save_checkpoint(self.model_wrapped, trial=None)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
