@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from dart_train.data.images import ImageStore
 from dart_train.data.sample import ImageRef, Turn
@@ -54,7 +56,13 @@ def test_features_are_cached_up_to_the_limit(tmp_path: Path, monkeypatch: pytest
     )
     first = prompts.batch(given[::-1])
     opened: list[str] = []
-    monkeypatch.setattr(Question, "images", lambda self, images=Question.images: opened.append(self.id) or images(self))
+    read = Question.images
+
+    def recorded(question: Question, processor: Any = None) -> list[Image.Image]:
+        opened.append(question.id)
+        return read(question, processor)
+
+    monkeypatch.setattr(Question, "images", recorded)
     again = prompts.batch(given[::-1])
     assert opened == ["0"], "only the first question fits into the cache"
     assert first.keys() == again.keys() and all(torch.equal(first[name], again[name]) for name in first)
