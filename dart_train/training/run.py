@@ -19,7 +19,7 @@ from ..config import Recipe
 from ..data.collator import dummy_inputs
 from ..hooks import attach
 from ..hooks.dummy_image import attach_dummy_image
-from ..models.processors import load_processor
+from ..models.processors import load_processor, takes_pixel_limits
 from .arguments import reset_deepspeed_state, training_arguments
 from .callbacks import MetricsFile, ProgressLine
 from .data_feed import TrainFeed
@@ -113,6 +113,13 @@ def prepare(recipe: Recipe, ranks: RankInfo, force: bool = False) -> PreparedRun
     if ranks.rank == 0:
         for each in incomplete:
             print(f"train: {each}", file=sys.stderr)
+        if (recipe.data.max_pixels or recipe.data.min_pixels) and not takes_pixel_limits(processor):
+            print(
+                "train: data.max_pixels and data.min_pixels scale the images of this training; "
+                f"{type(processor.image_processor).__name__} does not resize to a number of pixels and cannot carry "
+                "them: scale images in the same way when the model is used",
+                file=sys.stderr,
+            )
     samples = overlay_samples(recipe, validation, processor, meta_model)
     return PreparedRun(recipe, ranks, processor, feed, validation, meta_model, resume, samples)
 

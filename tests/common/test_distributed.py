@@ -7,6 +7,8 @@ import socket
 import pytest
 
 from dart_train.common.distributed import RankInfo
+from dart_train.config import Train
+from dart_train.training.deepspeed_config import uses_deepspeed
 
 
 def test_port_that_is_taken_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,3 +22,12 @@ def test_port_that_is_taken_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
             ValueError, match=f"port {port} of 127.0.0.1, .* is in use by another process.*--master_port"
         ):
             RankInfo.read().init_process_group(30, deepspeed=False)
+
+
+@pytest.mark.parametrize(("settings", "deepspeed"), [
+    ({"zero_stage": 2}, False),
+    ({"zero_stage": 2, "offload_optimizer": True}, True),
+    ({"zero_stage": 3, "offload_parameters": True}, True),
+])  # fmt: skip
+def test_offload_uses_deepspeed_without_a_launcher(settings: dict[str, object], deepspeed: bool) -> None:
+    assert uses_deepspeed(Train.model_validate(settings), RankInfo(0, 1, 1, False)) == deepspeed

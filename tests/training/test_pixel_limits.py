@@ -19,6 +19,7 @@ from dart_train.evaluation.questions import open_sets, questions_of
 from dart_train.models.processors import load_processor
 from dart_train.models.prompts import build_inputs, user_message
 from dart_train.training.data_feed import TrainFeed
+from dart_train.training.run import prepare
 from tests.fixtures.run_scene import make_recipe
 from tests.zoo import FAMILIES
 
@@ -84,3 +85,12 @@ def test_every_family_trains_within_pixel_limits(tmp_path: Path, family: str) ->
     limited = trained_tokens(recipe, f"data.train={data}", "data.max_pixels=3000")
     free = trained_tokens(recipe, f"data.train={data}")
     assert all(few <= many for few, many in zip(limited, free, strict=True))
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_limits_that_the_processor_cannot_carry_are_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], family: str
+) -> None:
+    prepare(load_recipe(make_recipe(tmp_path, family), ["data.max_pixels=3000"]), RankInfo(0, 1, 1, False))
+    message = "cannot carry them: scale images in the same way when the model is used"
+    assert (message in capsys.readouterr().err) == (family == "llava")
