@@ -14,6 +14,7 @@ from tests.faults.results import record
 MANY = int(os.environ.get("DART_TRAIN_DRILLS", "30"))
 
 
+@pytest.mark.slow
 @pytest.mark.deepspeed
 def test_sigkill_twice_and_resume_equals_uninterrupted(tmp_path: Path) -> None:
     report = drill(tmp_path, [("rank 1", "write"), ("launcher", "step")], 8, seed=1)

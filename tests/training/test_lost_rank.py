@@ -41,6 +41,7 @@ def test_killed_rank_ends_the_others(
     assert not began.held_ports()
 
 
+@pytest.mark.slow
 def test_suspended_rank_is_named_after_the_timeout(
     recipe: Path, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
