@@ -27,4 +27,4 @@ def test_ci_continues_without_a_browser(tmp_path: Path) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "could not be installed (E: no network)" in done.stdout
-    assert done.stdout.endswith("tests ran \ntests ran --bounds\n")
+    assert done.stdout.endswith("tests ran \ntests ran --gpu-dry-run\ntests ran --bounds\n")

@@ -27,6 +27,7 @@ WRITES = {
 } | {name: ["bench.json", "bench.md"] for name in ("prefill", "step", "decode", "select", "distill")}
 
 
+@pytest.mark.slow
 @pytest.mark.deepspeed
 def test_gpu_dry_run_on_the_cpu(tmp_path: Path) -> None:
     out, collected = tmp_path / "gpu", tmp_path / "collected"
