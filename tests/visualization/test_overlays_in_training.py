@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from dart_train import train
+from dart_train.training import overlays
 from tests.fixtures.run_scene import launch, losses, make_recipe
 from tests.training.test_metrics_log import wandb_history
 
@@ -46,6 +48,20 @@ def test_overlays_are_in_the_run_and_in_both_trackers(tmp_path: Path, monkeypatc
     events.Reload()
     assert [event.step for event in events.Images("overlays/3")] == [2, 4]
     assert len({np.frombuffer(page, np.uint8).tobytes() for page in drawn.values()}) >= 4
+
+
+def test_overlays_are_drawn_at_the_served_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every step of this run trains at full tokens; a quarter is served."""
+    kept, choose = [], overlays.choice_of_row
+
+    def record(last: Any, *arguments: Any) -> Any:
+        kept.append((last.visual_before[0], last.visual_after[0]))
+        return choose(last, *arguments)
+
+    monkeypatch.setattr(overlays, "choice_of_row", record)
+    budgets = ["reduction.keep=0.25", "reduction.schedule.choices=[1.0]"]
+    train(make_recipe(tmp_path), overrides(tmp_path, "train.overlay_steps=2", "train.max_steps=2", *budgets))
+    assert kept and all(after == before // 4 for before, after in kept)
 
 
 @pytest.mark.slow
