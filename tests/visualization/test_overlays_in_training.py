@@ -59,7 +59,7 @@ def test_overlays_are_drawn_at_the_served_budget(tmp_path: Path, monkeypatch: py
         return choose(last, *arguments)
 
     monkeypatch.setattr(overlays, "choice_of_row", record)
-    budgets = ["reduction.keep=0.25", "reduction.schedule.choices=[1.0]"]
+    budgets = ["reduction.keep=0.25", "reduction.schedule={kind: elastic, choices: [1.0]}"]
     train(make_recipe(tmp_path), overrides(tmp_path, "train.overlay_steps=2", "train.max_steps=2", *budgets))
     assert kept and all(after == before // 4 for before, after in kept)
 
