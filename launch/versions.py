@@ -25,13 +25,13 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
 LAWS = ("tests/laws", "tests/hooks/test_transformers_compat.py")
-ONE_RUN = ("tests/test_imports.py", "tests/training/test_train.py")
+ONE_RUN = ("tests/test_imports.py", "tests/training/test_train.py", "tests/training/test_few_steps_on_ranks.py")
 # The folders and files of tests that a release has to pass.
 TESTS = {
     "transformers": (*LAWS, *ONE_RUN),
     "accelerate": ONE_RUN,
     "datasets": ONE_RUN,
-    "deepspeed": (*ONE_RUN, "tests/training/test_few_steps_on_ranks.py"),
+    "deepspeed": ONE_RUN,
     "peft": ONE_RUN,
     "trl": (*ONE_RUN, "tests/training/test_clients.py"),
 }
@@ -118,8 +118,7 @@ def run_tests(name: str, releases: Releases, for_pytest: Sequence[str]) -> int:
         selected += ["--deselect", ONLY_INSIDE_THE_RANGE]
     settings = {**os.environ, "PYTHONPATH": str(ROOT)}
     # Launches of DeepSpeed bring two ranks each, so they run one after the other.
-    runs = [["-n", "2", "-m", f"{QUICK} and not deepspeed"]]
-    runs += [["-m", f"{QUICK} and deepspeed"]] if "deepspeed" in releases else []
+    runs = [["-n", "2", "-m", f"{QUICK} and not deepspeed"], ["-m", f"{QUICK} and deepspeed"]]
     for run in runs:
         command = [str(python), "-m", "pytest", *run, *selected, *for_pytest]
         code = subprocess.run(command, cwd=ROOT, env=settings, check=False).returncode
