@@ -82,7 +82,22 @@ def attention_row(
 ) -> Tensor:
     """query [B, Hq, L, d], key [B, Hkv, P + L, d] with P cached tokens before; rows (the sample of each of R groups),
     last [R]; real [B, L] -> [R, L]: the attention of each group's last prompt token to each place, mean over heads, in
-    float32. Sample by sample: all keys at once would be copied, and the copy would cost more than the products."""
+    float32, under autocast too: a training must choose as serving does. Sample by sample: all keys at once would be
+    copied, and the copy would cost more than the products."""
+    with torch.autocast(query.device.type, enabled=False):
+        return _attention_row(query, key, rows, last, real, scaling, softcap, window)
+
+
+def _attention_row(
+    query: Tensor,
+    key: Tensor,
+    rows: Sequence[int],
+    last: Tensor,
+    real: Tensor,
+    scaling: float | None,
+    softcap: float | None,
+    window: int | None,
+) -> Tensor:
     past, length = key.shape[2] - query.shape[2], query.shape[2]
     of = torch.tensor(rows).to(key.device, non_blocking=True)
     q = query[of, :, last].float().unflatten(1, (key.shape[1], -1))  # [R, Hkv, G, d]

@@ -165,3 +165,13 @@ def test_methods_without_a_scorer_have_none_to_train() -> None:
         attached.with_scorer_loss(),
     ):
         pass
+
+
+@torch.no_grad()
+def test_attention_is_recorded_in_float32_under_autocast() -> None:
+    model, batch = model_of("llava"), batch_of("llava", labels=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        _, rows = recorded(model, batch, Learned(keep=1.0))
+    _, expected = recorded(model, batch, Learned(keep=1.0))
+    assert {row.dtype for row in rows} == {torch.float32}
+    torch.testing.assert_close(torch.stack(rows), torch.stack(expected), atol=0.03, rtol=0.1)  # its inputs are bfloat16
