@@ -1,5 +1,7 @@
 """Checkpoints: written so that an incomplete one is never taken for a complete one, found again, and loaded."""
 
+from ..reduction.reducer_file import read_reducers, write_reducers
+from ..reduction.trained_budgets import TrainedBudgets
 from .atomic import (
     COMPLETE_MARKER,
     IncompleteCheckpoint,
@@ -12,7 +14,7 @@ from .atomic import (
 )
 from .loading import Loaded, ReducerSpec, ResolvedModel, load, resolve
 from .locate import CheckpointSelector, ModelLocation, locate
-from .provenance import Provenance, TrainedBudgets, UntrainedBudget, read_reducers, write_reducers
+from .provenance import Provenance, UntrainedBudget
 
 __all__ = [
     "COMPLETE_MARKER",

@@ -26,17 +26,10 @@ from ..models.loading import (
 from ..models.processors import load_processor
 from ..reduction import DART, FewerPixels, Reducer, from_config
 from ..reduction.budget import Keep
+from ..reduction.reducer_file import read_reducers
+from ..reduction.trained_budgets import FULL, TrainedBudgets, describe_budgets
 from .locate import CONFIG, CheckpointSelector, ModelLocation, locate
-from .provenance import (
-    FULL,
-    PROVENANCE_FILE,
-    Provenance,
-    TrainedBudgets,
-    UntrainedBudget,
-    describe_budgets,
-    read_provenance,
-    read_reducers,
-)
+from .provenance import PROVENANCE_FILE, Provenance, UntrainedBudget, read_provenance
 from .scorer_file import check_scorers, load_scorers
 
 # "trained" (or ...): as trained; None: no reduction; else a reducer, several stages, their configuration, or the name

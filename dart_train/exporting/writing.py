@@ -159,7 +159,7 @@ def _write_metadata(job: ExportJob) -> None:
     found, folder = job.found, job.folder
     found.processor.save_pretrained(folder)
     if found.trained is not None:
-        write_reducers(folder, found.trained)
+        write_reducers(folder, found.trained, budgets=found.provenance.budgets)
     if (found.location.folder / SCORER_FILE).is_file():
         shutil.copy(found.location.folder / SCORER_FILE, folder / SCORER_FILE)
     recipe = found.location.folder / "recipe.yaml"

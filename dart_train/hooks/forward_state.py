@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..reduction import Observed, Reducer, SelectionContext
 from ..reduction.kept_tokens import KeptTokens
+from ..reduction.merge import average_merged
 from ..reduction.token_groups import TokenGroups
 from .batch_plan import BatchPlan
 from .cache_state import CacheState
@@ -147,16 +148,6 @@ class ForwardState:
         if plan.attention_mask is not None:
             return plan.attention_mask[:, : plan.past].bool()
         return self.real.new_ones(self.real.shape[0], plan.past)
-
-
-def average_merged(visual: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
-    """visual [R, N, D], targets [R, N] (the kept token that each token is merged into) -> [R, N, D], the mean at each
-    kept token; differentiable. In float32: a sum of many tokens in bfloat16 stops growing."""
-    weight = valid.float()
-    into = targets[..., None].expand_as(visual)
-    total = torch.zeros(visual.shape, device=visual.device).scatter_add(1, into, visual.float() * weight[..., None])
-    number = torch.zeros_like(weight).scatter_add(1, targets, weight).clamp_min(1)
-    return (total / number[..., None]).to(visual.dtype)
 
 
 def _checked_selection(reducer: Reducer, keep: Tensor, groups: TokenGroups, counts: Sequence[int]) -> Tensor:

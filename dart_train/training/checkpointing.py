@@ -14,7 +14,7 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from ..checkpoints import commit_checkpoint, prune, write_reducers
+from ..checkpoints import TrainedBudgets, commit_checkpoint, prune, write_reducers
 from ..checkpoints.atomic import draft_folder
 from ..checkpoints.scorer_file import SCORER_FILE
 from ..common.distributed import RankInfo
@@ -95,7 +95,8 @@ class CheckpointWriter:
             trainer.state.best_model_checkpoint = str(best)
             trainer.state.save_to_json(str(folder / "trainer_state.json"))
         (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; recipe.yaml has all of it
-        write_reducers(folder, self.recipe.reduction.reducers())
+        budgets = TrainedBudgets.of(self.recipe.to_dict()["reduction"])
+        write_reducers(folder, self.recipe.reduction.reducers(), budgets=budgets)
         write_run_record(folder, self.recipe)
         commit_checkpoint(folder, target, {"step": step, **optimizer_sharding(self.recipe.train, self.ranks)})
         self.draft.rmdir()

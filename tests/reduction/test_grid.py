@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from dart_train.hooks.forward_state import average_merged
 from dart_train.reduction import Pooling, Reducer, SelectionContext, UniformGrid, WindowFastV
+from dart_train.reduction.merge import average_merged
 from dart_train.reduction.methods.grid import cells_of, grid_cells
 from tests.reduction.scenes import Scene
 
