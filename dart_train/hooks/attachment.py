@@ -22,7 +22,7 @@ from .answers import AnswerCollator, AnswerLocator
 from .batch_plan import GenerateCall
 from .copying import COPY, REDUCE, copy_without_hooks, refuse_pickling
 from .deepstack import patch_deepstack
-from .engine import Engine, Output
+from .engine import Engine, Output, observed_layer
 from .forward_state import ForwardState
 from .patcher import ObjectPatcher
 from .scorers import ScorerTraining, place_scorers
@@ -318,13 +318,25 @@ def _checked_stages(reducer: Reducer | Sequence[Reducer], parts: ModelParts) -> 
     if len({stage.per for stage in stages}) > 1:
         problems.append("all stages must budget per the same thing: give each the same `per`")
     problems += [
-        f"{type(stage).__name__} at layer 0: there is no attention before the first layer; use layer >= 1"
-        for stage in stages
-        if stage.layer == 0 and "attention" in stage.required_inputs()
+        _no_attention_before(stage, parts)
+        for number, stage in enumerate(stages)
+        if stage.layer < depth
+        and "attention" in stage.required_inputs()
+        and observed_layer(parts, stages, number) is None
     ]
     if problems:
         raise ValueError("; ".join(problems))
     return stages
+
+
+def _no_attention_before(stage: Reducer, parts: ModelParts) -> str:
+    name, layers = type(stage).__name__, parts.attention_layers()
+    if layers[0] == 0:
+        return f"{name} at layer {stage.layer}: there is no attention before the first layer; use layer >= 1"
+    return (
+        f"{name} at layer {stage.layer}: no layer before it has attention weights to select by; this model's layers "
+        f"{layers} have them: use the layer after one of these"
+    )
 
 
 def _recording_the_prompt(engine: Engine, generate: Callable[..., Any]) -> Callable[..., Any]:

@@ -38,19 +38,21 @@ class CacheState:
         return torch.cat([prefix, tail], 1)
 
 
-def store_cache_state(cache: Any, state: CacheState, first_layer_is_reduced: bool) -> None:
+def store_cache_state(cache: Any, state: CacheState, first_stage: int) -> None:
+    """first_stage: the stage that the first layer with keys and values belongs to; -1: it is before layer K."""
     setattr(cache, ATTRIBUTE, state)
-    if first_layer_is_reduced and not hasattr(cache, FULL_LENGTH_SINCE):
-        _report_full_length(cache)
+    if first_stage >= 0 and not hasattr(cache, FULL_LENGTH_SINCE):
+        _report_full_length(cache, first_stage)
 
 
-def _report_full_length(cache: Any) -> None:
-    """With K = 0 layer 0 is short too, but a model without position ids takes the next position from its length."""
+def _report_full_length(cache: Any, stage: int) -> None:
+    """Where the first layer with keys and values is short too, as with K = 0: a model without position ids takes the
+    next position from its length."""
     layer_length = cache.get_seq_length
 
     def get_seq_length(layer_idx: int = 0) -> int:
         state = CacheState.of(cache)
-        dropped = state.length - state.valid[0].shape[1] if state is not None and layer_idx == 0 else 0
+        dropped = state.length - state.valid[stage].shape[1] if state is not None and layer_idx == 0 else 0
         return int(layer_length(layer_idx)) + dropped
 
     setattr(cache, FULL_LENGTH_SINCE, layer_length)

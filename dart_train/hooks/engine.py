@@ -4,8 +4,8 @@
 | -------------------------- | -------------- | ------------------ | --------------------------------------------- |
 | the model starts           | top, pre       | on_model_start     | labels are noted; own inputs are taken out    |
 | images and text are merged | inner, pre     | on_inner_start     | plan_batch; position ids                      |
-| attention of layer K-1     | attention, pre | on_attention_start | keys, values, attention row recorded          |
-|                            | attention      | remove_observer    | the observer is removed                       |
+| the last attention before  | attention, pre | on_attention_start | keys, values, attention row recorded          |
+| layer K                    | attention      | remove_observer    | the observer is removed                       |
 | each layer >= K            | layer, pre     | on_reduced_layer   | the teacher's layer runs; at K the selection; |
 |                            |                |                    | mask and rotary embeddings are gathered       |
 | the final norm             | norm           | scale.on_forward   | its weight is copied under ZeRO-3             |
@@ -73,6 +73,7 @@ class Engine:
         self.scale = FinalNormWeight(parts.norm)
         self.loss = ReducedLoss(parts.top.loss_function, compact=output == "compact")
         self.inner_signature = inspect.signature(parts.inner.forward)
+        self.observed_layers = [observed_layer(parts, reducers, stage) for stage in range(len(reducers))]
 
     @property
     def reducers(self) -> tuple[Reducer, ...]:
@@ -95,9 +96,11 @@ class Engine:
             parts.text.register_forward_hook(eager(self.on_decoder_end)),
             parts.norm.register_forward_hook(eager(self.scale.on_forward)),
         ]
-        for layer in {r.layer - 1 for r in self.reducers if r.layer > 0 and r.required_inputs() - {"grid", "scorer"}}:
+        for stage, layer in enumerate(self.observed_layers):
+            if layer is None:
+                continue
             attention = parts.attention(layer)
-            hook = eager(functools.partial(self.on_attention_start, layer))
+            hook = eager(functools.partial(self.on_attention_start, stage))
             handles.append(attention.register_forward_pre_hook(hook, with_kwargs=True))
             handles.append(attention.register_forward_hook(eager(remove_observer), always_call=True))
         for layer in range(self.reducers[0].layer, len(parts.layers)):
@@ -148,13 +151,12 @@ class Engine:
 
     # layers --------------------------------------------------------------------------------------------------
 
-    def on_attention_start(self, layer: int, module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Before the attention of layer K-1: it gets a cache, and where needed a config, that record."""
+    def on_attention_start(self, stage: int, module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Before the attention that a stage observes: it gets a cache, and where needed a config, that record."""
         current = self.running_pass
         state = current.state
         if state is None or state.decoding:
             return None
-        stage = next(s for s, reducer in enumerate(current.reducers) if reducer.layer == layer + 1)
         if len(state.stages) != stage:
             return None
         if "attention" in current.reducers[stage].required_inputs():
@@ -188,15 +190,18 @@ class Engine:
         hidden, stage = args[0], sum(reducer.layer <= layer for reducer in current.reducers) - 1
         if not state.decoding and len(state.stages) == stage:
             scorer = self.scorers.get(layer) if current is self.student else None
-            hidden = self._reduce(state, current.reducers[stage], hidden, scorer)
+            hidden = self._reduce(state, stage, current.reducers[stage], hidden, scorer)
         kwargs = {**kwargs, "attention_mask": self._mask(state, stage, layer, hidden, kwargs)}
         if not state.decoding:
             _gather_kwargs(state, stage, kwargs)
         return (hidden, *args[1:]), kwargs
 
-    def _reduce(self, state: ForwardState, reducer: Reducer, hidden: Tensor, scorer: nn.Module | None) -> Tensor:
-        if reducer.layer and reducer.required_inputs() - {"grid", "scorer"} and state.observed.keys is None:
-            raise RuntimeError(_keys_not_observed(reducer.layer - 1))
+    def _reduce(
+        self, state: ForwardState, stage: int, reducer: Reducer, hidden: Tensor, scorer: nn.Module | None
+    ) -> Tensor:
+        observed = self.observed_layers[stage]
+        if observed is not None and state.observed.keys is None:
+            raise RuntimeError(_keys_not_observed(observed))
         with self.timer.running(hidden.device):
             return state.reduce(reducer, hidden, self.scale.read(), self.seed, scorer)
 
@@ -238,7 +243,8 @@ class Engine:
         self.loss.prepare(state.kept, targets, with_teacher=teacher is not None)
         cache = cache_in_output(output)
         if cache is not None and not state.is_noop:
-            store_cache_state(cache, state.cache_state(), first_layer_is_reduced=self.reducers[0].layer == 0)
+            first = self.parts.attention_layers()[0]
+            store_cache_state(cache, state.cache_state(), sum(r.layer <= first for r in self.reducers) - 1)
         return output
 
     def _expand_hidden_states(self, state: ForwardState, output: Any) -> None:
@@ -264,6 +270,16 @@ class Engine:
             return states, None
         targets = SupervisedTargets.of(plan.layout, state.kept, plan.labels)
         return (states, None) if targets is None else (targets.gather(states), targets)
+
+
+def observed_layer(parts: ModelParts, reducers: Sequence[Reducer], stage: int) -> int | None:
+    """The layer whose keys, values and attention a stage selects by: the last one before its K that has them, and that
+    runs on the stage's own input. None where the stage needs none, or there is none (scores are then those of the
+    hidden states)."""
+    if not reducers[stage].required_inputs() - {"grid", "scorer"}:
+        return None
+    before = parts.attention_layers(reducers[stage - 1].layer if stage else 0, reducers[stage].layer)
+    return before[-1] if before else None
 
 
 def _record_keys(state: ForwardState, key: Tensor, value: Tensor) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
+from ..models.structure import RECURRENT
 from ..reduction.kept_tokens import KeptTokens
 from .cache_state import cached_length
 from .forward_state import ForwardState
@@ -37,6 +38,8 @@ def check_window(config: Any, layer: int, length: int, by_position: bool = False
 def layer_mask(state: ForwardState, stage: int, given: Any, cache: Any, hidden: Tensor, config: Any, layer: int) -> Any:
     """The mask of a layer of `stage`, whose hidden states are short, from the one that the model gave it."""
     plan = state.plan
+    if layer_type(config, layer) in RECURRENT:
+        return recurrent_mask(state, stage, given)
     if not state.decoding and not plan.past:
         kept = state.stages[stage].kept
         by_position = isinstance(given, Tensor) and given.ndim == 4
@@ -57,6 +60,15 @@ def layer_mask(state: ForwardState, stage: int, given: Any, cache: Any, hidden: 
         valid = torch.cat([state.cached_valid_mask(stage), kept.valid], 1)
     one_row = valid.shape[0] == 1  # it has no padding once it is short
     return build_causal_mask(config, hidden, None if one_row else valid, cache, layer)
+
+
+def recurrent_mask(state: ForwardState, stage: int, given: Any) -> Any:
+    """[B, S] of a layer whose state runs over the tokens, or None: it sets padding to zero, and padding on the left
+    leaves the state at zero. While decoding, the mask is one of the new tokens alone, of which none was dropped."""
+    if state.decoding:
+        return given
+    kept = state.stages[stage].kept
+    return kept.valid if kept.ragged else None
 
 
 def prefill_mask(mask: Any, kept: KeptTokens, hidden: Tensor, config: Any, layer: int) -> Any:

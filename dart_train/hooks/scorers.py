@@ -64,7 +64,7 @@ class ScorerTraining:
     def register_hooks(self) -> list[Any]:
         parts, eager = self.engine.parts, torch.compiler.disable
         handles = [parts.inner.register_forward_pre_hook(eager(self.on_inner_start), with_kwargs=True)]
-        for layer in range(min(self.engine.scorers), len(parts.layers)):
+        for layer in parts.attention_layers(min(self.engine.scorers)):
             hook = eager(functools.partial(self.on_attention_start, layer))
             handles.append(parts.attention(layer).register_forward_pre_hook(hook, with_kwargs=True))
             handles.append(parts.attention(layer).register_forward_hook(eager(remove_observer), always_call=True))

@@ -13,6 +13,9 @@ from .families import Family, find_family, projector_names
 
 PartName = Literal["vision", "projector", "language", "scorer"]
 SCORERS = "dart_scorers"  # the submodule that holds the trained scorers of a reduction
+FINAL_NORMS = ("norm", "embedding_norm")  # names of a decoder's final norm; the second is LFM2's
+# Layer types without keys and values: linear attention, and short convolutions. Their state runs over the tokens.
+RECURRENT = frozenset({"linear_attention", "conv"})
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,16 @@ class ModelParts:
         return self.text.config
 
     def attention(self, layer: int) -> Any:
-        return self.layers[layer].self_attn
+        """The attention module of a layer; None where the layer has none, or one without keys and values."""
+        return None if self.is_recurrent(layer) else getattr(self.layers[layer], "self_attn", None)
+
+    def is_recurrent(self, layer: int) -> bool:
+        types = getattr(self.text_config, "layer_types", None)
+        return types is not None and types[layer] in RECURRENT
+
+    def attention_layers(self, start: int = 0, stop: int | None = None) -> list[int]:
+        """Layers from `start` on and before `stop` whose attention has keys and values."""
+        return [i for i in range(len(self.layers))[start:stop] if self.attention(i) is not None]
 
 
 def unwrap_model(model: Any) -> Any:
@@ -48,7 +60,8 @@ def find_parts(model: Any) -> ModelParts:
     top = unwrap_model(model)
     inner = getattr(top, "model", None)
     text = _decoder(top)
-    layers, norm = getattr(text, "layers", None), getattr(text, "norm", None)
+    layers = getattr(text, "layers", None)
+    norm = next((getattr(text, name) for name in FINAL_NORMS if hasattr(text, name)), None)
     visual_ids = _visual_ids(getattr(top, "config", None))
     missing = [
         what
@@ -58,7 +71,7 @@ def find_parts(model: Any) -> ModelParts:
             ("a final norm (`.norm`) in the decoder", norm),
             ("`config.image_token_id`", visual_ids or None),
             ("`input_ids` in the forward", inner if _takes(inner, "input_ids") else None),
-            ("`self_attn` in each decoder layer", _has_attention(layers)),
+            ("`self_attn` in its decoder layers", _has_attention(text, layers)),
         )
         if found is None
     ]
@@ -109,8 +122,14 @@ def _takes(module: Any, name: str) -> bool:
     return module is not None and name in inspect.signature(module.forward).parameters
 
 
-def _has_attention(layers: Any) -> Any:
-    return layers if layers is not None and all(hasattr(layer, "self_attn") for layer in layers) else None
+def _has_attention(text: Any, layers: Any) -> Any:
+    """Every layer has attention, but those whose type says that they are recurrent; one at least has it."""
+    if layers is None:
+        return None
+    types = getattr(text.config, "layer_types", None) or [""] * len(layers)
+    has = [hasattr(layer, "self_attn") for layer in layers]
+    known = all(one or kind in RECURRENT for one, kind in zip(has, types, strict=False))
+    return layers if known and any(has) else None
 
 
 def _refuse_inline_deepstack(text: Any) -> None:

@@ -19,6 +19,7 @@ FAMILY = {
     "qwen2_vl_dart": "qwen2_vl",
     "qwen2_5_vl_dart": "qwen2_5_vl",
     "qwen3_vl_dart": "qwen3_vl",
+    "qwen3_5_dart": "qwen3_5",
     "internvl_dart": "internvl",
 }
 

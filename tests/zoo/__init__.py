@@ -26,13 +26,18 @@ class TinyFamily:
         return self.build(attn=attn)
 
 
+_HYBRID = ("qwen3_5",)  # layers with a recurrent state: for them the masked forward is no reference
+HYBRIDS: dict[str, TinyFamily] = {
+    name: TinyFamily(name, partial(build, name), partial(processor_of, name)) for name in _HYBRID
+}
 FAMILIES: dict[str, TinyFamily] = {
-    name: TinyFamily(name, partial(build, name), partial(processor_of, name)) for name in CONFIGS
+    name: TinyFamily(name, partial(build, name), partial(processor_of, name)) for name in CONFIGS if name not in HYBRIDS
 }
 
 __all__ = [
     "FAMILIES",
     "FAMILIES_WITH_VIDEO",
+    "HYBRIDS",
     "TinyFamily",
     "conversation",
     "encode",

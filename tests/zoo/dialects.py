@@ -118,6 +118,7 @@ DIALECTS: dict[str, Dialect] = {
     "qwen2_vl": _QWEN_VL,
     "qwen2_5_vl": _QWEN_VL,
     "qwen3_vl": _QWEN_VL,
+    "qwen3_5": _QWEN_VL,
     "internvl": _chatml(
         "<IMG_CONTEXT>\n",
         named={

@@ -122,6 +122,21 @@ def _qwen3_vl(name: str) -> PreTrainedConfig:
     )
 
 
+def _qwen3_5(name: str) -> PreTrainedConfig:
+    """Linear attention with a full attention layer now and then; before K = 1 there is none."""
+    tower = {"hidden_size": 32, "intermediate_size": 64, "out_hidden_size": WIDTH}
+    kinds = ["linear", "full", "linear", "linear", "full"]
+    linear = {"linear_num_key_heads": 2, "linear_num_value_heads": 4}
+    linear |= {"linear_key_head_dim": _HEAD, "linear_value_head_dim": _HEAD}
+    rope = {**_mrope(2, 1, 1), "partial_rotary_factor": 0.5}
+    layers = {"layer_types": [f"{kind}_attention" for kind in kinds]}
+    return hf.Qwen3_5Config(
+        vision_config={**_QWEN_TOWER, **tower, "num_position_embeddings": 256},
+        text_config=_text(name, rope_parameters=rope, head_dim=_HEAD, **linear, **layers),
+        **_qwen_ids(name),
+    )
+
+
 def _internvl(name: str) -> PreTrainedConfig:
     return hf.InternVLConfig(
         vision_config={**_TOWER, "image_size": [TILE, TILE], "patch_size": [PATCH, PATCH]},
@@ -165,6 +180,7 @@ CONFIGS: dict[str, Callable[[str], PreTrainedConfig]] = {
     "qwen2_vl": _qwen2_vl,
     "qwen2_5_vl": _qwen2_5_vl,
     "qwen3_vl": _qwen3_vl,
+    "qwen3_5": _qwen3_5,
     "internvl": _internvl,
     "idefics3": _idefics,
     "smolvlm": _idefics,

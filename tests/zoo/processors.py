@@ -72,6 +72,7 @@ PARTS: dict[str, Parts] = {
     "qwen2_vl": _qwen("Qwen2VLProcessor", "Qwen2VLVideoProcessor"),
     "qwen2_5_vl": _qwen("Qwen2_5_VLProcessor", "Qwen2VLVideoProcessor"),
     "qwen3_vl": _qwen("Qwen3VLProcessor", "Qwen3VLVideoProcessor"),
+    "qwen3_5": _qwen("Qwen3VLProcessor", "Qwen3VLVideoProcessor"),
     "internvl": Parts(
         "InternVLProcessor",
         "GotOcr2ImageProcessorPil",

@@ -1,4 +1,4 @@
-"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: images at their own resolution, one token for each 2 x 2 patches.
+"""Qwen2-VL, Qwen2.5-VL, Qwen3-VL and Qwen3.5: images at their own resolution, one token for each 2 x 2 patches.
 
 The processor passes the grid of every image and video; a video has one grid for each few frames. The model computes
 its position ids from the same grids.
@@ -63,11 +63,11 @@ class PatchResizer(GridResizer):
         return {"do_resize": False}
 
 
-def _qwen(name: str, model_type: str, processor: str) -> Family:
+def _qwen(name: str, processor: str, *model_types: str) -> Family:
     return register(
         Family(
             name=name,
-            model_types=(model_type,),
+            model_types=model_types,
             tiles=grid_tiles,
             reads=("image_grid_thw", "video_grid_thw"),
             geometry=resized_geometry,
@@ -80,6 +80,7 @@ def _qwen(name: str, model_type: str, processor: str) -> Family:
     )
 
 
-QWEN2_VL = _qwen("Qwen2-VL", "qwen2_vl", "Qwen2VLProcessor")
-QWEN2_5_VL = _qwen("Qwen2.5-VL", "qwen2_5_vl", "Qwen2_5_VLProcessor")
-QWEN3_VL = _qwen("Qwen3-VL", "qwen3_vl", "Qwen3VLProcessor")
+QWEN2_VL = _qwen("Qwen2-VL", "Qwen2VLProcessor", "qwen2_vl")
+QWEN2_5_VL = _qwen("Qwen2.5-VL", "Qwen2_5_VLProcessor", "qwen2_5_vl")
+# Qwen3.5 has the processor of Qwen3-VL, and a language model of linear and full attention layers.
+QWEN3_VL = _qwen("Qwen3-VL", "Qwen3VLProcessor", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
