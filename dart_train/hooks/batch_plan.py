@@ -81,7 +81,7 @@ def plan_batch(
     cache_state = CacheState.of(cache) if past else None
     if not has_images(inputs):
         mask = None if cache_state is None else require_2d_mask(inputs.get("attention_mask"))
-        return None if cache_state is None else BatchPlan(mask, cache_state)
+        return None if cache_state is None else BatchPlan(mask, cache_state, past)
     mask = require_2d_mask(inputs.get("attention_mask"))
     ids = _checked_ids(inputs, past, parts)
     per, grid = reducers[0].per, any("grid" in reducer.required_inputs() for reducer in reducers)
@@ -192,10 +192,20 @@ def check_positions(positions: Tensor | None) -> None:
 
 
 def position_ids_from_mask(plan: BatchPlan | None, inputs: Mapping[str, Any], parts: ModelParts) -> dict[str, Tensor]:
-    """Left padding without position ids would move the rotary keys, and so the pivots: count from the mask."""
-    if plan is None or plan.layout is None or plan.past or parts.family.own_positions:
+    """Left padding without position ids would move the rotary keys, and so the pivots: count from the mask. Later
+    forwards on the same cache go on from there."""
+    if plan is None or parts.family.own_positions or inputs.get("position_ids") is not None:
         return {}
-    if inputs.get("position_ids") is not None or not plan.layout.left_padded():
+    if plan.past:
+        if plan.cache_state is None or not plan.cache_state.positions_from_mask or plan.attention_mask is None:
+            return {}
+        return {"position_ids": _count(plan.attention_mask)[:, plan.past :]}
+    if plan.layout is None or not plan.layout.left_padded():
         return {}
     assert plan.real is not None
-    return {"position_ids": (plan.real.long().cumsum(1) - 1).clamp_min(0)}
+    return {"position_ids": _count(plan.real)}
+
+
+def _count(mask: Tensor) -> Tensor:
+    """[B, L] -> [B, L]: the position of each real token; 0 at padding before the first one."""
+    return (mask.long().cumsum(1) - 1).clamp_min(0)

@@ -17,10 +17,14 @@ FULL_LENGTH_SINCE = "_dart_train_layer_length"  # the cache's own get_seq_length
 
 @dataclass
 class CacheState:
-    """After a prefill of `length` tokens, stage s holds valid[s] [B, P_s] of them in its layers' caches."""
+    """After a prefill of `length` tokens, stage s holds valid[s] [B, P_s] of them in its layers' caches.
+
+    positions_from_mask: the position ids of the cached tokens were counted from the mask, so later ones are, too.
+    """
 
     length: int
     valid: list[Tensor]
+    positions_from_mask: bool = False
 
     @staticmethod
     def of(cache: Any) -> CacheState | None:

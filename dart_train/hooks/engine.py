@@ -141,7 +141,10 @@ class Engine:
         self.student.state = None if plan is None else ForwardState.start(plan)
         if plan is None or not plan.decoding:
             self.last = None
-        return args, {**kwargs, **position_ids_from_mask(plan, inputs, self.parts)}
+        counted = position_ids_from_mask(plan, inputs, self.parts)
+        if self.student.state is not None:
+            self.student.state.positions_from_mask = bool(counted)
+        return args, {**kwargs, **counted}
 
     def on_inner_end(self, module: nn.Module, args: Any, output: Any) -> None:
         state, self.student.state = self.student.state, None

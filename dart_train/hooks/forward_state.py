@@ -49,6 +49,7 @@ class ForwardState:
     observed: Observed = field(default_factory=Observed)
     stages: list[StageResult] = field(default_factory=list)
     memo: dict[Any, Any] = field(default_factory=dict)  # masks and rotary embeddings, made once a stage
+    positions_from_mask: bool = False  # this forward's position ids were counted from the mask
 
     @classmethod
     def start(cls, plan: BatchPlan) -> ForwardState:
@@ -136,7 +137,7 @@ class ForwardState:
         for number, stage in enumerate(self.stages):
             mask = torch.cat([self.cached_valid_mask(number), stage.kept.valid], 1) if past else stage.kept.valid
             valid.append(mask[:, : mask.shape[1] - drafts])
-        return CacheState(past + length - drafts, valid)
+        return CacheState(past + length - drafts, valid, self.positions_from_mask)
 
     def cached_valid_mask(self, stage: int) -> Tensor:
         """[B, cached tokens of this stage] bool."""

@@ -1,0 +1,453 @@
+"""Every image class of the installed transformers, held against the laws of the reduction.
+
+    python -m tests.zoo.survey                  # all classes, one line each (minutes)
+    python -m tests.zoo.survey qwen3_5 gemma4   # these, law by law
+
+`survey(name)` builds the tiny model of `tests.zoo.every_model` and returns a `Finding` for each law and kernel. What
+the reduced forward is compared with is computed by the plain model: the full-length forward in which the mask hides
+the dropped tokens from layers >= K (`tests.fixtures.reference_forward`), and the plain model continuing its own cache.
+
+A law `holds`, is `refused` (with the package's sentence), `fails` in the plain model already, `crashes`, or is `wrong`
+(with the difference, relative to the largest logit).
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from dart_train import DART, KeepAll, Random, Reducer, attach
+from tests.zoo import every_model
+
+Verdict = Literal["holds", "refused", "fails", "crashes", "wrong"]
+KERNELS = ("sdpa", "eager")
+K = 2  # the layer of the reduction
+KEEP = 5  # visual tokens of each sample
+GRID = (3, 4)  # rows and columns of the visual tokens of an image
+IMAGE_TOKENS = GRID[0] * GRID[1]
+NEW = 6  # generated tokens
+SMALL_WINDOW = 24  # shorter than the prompts
+TOLERANCE = 1e-4  # relative, float32
+IMAGE_IDS = ("image_token_id", "image_token_index", "image_patch_id")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """number: the largest relative difference; note: the message of a refusal or a crash."""
+
+    law: str
+    kernel: str
+    verdict: Verdict
+    number: float | None = None
+    note: str = ""
+
+    def __str__(self) -> str:
+        number = "" if self.number is None else f"{self.number:.1e}"
+        return f"{self.kernel:5} {self.law:34} {self.verdict:8} {number:8} {self.note}"
+
+
+class PlainModelFails(Exception):
+    """The law cannot be tested: the model without a reduction does not run these inputs."""
+
+
+# inputs -----------------------------------------------------------------------------------------------------
+
+
+def image_id(config: Any) -> int:
+    return next(int(vars(config)[name]) for name in IMAGE_IDS if vars(config).get(name) is not None)
+
+
+def text(number: int, seed: int) -> list[int]:
+    """Ids of ordinary tokens, which no family uses for anything else."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(30, 110, (number,), generator=generator).tolist()
+
+
+# How families return the features of several images; `find_form` finds which one a class takes.
+FORMS: dict[str, Callable[[list[Tensor]], Any]] = {
+    "list": list,
+    "stacked": torch.stack,
+    "flat": torch.cat,
+}
+_form_of: dict[str, str] = {}
+
+
+def features(model: Any, images: int, seed: int) -> BaseModelOutputWithPooling:
+    """What the vision tower gives for this many images."""
+    generator, width = torch.Generator().manual_seed(seed), every_model.feature_width(model)
+    each = [torch.randn(IMAGE_TOKENS, width, generator=generator) for _ in range(images)]
+    form = FORMS[_form_of.get(type(model).__name__, "list")]
+    encoded = BaseModelOutputWithPooling(pooler_output=form(each))
+    every_model.adapt_features(model, encoded, images, IMAGE_TOKENS)
+    return encoded
+
+
+def find_form(model: Any) -> None:
+    """Remember the form of features that the plain model takes."""
+    errors = []
+    for form in FORMS:
+        _form_of[type(model).__name__] = form
+        try:
+            with torch.no_grad():
+                plain(model, ragged(model), use_cache=False)
+            return
+        except PlainModelFails as error:
+            errors.append(f"{form}: {error}")
+    raise PlainModelFails("; ".join(errors))
+
+
+def row_of(model: Any, *parts: int | str, seed: int = 0) -> list[int]:
+    """Ids of one row: a number is so much text, "image" the tokens of one image."""
+    ids: list[int] = []
+    for number, part in enumerate(parts):
+        ids += [image_id(model.config)] * IMAGE_TOKENS if part == "image" else text(int(part), seed * 100 + number)
+    return ids
+
+
+def batch(model: Any, rows: Sequence[list[int]], side: str = "left", seed: int = 0) -> dict[str, Any]:
+    """Model inputs for rows of ids, padded on one side; images in the order of the rows."""
+    visual, length = image_id(model.config), max(map(len, rows))
+    padding = [[every_model.PAD] * (length - len(row)) for row in rows]
+    ids = torch.tensor([p + row if side == "left" else row + p for p, row in zip(padding, rows, strict=True)])
+    real = [[0] * len(p) + [1] * len(row) if side == "left" else [1] * len(row) + [0] * len(p)
+            for p, row in zip(padding, rows, strict=True)]  # fmt: skip
+    images = sum(row.count(visual) for row in rows) // IMAGE_TOKENS
+    inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.tensor(real)}
+    takes = every_model.forward_parameters(model)
+    for name in ("mm_token_type_ids", "token_type_ids", "moe_mm_token_type_ids"):
+        if name in takes:
+            inputs[name] = (ids == visual).long()
+    if images:
+        inputs["mm_encoder_outputs"] = {"image": features(model, images, seed)}
+        if "image_grid_thw" in takes:
+            merge = 2
+            inputs["image_grid_thw"] = torch.tensor([[1, GRID[0] * merge, GRID[1] * merge]] * images)
+        every_model.adapt_inputs(model, inputs)
+    return inputs
+
+
+def ragged(model: Any, side: str = "left") -> dict[str, Any]:
+    """One image, two images, and a longer row of text alone: it keeps its full length in all layers."""
+    rows = [
+        row_of(model, 4, "image", 6, seed=1),
+        row_of(model, 3, "image", 5, "image", 4, seed=2),
+        row_of(model, 40, seed=3),
+    ]
+    return batch(model, rows, side)
+
+
+def fresh(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Some models write to the dictionary of encoder outputs that they are given."""
+    encoded = inputs.get("mm_encoder_outputs")
+    return {**inputs, "mm_encoder_outputs": dict(encoded)} if encoded else dict(inputs)
+
+
+# the slow reference ----------------------------------------------------------------------------------------------
+
+
+def hidden(mask: Any, keep: Tensor, queries: int) -> Tensor:
+    """mask [B, 1, Q, N] (bool or additive) or None, keep [B, N] -> the same with dropped columns hidden. A dropped
+    token still sees itself, so that no row is empty; its output is unused."""
+    total = keep.shape[1]
+    if mask is None:
+        mask = torch.ones(queries, total, dtype=torch.bool).tril(total - queries)[None, None]
+    own = torch.eye(total, dtype=torch.bool)[total - queries :][None, None] & ~keep[:, None, None, :]
+    column = keep[:, None, None, :]
+    if mask.dtype == torch.bool:
+        return (mask & column) | own
+    return mask.masked_fill(~column, torch.finfo(mask.dtype).min).masked_fill(own, 0.0)
+
+
+@contextmanager
+def hiding(model: Any, keep: Tensor) -> Iterator[None]:
+    """Inside, layers >= K of the plain model do not see dropped tokens. keep [B, N]: cached tokens included."""
+
+    def before(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        mask = kwargs.get("attention_mask")
+        if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 4):
+            raise PlainModelFails(f"the layers get a mask of type {type(mask).__name__}")
+        return args, {**kwargs, "attention_mask": hidden(mask, keep, args[0].shape[-2])}
+
+    handles = [layer.register_forward_pre_hook(before, with_kwargs=True) for layer in model.get_decoder().layers[K:]]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def difference(one: Tensor, other: Tensor, where: Tensor) -> float:
+    """The largest difference at `where` [B, L], relative to the largest value; NaN where either has one."""
+    a, b = one.float()[where], other.float()[where]
+    return float((a - b).abs().max() / b.abs().max())
+
+
+def plain(model: Any, inputs: Mapping[str, Any], **options: Any) -> Any:
+    """The output of the model without a reduction."""
+    try:
+        return model(**fresh(inputs), **options)
+    except PlainModelFails:
+        raise
+    except Exception as error:
+        raise PlainModelFails(f"{type(error).__name__}: {error}") from error
+
+
+# the laws ----------------------------------------------------------------------------------------------------------
+
+
+def keep_all(model: Any, side: str) -> float:
+    inputs = ragged(model, side)
+    wanted = plain(model, inputs, use_cache=False).logits
+    with attach(model, KeepAll(layer=K)):
+        logits = model(**fresh(inputs), use_cache=False).logits
+    return difference(logits, wanted, inputs["attention_mask"].bool())
+
+
+def reduced(model: Any, reducer: Reducer, side: str, use_cache: bool = False) -> float:
+    inputs = ragged(model, side)
+    plain(model, inputs, use_cache=use_cache)
+    with attach(model, reducer) as attached:
+        logits = model(**fresh(inputs), use_cache=use_cache).logits
+        keep = attached.last.mask
+    assert int(keep.sum()) < int(inputs["attention_mask"].sum()), "nothing was dropped"
+    with hiding(model, keep):
+        wanted = plain(model, inputs, use_cache=False).logits
+    return difference(logits, wanted, keep)
+
+
+def generation(model: Any, reducer: Reducer) -> float:
+    """Each step of cached generation, against the full-length forward over the complete sequence."""
+    inputs = ragged(model, "left")
+    visual = image_id(model.config)
+    options = {
+        "max_new_tokens": NEW,
+        "min_new_tokens": NEW,
+        "do_sample": False,
+        "output_logits": True,
+        "return_dict_in_generate": True,
+        "suppress_tokens": [visual],
+        "pad_token_id": every_model.PAD,
+    }
+    with torch.no_grad():
+        try:
+            model.generate(**fresh(inputs), **options)
+        except Exception as error:
+            raise PlainModelFails(f"generate: {type(error).__name__}: {error}") from error
+        with attach(model, reducer) as attached:
+            out = model.generate(**fresh(inputs), **options)
+            keep = attached.last.mask
+        new = out.sequences[:, inputs["input_ids"].shape[1] :]
+        longer = lengthened(inputs, new)
+        with hiding(model, torch.cat([keep, torch.ones_like(new).bool()], 1)):
+            wanted = plain(model, longer, use_cache=False).logits[:, -NEW - 1 : -1]
+    got = torch.stack(out.logits, 1)
+    return difference(got, wanted, torch.ones(got.shape[:2]).bool())
+
+
+def lengthened(inputs: Mapping[str, Any], new: Tensor) -> dict[str, Any]:
+    """The same inputs with more text."""
+    longer = {**inputs, "input_ids": torch.cat([inputs["input_ids"], new], 1)}
+    for name in ("attention_mask", "mm_token_type_ids", "token_type_ids", "moe_mm_token_type_ids"):
+        if name in inputs:
+            more = torch.full_like(new, int(name == "attention_mask"))
+            longer[name] = torch.cat([inputs[name], more], 1)
+    return longer
+
+
+def second_turn(model: Any, reducer: Reducer | None, image: bool) -> float:
+    """A second turn, with or without an image, that continues the cache of the first one. The plain model does the
+    same with dropped tokens hidden."""
+    rows = [row_of(model, 4, "image", 6, seed=1), row_of(model, 9, "image", 5, seed=2)]
+    more = [row_of(model, 3, *(["image"] if image else []), 4, seed=5 + n) for n in range(2)]
+    first, later = batch(model, rows), batch(model, more, seed=7)
+    later["attention_mask"] = torch.cat([first["attention_mask"], later["attention_mask"]], 1)
+    every_model.add_positions(model, first, later)
+    now = partial(two_turns, model, first, later)
+    wanted = now(plain)
+    run = lambda model, inputs, **options: model(**fresh(inputs), **options)  # noqa: E731
+    if reducer is None:
+        with attach(model, KeepAll(layer=K)):
+            logits = now(run)
+        return difference(logits, wanted, torch.ones(logits.shape[:2]).bool())
+    with attach(model, reducer) as attached:
+        keeps: list[Tensor] = []
+        logits = now(run, lambda length: keeps.append(kept_or_all(attached, length, len(rows))))
+    keep_first, keep_later = keeps
+    keeps = [keep_first & first["attention_mask"].bool(), torch.cat([keep_first, keep_later], 1)]
+    wanted = now(lambda *a, **o: hidden_run(keeps, *a, **o))
+    return difference(logits, wanted, keep_later)
+
+
+def kept_or_all(attached: Any, length: int, rows: int) -> Tensor:
+    """What the last forward kept, where it had images: a text turn leaves `last` as it was."""
+    last = attached.last
+    return last.mask if last is not None and last.mask.shape[1] == length else torch.ones(rows, length).bool()
+
+
+def hidden_run(keeps: list[Tensor], model: Any, inputs: Mapping[str, Any], **options: Any) -> Any:
+    total = inputs["attention_mask"].shape[1]
+    with hiding(model, next(keep for keep in keeps if keep.shape[1] == total)):
+        return plain(model, inputs, **options)
+
+
+def two_turns(
+    model: Any,
+    first: Mapping[str, Any],
+    later: Mapping[str, Any],
+    run: Callable[..., Any],
+    after: Callable[[int], None] = lambda length: None,
+) -> Tensor:
+    """Logits of the second turn. after: called after each forward."""
+    with torch.no_grad():
+        out = run(model, first, use_cache=True)
+        after(first["input_ids"].shape[1])
+        name = next(n for n in ("cache", "past_key_values") if n in every_model.forward_parameters(model))
+        cache = getattr(out, "cache", None) or getattr(out, "past_key_values", None)
+        if cache is None:
+            raise PlainModelFails("it returns no cache")
+        logits: Tensor = run(model, {**later, name: cache}, use_cache=True).logits
+        after(later["input_ids"].shape[1])
+    return logits
+
+
+def training(model: Any, reducer: Reducer, checkpointing: bool) -> float:
+    """The loss and a gradient: output at full length, against the loss of the masked forward's own logits."""
+    inputs = ragged(model, "right")
+    real = inputs["attention_mask"].bool()
+    last = real & (real.long().flip(1).cumsum(1).flip(1) <= 3)
+    labels = inputs["input_ids"].masked_fill(~last, -100)
+    weight = model.get_decoder().layers[0].parameters()
+    few = [p for p in weight if p.ndim > 1][:1]
+    found = []
+    model.train()
+    try:
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        plain(model, {**inputs, "labels": labels}, use_cache=False)
+        for output in ("expand", "compact"):
+            with attach(model, reducer, output=output) as attached:
+                loss = model(**fresh(inputs), labels=labels, use_cache=False).loss
+                keep = attached.last.mask
+            found.append((loss.detach(), torch.autograd.grad(loss, few)[0]))
+        with hiding(model, keep):
+            logits = plain(model, inputs, use_cache=False).logits
+        target = labels[:, 1:].masked_fill(~keep[:, 1:], -100)
+        loss = torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2).float(), target, ignore_index=-100)
+        found.append((loss.detach(), torch.autograd.grad(loss, few)[0]))
+    finally:
+        if checkpointing:
+            model.gradient_checkpointing_disable()
+        model.eval()
+    (loss, gradient), others = found[-1], found[:-1]
+    assert bool(gradient.any()), "no gradient"
+    return max(
+        max(float((a - loss).abs() / loss.abs()), float((g - gradient).abs().max() / gradient.abs().max()))
+        for a, g in others
+    )
+
+
+RANDOM = Random(keep=KEEP, layer=K)
+LAWS: dict[str, Callable[[Any], float]] = {
+    "keep-all, left padding": partial(keep_all, side="left"),
+    "keep-all, right padding": partial(keep_all, side="right"),
+    "reduced, left padding": partial(reduced, reducer=RANDOM, side="left"),
+    "reduced, right padding": partial(reduced, reducer=RANDOM, side="right"),
+    "reduced, DART": partial(reduced, reducer=DART(keep=KEEP, layer=K, image_pivots=2, text_pivots=2), side="left"),
+    "reduced, prefill with a cache": partial(reduced, reducer=RANDOM, side="left", use_cache=True),
+    "generation": partial(generation, reducer=RANDOM),
+    "second turn, keep-all": partial(second_turn, reducer=None, image=False),
+    "second turn": partial(second_turn, reducer=RANDOM, image=False),
+    "second turn with an image, keep-all": partial(second_turn, reducer=None, image=True),
+    "second turn with an image": partial(second_turn, reducer=RANDOM, image=True),
+    "training": partial(training, reducer=RANDOM, checkpointing=False),
+    "training, gradient checkpointing": partial(training, reducer=RANDOM, checkpointing=True),
+}
+
+
+def evaluate(law: str, kernel: str, model: Any, test: Callable[[Any], float]) -> Finding:
+    try:
+        number = test(model)
+    except PlainModelFails as error:
+        return Finding(law, kernel, "fails", note=first_line(error))
+    except Exception as error:
+        verdict: Verdict = "refused" if is_refusal(error) else "crashes"
+        return Finding(law, kernel, verdict, note=first_line(error))
+    return Finding(law, kernel, "holds" if number < TOLERANCE else "wrong", number)
+
+
+def is_refusal(error: Exception) -> bool:
+    """Raised by the package itself, as an error that names a reason."""
+    where = traceback.extract_tb(error.__traceback__)[-1].filename
+    return isinstance(error, NotImplementedError | ValueError) and "/dart_train/" in where.replace("\\", "/")
+
+
+def first_line(error: Exception) -> str:
+    name = "" if isinstance(error, NotImplementedError | PlainModelFails) else f"{type(error).__name__}: "
+    return f"{name}{error}".split("\n")[0][:300]
+
+
+def survey(name: str, kernels: Sequence[str] = KERNELS, laws: Sequence[str] | None = None) -> list[Finding]:
+    """Each law for each kernel. A model that the reduction cannot be attached to has one finding."""
+    found: list[Finding] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        skeleton = every_model.build(name, meta=True)
+        try:
+            attach(skeleton, RANDOM).remove()
+        except (NotImplementedError, ValueError) as refusal:
+            return [Finding("attach", "", "refused", note=first_line(refusal))]
+        for kernel in kernels:
+            if kernel not in every_model.kernels(name):
+                continue
+            model = every_model.build(name, kernel)
+            try:
+                find_form(model)
+            except PlainModelFails as error:
+                return [Finding("plain forward", kernel, "fails", note=str(error)[:600])]
+            for law in laws or LAWS:
+                found.append(evaluate(law, kernel, model, LAWS[law]))
+            if (laws is None or "window" in laws) and every_model.has_window(name):
+                model = every_model.build(name, kernel, window=SMALL_WINDOW)
+                for law in ("reduced, right padding", "generation"):
+                    found.append(evaluate(f"small window: {law}", kernel, model, LAWS[law]))
+    return found
+
+
+def worst(findings: Sequence[Finding]) -> Verdict:
+    """The verdict on a class. Some laws may be refused in a class that holds."""
+    verdicts = {finding.verdict for finding in findings}
+    if verdicts & {"wrong", "crashes"}:
+        return "wrong" if "wrong" in verdicts else "crashes"
+    essential = {f.verdict for f in findings if f.law.startswith("reduced, ") or f.law == "attach"}
+    return "holds" if essential == {"holds"} else "refused" if "refused" in essential else "fails"
+
+
+def main(arguments: Sequence[str]) -> None:
+    chosen = arguments or list(every_model.names())
+    for name in chosen:
+        try:
+            findings = survey(name)
+        except Exception as error:
+            print(f"{name:26} not built: {first_line(error)}", flush=True)
+            continue
+        if arguments:
+            print(name, "\n" + "\n".join(map(str, findings)), flush=True)
+        else:
+            bad = [f for f in findings if f.verdict not in ("holds",)]
+            print(f"{name:26} {worst(findings):8} {len(findings) - len(bad)}/{len(findings)}", flush=True)
+            for f in bad:
+                print(f"      {f}", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
