@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from ..common.environment import version_note
 from ..models.structure import SCORERS, ModelParts, find_parts, unwrap_model
-from ..reduction import Reducer
+from ..models.towers import find_tower
+from ..reduction import KeepAll, Reducer, TowerDART
 from ..reduction.batch_layout import to_cpu_in_one_copy
 from ..reduction.budget import Keep
+from ..reduction.tower import Representatives
 from .answers import AnswerCollator, AnswerLocator
 from .batch_plan import GenerateCall
 from .copying import COPY, REDUCE, copy_without_hooks, refuse_pickling
@@ -27,6 +29,7 @@ from .forward_state import ForwardState
 from .patcher import ObjectPatcher
 from .scorers import ScorerTraining, place_scorers
 from .teacher import TeacherPass
+from .tower import TowerHooks
 from .transformers_compat import LOSS_FUNCTION
 
 MARK = "_dart_train_attached"
@@ -76,8 +79,9 @@ class Kept:
 class Attached:
     """A model with its reduction. Also a context manager, which removes it."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, tower: TowerHooks | None = None) -> None:
         self._engine = engine
+        self._tower = tower
         self._patcher = ObjectPatcher()
         self._scorer_training: ScorerTraining | None = None
         self._handles: list[Any] = []
@@ -86,6 +90,16 @@ class Attached:
     @property
     def reducers(self) -> tuple[Reducer, ...]:
         return self._engine.reducers
+
+    @property
+    def tower(self) -> TowerDART | None:
+        """The stage in the vision tower, if there is one."""
+        return None if self._tower is None else self._tower.stage
+
+    @property
+    def tower_units(self) -> tuple[Representatives | None, ...]:
+        """What the tower dropped in the last forward: one entry for each run of the tower, None where nothing was."""
+        return () if self._tower is None else tuple(self._tower.last)
 
     @property
     def last(self) -> Kept | None:
@@ -113,6 +127,12 @@ class Attached:
     def set_keep(self, *keep: Keep) -> None:
         """Another budget for each stage, from the next forward on."""
         self._engine.student.reducers = self._with_budgets(keep)
+
+    def set_tower_keep(self, keep: float) -> None:
+        """Another ratio for the stage in the vision tower, from the next forward on."""
+        if self._tower is None or self._tower.stage.by_pixels:
+            raise ValueError("no stage in the vision tower has a `keep`: attach TowerDART(keep=...)")
+        self._tower.stage = replace(self._tower.stage, keep=keep)
 
     @contextmanager
     def with_teacher(self, *keep: Keep) -> Iterator[None]:
@@ -185,6 +205,8 @@ class Attached:
         batch |= {"prompt_lengths": prompt_lengths, "answer_mask": answer_mask}
         grids = {name: x for name, x in others.items() if name in self._engine.parts.family.reads}
         self._engine.prefetched = to_cpu_in_one_copy({**batch, **grids})
+        if self._tower is not None:
+            self._tower.prefetch(others)
 
     def collate(self, collator: Callable[..., Any]) -> AnswerCollator:
         """`collator` with one more entry in its batches, `answer_mask`, made of its labels (or its completion_mask or
@@ -234,7 +256,8 @@ class Attached:
         twin = copy_without_hooks(module, memo, [handle.id for handle in handles])
         self._patcher.undo_in_copy(memo)
         if module is top:
-            twin_attached = attach(twin, self.reducers, output=engine.output)
+            towers = [] if self.tower is None else [self.tower]
+            twin_attached = attach(twin, [*towers, *self.reducers], output=engine.output)
             twin_attached._patcher.take_modules_of_copy(self._patcher, memo)
             twin_attached._engine.seed = engine.seed
             twin_attached._engine.locator = copy.copy(engine.locator)
@@ -262,18 +285,20 @@ class Attached:
                 r.layer: scorers[name] for r in engine.reducers if (name := f"layer_{r.layer}") in scorers
             }
         self._handles = engine.register_hooks()
+        if self._tower is not None:
+            self._handles += self._tower.register(parts.inner, patcher)
         return self
 
 
 def attach(
     model: Any,
-    reducer: Reducer | Sequence[Reducer],
+    reducer: Reducer | TowerDART | Sequence[Reducer | TowerDART],
     *,
     output: Output = "expand",
     processor: Any = None,
     strict: bool = False,
 ) -> Attached:
-    """Put a reduction, or several stages of it, on a Hugging Face vision-language model.
+    """Put a reduction, or several stages of it, on a Hugging Face vision-language model. A `TowerDART` comes first.
 
     output: `expand` keeps the length of the model's output, for trainers and scripts that do not know about the
     reduction: in logits and in each entry of output_hidden_states a dropped token repeats the kept one before it.
@@ -289,10 +314,13 @@ def attach(
         raise ValueError(f"output={output!r}: expected 'expand' or 'compact'")
     if MARK in vars(parts.top):
         raise ValueError("a reduction is attached to this model already: remove() it first, or use set_keep()")
-    stages = _checked_stages(reducer, parts)
+    towers, stages = _split_stages(reducer)
+    stages = _checked_stages(stages, parts)
     name = str(getattr(parts.top.config, "_name_or_path", "") or "")
     locator = AnswerLocator(parts.visual_ids, processor, name, strict)
-    return Attached(Engine(parts, stages, output, locator))._install()
+    engine = Engine(parts, stages, output, locator)
+    hooks = TowerHooks(towers[0], find_tower(parts), lambda: engine.active) if towers else None
+    return Attached(engine, hooks)._install()
 
 
 def attached_to(model: Any) -> Attached | None:
@@ -307,10 +335,19 @@ def _warn_of_untested_transformers() -> None:
         warnings.warn(note, stacklevel=3)
 
 
-def _checked_stages(reducer: Reducer | Sequence[Reducer], parts: ModelParts) -> list[Reducer]:
-    stages = [reducer] if isinstance(reducer, Reducer) else list(reducer)
+def _split_stages(given: Reducer | TowerDART | Sequence[Reducer | TowerDART]) -> tuple[list[TowerDART], list[Reducer]]:
+    """The stage in the tower, and those in the language model, which keeps everything where none is given."""
+    stages = [given] if isinstance(given, Reducer | TowerDART) else list(given)
+    towers = [stage for stage in stages if isinstance(stage, TowerDART)]
+    if len(towers) > 1 or (towers and stages[0] is not towers[0]):
+        raise ValueError("expected at most one TowerDART, before all other stages")
+    others = [stage for stage in stages if not isinstance(stage, TowerDART)]
+    return towers, others or ([KeepAll()] if towers else [])
+
+
+def _checked_stages(stages: list[Reducer], parts: ModelParts) -> list[Reducer]:
     if not stages or not all(isinstance(stage, Reducer) for stage in stages):
-        raise ValueError(f"expected a reducer or a list of reducers, such as DART(keep=64); given {reducer!r}")
+        raise ValueError(f"expected a reducer or a list of reducers, such as DART(keep=64); given {stages!r}")
     layers, depth = [stage.layer for stage in stages], len(parts.layers)
     problems = [f"layer={k}: expected 0 to {depth - 1}, the model has {depth} layers" for k in layers if k >= depth]
     if layers != sorted(set(layers)):

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .methods.learned import Learned
     from .registry import REDUCERS, from_config, reducer_class
     from .token_counts import count_kept_by_stage
+    from .tower import TowerDART, tower_from_config
 
 _MODULE_OF = {
     **dict.fromkeys(("Reducer", "ScoreReducer"), "base"),
@@ -27,6 +28,7 @@ _MODULE_OF = {
     "Learned": "methods.learned",
     **dict.fromkeys(("REDUCERS", "from_config", "reducer_class"), "registry"),
     "count_kept_by_stage": "token_counts",
+    **dict.fromkeys(("TowerDART", "tower_from_config"), "tower"),
 }
 
 __all__ = [
@@ -44,12 +46,14 @@ __all__ = [
     "ReverseFastV",
     "ScoreReducer",
     "SelectionContext",
+    "TowerDART",
     "UniformGrid",
     "View",
     "WindowFastV",
     "count_kept_by_stage",
     "from_config",
     "reducer_class",
+    "tower_from_config",
 ]
 
 
