@@ -27,7 +27,7 @@ LAYERS = (
     ("checkpoints", "data", "profiling"),
     ("chat", "conformance", "visualization"),
     ("evaluation", "exporting", "training"),
-    ("benchmarks", "lmms_eval", "planning"),
+    ("benchmarks", "lmms_eval", "planning", "serving"),
     ("cli",),
     ("__init__", "__main__", *sorted(SHIMS)),
 )
@@ -35,6 +35,8 @@ LAYER_OF = {package: layer for layer, packages in enumerate(LAYERS) for package 
 # Libraries that only these packages or files may import.
 ONLY_IN = {
     "deepspeed": {"common/deepspeed_compat.py", "training"},
+    "starlette": {"serving"},
+    "uvicorn": {"serving"},
     "peft": {"checkpoints", "exporting", "models/peft_compat.py", "training"},
     "triton": {"kernels"},
     "trl": set[str](),

@@ -7,17 +7,21 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from . import options as cli
+from .model_options import (
+    ATTENTION_HELP,
+    DEVICE_HELP,
+    add_loading,
+    add_model,
+    add_reduction,
+    load_model,
+    model_problems,
+)
 
 if TYPE_CHECKING:
     from PIL import Image
-
-    from ..checkpoints import Loaded
-
-_ATTENTION = "attn_implementation: sdpa, eager, flash_attention_2"
-_DEVICE = "cpu, cuda, cuda:1 (default: the GPU if there is one)"
 
 
 @cli.reports_errors("compare")
@@ -75,8 +79,8 @@ def _check_parser() -> argparse.ArgumentParser:
     parser.add_argument("--keep", type=cli.budget, default=0.25, help="visual tokens: 64, or 0.25 of them")
     parser.add_argument("--layer", type=int, help="first layer on the short sequence (2, or the middle)")
     parser.add_argument("--dtype", choices=("auto", *cli.DTYPES), default="auto")
-    parser.add_argument("--attn", help=_ATTENTION)
-    parser.add_argument("--device", help=_DEVICE)
+    parser.add_argument("--attn", help=ATTENTION_HELP)
+    parser.add_argument("--device", help=DEVICE_HELP)
     return parser
 
 
@@ -108,7 +112,7 @@ def _show_parser() -> argparse.ArgumentParser:
     parser.add_argument("--layer", type=int, default=2, help="first layer on the short sequence (2)")
     parser.add_argument("--out", default="overlay.png", metavar="FILE", help="where to write the page (overlay.png)")
     parser.add_argument("--width", type=int, default=336, help="of each panel, in pixels (336)")
-    parser.add_argument("--device", help=_DEVICE)
+    parser.add_argument("--device", help=DEVICE_HELP)
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
     return parser
 
@@ -119,7 +123,7 @@ def chat(argv: Sequence[str]) -> int:
     from ..chat import ChatSession, TimedStreamer
 
     images = _open_images(options)
-    loaded = _load(options)
+    loaded = load_model("chat", options)
     session = ChatSession(loaded)
     for text in [options.question] if options.question else _lines():
         stream = TimedStreamer(loaded.processor.tokenizer)
@@ -134,47 +138,16 @@ def _open_images(options: argparse.Namespace) -> list[Image.Image]:
     """The images. Raises ValueError with all that is wrong with them or with the model, before weights are read."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
-    from ..checkpoints import resolve
-    from ..models.prompts import prompt_problems
-
     images, problems = [], []
     for name in options.image:
         try:
             images.append(ImageOps.exif_transpose(Image.open(name)).convert("RGB"))
         except (OSError, UnidentifiedImageError) as error:
             problems.append(f"--image {name} cannot be read: {error}")
-    try:
-        problems += prompt_problems(resolve(options.path, _reducer(options), **_location(options)).processor)
-    except ValueError as error:
-        problems.append(str(error))
+    problems += model_problems(options)
     if problems:
         raise ValueError("\n".join(problems))
     return images
-
-
-def _load(options: argparse.Namespace) -> Loaded:
-    from ..checkpoints import UntrainedBudget, load
-
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UntrainedBudget)
-        loaded = load(options.path, _reducer(options), dtype=options.dtype, device=options.device, **_location(options))
-    for each in caught:
-        if issubclass(each.category, UntrainedBudget):
-            print(f"chat: {each.message}", file=sys.stderr)
-    return loaded
-
-
-def _reducer(options: argparse.Namespace) -> Any:
-    return None if options.full else options.method or "trained"
-
-
-def _location(options: argparse.Namespace) -> dict[str, Any]:
-    return {
-        "keep": options.keep,
-        "attn_implementation": options.attn,
-        "checkpoint": options.checkpoint,
-        "base": options.base,
-    }
 
 
 def _lines() -> Iterator[str]:
@@ -190,16 +163,10 @@ def _lines() -> Iterator[str]:
 
 def _chat_parser() -> argparse.ArgumentParser:
     parser = cli.parser_of("chat", "Ask a model about images. Without a question, lines of stdin are the questions.")
-    parser.add_argument("path", help="an exported folder, a run, a checkpoint, the folder of any model, or a hub id")
+    add_model(parser)
     parser.add_argument("question", nargs="?", help="answered once; without it, lines of stdin are a conversation")
     parser.add_argument("--image", action="append", default=[], help="can be given several times")
-    parser.add_argument("--keep", type=cli.budget, help="visual tokens: 64, or 0.25 of them (default: as trained)")
-    parser.add_argument("--method", help="another reduction, such as fastv (default: as trained)")
-    parser.add_argument("--full", action="store_true", help="full tokens: no reduction")
+    add_reduction(parser)
     parser.add_argument("--max-new-tokens", type=cli.positive_int, default=256)
-    parser.add_argument("--checkpoint", type=cli.checkpoint, help="of a run: a step, newest or best")
-    parser.add_argument("--base", help="path of an adapter's base model, if it was moved")
-    parser.add_argument("--dtype", choices=cli.DTYPES, help="default: the dtype of the training")
-    parser.add_argument("--attn", default="auto", help=_ATTENTION)
-    parser.add_argument("--device", help=_DEVICE)
+    add_loading(parser)
     return parser

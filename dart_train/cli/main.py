@@ -19,6 +19,7 @@ COMMANDS = {
     "export": ("cli.packaging", "export", "turn a run into a folder that plain transformers loads, and verify it"),
     "show": ("cli.evaluation", "show", "draw which visual tokens each method keeps of your image"),
     "chat": ("cli.evaluation", "chat", "ask a model about an image, with streaming, kept tokens and times"),
+    "serve": ("cli.serving", "serve", "answer OpenAI's clients: streaming, batches, limits, metrics"),
     "base": ("cli.packaging", "base", "train a small base model on drawn shapes, from random weights"),
     "env": ("cli.packaging", "env", "what a bug report needs, and known bad combinations"),
 }
