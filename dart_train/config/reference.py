@@ -38,7 +38,8 @@ Values are YAML 1.2. Reading is strict: an unknown key, a wrong type or a value 
 are reported together, each with its key, the value and what was expected. Editors that know the YAML language server
 complete and check keys by `schema.json`, which the first line of each recipe names.
 
-`tiny_base.yaml` belongs to `python -m dart_train base` and has keys of its own (data/tiny_base/train/recipe.py).
+`tiny_base.yaml` belongs to `python -m dart_train base` and has keys of its own (data/tiny_base/train/recipe.py), and so
+does `real_base.yaml` to `python -m data.real_base` (data/real_base/train/recipe.py).
 
 This file and `schema.json` are generated: `python -m dart_train.config.reference recipes`.
 """

@@ -46,7 +46,8 @@ def test_schema_accepts_the_short_forms() -> None:
 
 
 def test_every_recipe_names_the_schema() -> None:
-    files = [file for file in RECIPES.glob("*.yaml") if file.name != "tiny_base.yaml"]  # of another command
+    others = ("tiny_base.yaml", "real_base.yaml")  # of other commands
+    files = [file for file in RECIPES.glob("*.yaml") if file.name not in others]
     assert len(files) > 5
     for file in files:
         assert file.read_text().startswith("# yaml-language-server: $schema=schema.json\n"), file.name

@@ -1,0 +1,63 @@
+"""`python -m data.real_base build --out DIR` makes the model; `train` and `measure` made it what it is."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "real_base.yaml"
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="python -m data.real_base", description=__doc__)
+    commands = made.add_subparsers(dest="command", required=True)
+    build = commands.add_parser("build", help="download the pretrained parts and write the model with what was trained")
+    build.add_argument("--out", type=Path, required=True, help="folder for the model")
+    build.add_argument("--size", type=int, help="of images in pixels, if other than in training: a multiple of 14")
+    build.add_argument("--untrained", action="store_true", help="with a random projector and no adapter")
+    train = commands.add_parser("train", help="train projector and adapter; resumes a stopped training")
+    train.add_argument("--until", choices=("projector", "few", "all"), help="the last stage to train")
+    measure = commands.add_parser("measure", help="evaluate the trained model and write its card")
+    for command in (build, train, measure):
+        command.add_argument("--recipe", type=Path, default=RECIPE)
+        command.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    return made
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options, more = parser().parse_known_args(arguments)
+    if unknown := [word for word in more if "=" not in word or word.startswith("-")]:
+        parser().error(f"unrecognized arguments: {' '.join(unknown)}")
+    options.overrides += more
+    from dart_train.config.errors import RecipeError
+
+    from .train.recipe import load_real
+
+    try:
+        recipe = load_real(options.recipe, options.overrides)
+        if options.command == "build":
+            from .build import assembled, with_trained
+
+            size = options.size or recipe.pictures.size
+            model, processor = assembled(Path(recipe.parts_dir), recipe.pictures.feature_layer, size)
+            model = model if options.untrained else with_trained(model, Path(recipe.output_dir))
+            model.save_pretrained(options.out)
+            processor.save_pretrained(options.out)
+            print(f"written to {options.out}")
+        elif options.command == "train":
+            from .train.command import train
+
+            train(recipe, options.until)
+        else:
+            from .train.measure import evaluate
+
+            evaluate(recipe)
+    except (RecipeError, ValueError) as error:
+        print(f"data.real_base: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

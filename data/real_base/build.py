@@ -1,0 +1,43 @@
+"""The model from nothing: download, convert, assemble, and put in what was trained."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+from dart_train.models.processors import load_processor
+
+from .assemble import assemble
+from .convert import convert_language, convert_vision
+from .parts import fetch_part
+
+TRAINED = Path(__file__).with_name("weights")
+PROJECTOR = "projector.safetensors"
+
+
+def assembled(parts: Path, feature_layer: int, size: int) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """The model with a random projector; downloaded and converted once, then read from `parts`."""
+    folder = parts / f"assembled_{size}_{-feature_layer}"
+    if not folder.exists():
+        language, tokenizer = convert_language(fetch_part("language", parts))
+        vision = convert_vision(fetch_part("vision", parts))
+        model, processor = assemble(language, tokenizer, vision, feature_layer, size)
+        unfinished = folder.with_name(folder.name + ".writing")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        model.save_pretrained(unfinished)
+        processor.save_pretrained(unfinished)
+        unfinished.rename(folder)
+    return LlavaForConditionalGeneration.from_pretrained(folder), load_processor(str(folder))
+
+
+def with_trained(model: LlavaForConditionalGeneration, trained: Path = TRAINED) -> LlavaForConditionalGeneration:
+    """The same model with the trained projector, and the adapter merged into the language model's weights."""
+    state = {name: weight.float() for name, weight in load_file(trained / PROJECTOR).items()}
+    model.model.multi_modal_projector.load_state_dict(state)
+    adapted = PeftModel.from_pretrained(model.model.language_model, str(trained))
+    model.model.language_model = adapted.merge_and_unload()
+    return model.eval()
