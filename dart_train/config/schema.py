@@ -175,12 +175,24 @@ class Data(Section):
         default=None, description="larger images are scaled down; null: as the processor does"
     )
     min_pixels: Count | None = Field(default=None, description="smaller images are scaled up")
-    group_by_length: bool = Field(default=False, description="batches of similar length after the reduction")
+    group_by_length: bool | None = Field(
+        default=None,
+        description="batches of similar length after the reduction; null: true, but false where rows are streamed or "
+        "images are fetched",
+    )
     pad_to_multiple_of: Count | None = Field(
         default=None, description="batches are padded to a multiple of this; null: to the longest sample"
     )
     workers: NotNegativeInt = Field(default=2, description="loader processes for each rank")
     seed: NotNegativeInt = Field(default=0, description="of the order of rows")
+
+    @property
+    def groups_by_length(self) -> bool:
+        """`group_by_length` of a new run. Lengths of streamed rows are not known in advance, and the size of an image
+        that is fetched would be a download."""
+        if self.group_by_length is not None:
+            return self.group_by_length
+        return not (self.allow_urls or any(source.streaming for source in self.train))
 
 
 class Train(Section):

@@ -1,7 +1,7 @@
 """Training data: rows in common formats, checked, in a deterministic order, encoded by the model's processor, in
 batches."""
 
-from .check import check_rows, row_lengths
+from .check import check_rows
 from .collator import Collator, dummy_inputs
 from .dataset import RowDataset, RowReader, RowStream, SkippedRow
 from .encoder import Encoded, Encoder
@@ -10,6 +10,7 @@ from .images import ImageStore
 from .issues import BadRowError, RowIssue
 from .sampler import DeterministicOrder, RankBatchSampler, steps_for
 from .sources import DataSource, SourceSpec, open_source, open_sources
+from .survey import row_lengths
 
 __all__ = [
     "BadRowError",

@@ -1,14 +1,11 @@
 """Every row is checked once, on all cores: its faults, and its cost in tokens. Used by `python -m dart_train data
-check` and for grouping by length. Reports are written to disk as they come (`Dataset.map`), so memory does not grow
-with the number of rows."""
+check`, and by `survey` for the order of training. Reports are written to disk as they come (`Dataset.map`), so memory
+does not grow with the number of rows."""
 
 from __future__ import annotations
 
-import bisect
-import itertools
 import json
 import os
-import random
 import tempfile
 from array import array
 from collections.abc import Iterator, Sequence
@@ -20,10 +17,9 @@ from typing import Any, TextIO
 import datasets
 import numpy as np
 from datasets import Dataset, Features, List, Value
-from datasets.fingerprint import Hasher
 from tqdm import tqdm
 
-from .check_report import CheckSummary, DroppedRows, RowReport
+from .check_report import CheckSummary, RowReport
 from .encoder import Encoder
 from .images import fitted_size
 from .issues import ERROR, BadRowError, RowIssue
@@ -44,7 +40,7 @@ _FEATURES = Features(
         "prompt_tokens_after": List(Value("int32")),
     }
 )
-_BATCH = 500
+BATCH = 500
 
 
 def check_rows(
@@ -167,56 +163,12 @@ def check_source(
     checker = RowChecker(source, encoder, decode)
     if isinstance(source.rows, Dataset):
         with _uncached_reports(source.rows, checker, workers, progress) as reports:
-            for batch in reports.iter(batch_size=_BATCH):
-                yield from _reports(batch)
+            for batch in reports.iter(batch_size=BATCH):
+                yield from read_reports(batch)
     else:
         bar = tqdm(source.rows, desc=f"checking {source.name}", unit=" rows", disable=not progress)
         for index, row in enumerate(bar):
-            yield from _reports({key: [value] for key, value in checker(row, index).items()})
-
-
-def row_lengths(
-    sources: Sequence[DataSource], encoder: Encoder, reducers: Sequence[Any] = (), workers: int | None = None
-) -> np.ndarray:
-    """[rows of all sources] the tokens of each row after max_length and after the reduction; 0 if it is dropped. For
-    grouping by length."""
-    return survey_rows(sources, encoder, reducers, workers)[0]
-
-
-def survey_rows(
-    sources: Sequence[DataSource], encoder: Encoder, reducers: Sequence[Any] = (), workers: int | None = None
-) -> tuple[np.ndarray, DroppedRows]:
-    """The lengths (see `row_lengths`) and the dropped rows of all sources. `datasets` caches the reports by the content
-    of the rows, so a second start, or a second rank, only reads them. workers: processes, by default all available
-    cores, for sources that are worth it."""
-    lengths, dropped = array("q"), DroppedRows()
-    for source in sources:
-        processes = min(_available_cores(), 1 + len(source.rows) // _BATCH) if workers is None else workers
-        key = (source.rows._fingerprint, repr(source.store), source.format, dict(source.columns), encoder.key())
-        reports = _map(source.rows, RowChecker(source, encoder, decode=False), processes, Hasher.hash(key))
-        for batch in reports.iter(batch_size=_BATCH):
-            for report in _reports(batch):
-                lengths.append(report.cost(reducers))
-                dropped.add(report.id, report.fault)
-    return np.array(lengths, dtype=np.int64), dropped
-
-
-def sample_dropped_rows(sources: Sequence[DataSource], encoder: Encoder, number: int) -> DroppedRows:
-    """The dropped rows among at most `number` random rows of all sources; only the sizes of images are read."""
-    ends = list(itertools.accumulate(len(source.rows) for source in sources))
-    total = ends[-1] if ends else 0
-    dropped = DroppedRows(sampled=total > number)
-    for row in sorted(random.Random(0).sample(range(total), min(number, total))):
-        at = bisect.bisect_right(ends, row)
-        source, index = sources[at], row - (ends[at] - len(sources[at].rows))
-        report = RowChecker(source, encoder, decode=False).check_row(source.rows[index], index)
-        dropped.add(report.id, report.fault)
-    return dropped
-
-
-def _available_cores() -> int:
-    """Cores that this process may use, where the system can report it."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            yield from read_reports({key: [value] for key, value in checker(row, index).items()})
 
 
 @contextmanager
@@ -227,12 +179,13 @@ def _uncached_reports(rows: Dataset, checker: RowChecker, workers: int, progress
     try:
         with tempfile.TemporaryDirectory(prefix="dart_train_check_") as folder:
             file = str(Path(folder) / "reports.arrow")
-            yield _map(rows, checker, workers, f"check-{os.urandom(8).hex()}", cache_file_name=file)
+            yield map_rows(rows, checker, workers, f"check-{os.urandom(8).hex()}", cache_file_name=file)
     finally:
         (datasets.enable_progress_bars if enabled else datasets.disable_progress_bars)()
 
 
-def _map(rows: Dataset, checker: RowChecker, workers: int, fingerprint: str, **options: Any) -> Dataset:
+def map_rows(rows: Dataset, checker: RowChecker, workers: int, fingerprint: str, **options: Any) -> Dataset:
+    """The reports on all rows, for `read_reports`."""
     workers = max(1, min(workers, len(rows)))
     with _single_threaded_tokenizers():
         return rows.map(
@@ -242,7 +195,7 @@ def _map(rows: Dataset, checker: RowChecker, workers: int, fingerprint: str, **o
             remove_columns=rows.column_names,
             features=_FEATURES,
             new_fingerprint=fingerprint,
-            writer_batch_size=_BATCH,
+            writer_batch_size=BATCH,
             desc=f"checking {checker.source.name}",
             **options,
         )
@@ -261,7 +214,8 @@ def _single_threaded_tokenizers() -> Iterator[None]:
             os.environ["TOKENIZERS_PARALLELISM"] = before
 
 
-def _reports(batch: dict[str, list[Any]]) -> Iterator[RowReport]:
+def read_reports(batch: dict[str, list[Any]]) -> Iterator[RowReport]:
+    """batch: of the data set that `map_rows` returns."""
     names = ("id", "codes", "messages", *_NUMBERS)
     for row_id, codes, messages, *numbers in zip(*(batch[name] for name in names), strict=True):
         yield RowReport(row_id, [RowIssue(*both) for both in zip(codes, messages, strict=True)], *numbers)

@@ -93,7 +93,7 @@ class PlannedRows:
         """The training order of `sizes` rows of each source; grouped by length only if these are the rows read."""
         weights = [source.weight for source in recipe.data.train]
         lengths = None
-        if recipe.data.group_by_length and tuple(sizes) == self.counts:
+        if recipe.data.groups_by_length and tuple(sizes) == self.counts:
             reducers = recipe.reduction.reducers()
             lengths = self.text + (self.kept(*reducers)[-1] if reducers else self.visual)
         return DeterministicOrder(sizes, weights, recipe.data.seed, lengths, group)

@@ -34,10 +34,11 @@ class CheckpointWriteError(OSError):
 
 
 class CheckpointWriter:
-    """`draft`: the folder that is being written, under its temporary name; None between checkpoints."""
+    """`draft`: the folder that is being written, under its temporary name; None between checkpoints. `rows`: as
+    `TrainFeed.fingerprint` returns it."""
 
-    def __init__(self, recipe: Recipe, ranks: RankInfo, run: Path) -> None:
-        self.recipe, self.ranks, self.run = recipe, ranks, run
+    def __init__(self, recipe: Recipe, ranks: RankInfo, run: Path, rows: dict[str, Any]) -> None:
+        self.recipe, self.ranks, self.run, self.rows = recipe, ranks, run, rows
         self.draft: Path | None = None
         self.errors: list[str] = []
 
@@ -97,7 +98,7 @@ class CheckpointWriter:
         (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; recipe.yaml has all of it
         budgets = TrainedBudgets.of(self.recipe.to_dict()["reduction"])
         write_reducers(folder, self.recipe.reduction.reducers(), budgets=budgets)
-        write_run_record(folder, self.recipe)
+        write_run_record(folder, self.recipe, self.rows)
         commit_checkpoint(folder, target, {"step": step, **optimizer_sharding(self.recipe.train, self.ranks)})
         self.draft.rmdir()
         prune(self.run, self.recipe.train.save_total_limit, best)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import threading
@@ -14,7 +15,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..common.distributed import RankInfo
 from ..config import Recipe
-from ..data.check import sample_dropped_rows, survey_rows
 from ..data.collator import Collator
 from ..data.dataset import RowDataset, RowReader, RowStream, SkippedRow
 from ..data.encoder import Encoded, Encoder
@@ -22,6 +22,7 @@ from ..data.images import ImageStore
 from ..data.issues import BadRowError
 from ..data.sampler import DeterministicOrder, RankBatchSampler, steps_for
 from ..data.sources import DataSource, open_sources
+from ..data.survey import is_surveyed, sample_dropped_rows, survey_rows
 
 SKIPPED_ROWS = "skipped_rows"
 SAMPLED_ROWS = 256  # of which the share of unusable rows is measured before the first step
@@ -29,22 +30,29 @@ SAMPLED_ROWS = 256  # of which the share of unusable rows is measured before the
 
 @dataclass
 class TrainFeed:
-    """The training rows of a run and their order. `order` is None where rows are streamed."""
+    """The training rows of a run and their order. `order` is None where rows are streamed. `surveyed`: rows that are
+    known to be unusable, `left_out`, are not in it."""
 
     recipe: Recipe
     ranks: RankInfo
     reader: RowReader
     collator: Collator
     order: DeterministicOrder | None
+    surveyed: bool = False
+    left_out: Sequence[SkippedRow] = ()
 
     @classmethod
-    def open(cls, recipe: Recipe, ranks: RankInfo, processor: Any) -> TrainFeed:
+    def open(cls, recipe: Recipe, ranks: RankInfo, processor: Any, surveyed: bool | None = None) -> TrainFeed:
+        """surveyed: as in the run that is resumed; None: a new run."""
         data = recipe.data
         sources = open_sources(data.train, ImageStore.from_config(data).leave_limits_to(processor))
         encoder = Encoder(processor, data.max_length, data.on_too_long)
         reader = RowReader(sources, encoder, data.on_bad_row, data.max_bad_fraction, defer=True)
         collator = Collator(processor, data.pad_to_multiple_of)
-        return cls(recipe, ranks, reader, collator, _order(recipe, ranks, sources, encoder))
+        if surveyed is None:
+            surveyed = _surveys(recipe, ranks, sources, encoder)
+        order, left_out = _order(recipe, ranks, sources, encoder, surveyed)
+        return cls(recipe, ranks, reader, collator, order, surveyed, left_out)
 
     @property
     def rows_per_step(self) -> int:
@@ -64,6 +72,15 @@ class TrainFeed:
     def epoch(self, step: int) -> float | None:
         """Passes over the data after `step` steps; None where rows are streamed."""
         return None if self.order is None else step * self.rows_per_step / len(self.order)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What the order of rows depends on, other than the recipe: equal on all ranks, and in a resumed run."""
+        if self.order is None:
+            return {"rows": None, "surveyed": False}
+        lengths = self.order.lengths
+        digest = None if lengths is None else hashlib.blake2b(lengths.tobytes(), digest_size=16).hexdigest()
+        left_out = 0 if lengths is None else int((lengths == 0).sum())
+        return {"rows": self.order.sizes, "surveyed": self.surveyed, "left_out": left_out, "lengths": digest}
 
     def row_ids(self, step: int, micro: int) -> list[str]:
         """The rows of this rank in forward `micro` of optimizer step `step` (0 is the first), by name."""
@@ -111,21 +128,33 @@ def _row_id(source: DataSource, index: int) -> str:
         return position
 
 
+def _surveys(recipe: Recipe, ranks: RankInfo, sources: Sequence[DataSource], encoder: Encoder) -> bool:
+    """Whether a new run leaves out the rows that cannot be used: where lengths are needed in any case, or where they
+    are known from an earlier run on this machine."""
+    if any(source.streaming for source in recipe.data.train):
+        return False
+    return recipe.data.groups_by_length or (ranks.world == ranks.local_world and is_surveyed(sources, encoder))
+
+
 def _order(
-    recipe: Recipe, ranks: RankInfo, sources: Sequence[DataSource], encoder: Encoder
-) -> DeterministicOrder | None:
+    recipe: Recipe, ranks: RankInfo, sources: Sequence[DataSource], encoder: Encoder, surveyed: bool
+) -> tuple[DeterministicOrder | None, list[SkippedRow]]:
+    """The order, and the rows that are left out of it."""
     data, train = recipe.data, recipe.train
     if any(source.streaming for source in data.train):
-        return None
+        return None, []
     # All rows of a step, so that a step has the same rows whatever the number of ranks and forwards.
+    skipped: list[SkippedRow] = []
     lengths, group = None, train.per_device_batch_size * ranks.world * train.gradient_accumulation_steps
-    if data.group_by_length:
-        lengths, dropped = survey_rows(sources, encoder, recipe.reduction.reducers())
-        dropped.check(data.max_bad_fraction)
+    if surveyed:
+        survey = survey_rows(sources, encoder, recipe.reduction.reducers())
+        survey.check(data.max_bad_fraction, data.on_bad_row)
+        skipped = survey.skipped
+        lengths, group = (survey.lengths, group) if data.groups_by_length else (survey.usable, 1)
     elif not data.allow_urls:  # the size of an image would be a download
         sample_dropped_rows(sources, encoder, SAMPLED_ROWS).check(data.max_bad_fraction)
     sizes, weights = [len(source.rows) for source in sources], [source.weight for source in data.train]
-    return DeterministicOrder(sizes, weights, data.seed, lengths, group)
+    return DeterministicOrder(sizes, weights, data.seed, lengths, group), skipped
 
 
 def leave_signals_to_the_rank(worker: int) -> None:

@@ -9,6 +9,7 @@ from ..checkpoints import step_of
 from ..config import Elastic, Recipe
 from .data_feed import TrainFeed
 from .deepspeed_config import optimizer_sharding
+from .row_guard import SKIPPED_ROWS_FILE
 from .trainable import count_parameters
 
 
@@ -38,6 +39,8 @@ def _trained(recipe: Recipe, model: Any) -> str:
 def _rows(feed: TrainFeed) -> str:
     order, sources = feed.order, len(feed.reader.sources)
     rows = "streamed" if order is None else f"{len(order):,} an epoch"
+    if feed.left_out:
+        rows += f" ({len(feed.left_out):,} unusable left out, see {SKIPPED_ROWS_FILE})"
     epochs = feed.epoch(feed.steps)
     return f"{rows}, {sources} sources, {feed.steps:,} steps" + (f", {epochs:.3g} epochs" if epochs else "")
 

@@ -17,7 +17,7 @@ from ..common.distributed import RankInfo
 from ..common.environment import versions
 from ..config import Recipe
 from .deepspeed_config import optimizer_sharding
-from .run_record import BASE_FILE, RECIPE_FILE, VERSIONS_FILE, base_of
+from .run_record import BASE_FILE, RECIPE_FILE, ROWS_FILE, VERSIONS_FILE, base_of
 
 # None of these changes which rows are trained on, or how.
 KEYS_THAT_MAY_CHANGE = (
@@ -54,10 +54,46 @@ def choose_checkpoint(
         if ranks.rank == 0:
             scan_pickles(folder)
         _check_sharding(folder, recipe, ranks)
-        for change in check_unchanged(folder, recipe, force):
+        for change in check_unchanged(folder, with_grouping(recipe, folder), force):
             if ranks.rank == 0:
                 log.warning("continuing from %s despite a change: %s", folder.name, change)
     return folder, skipped
+
+
+def with_grouping(recipe: Recipe, checkpoint: Path | None) -> Recipe:
+    """The recipe with `data.group_by_length` decided, if it leaves it to the default: as in the checkpoint (runs were
+    not grouped by default at first), or as in a new run."""
+    data, grouped = recipe.data, recipe.data.groups_by_length
+    if checkpoint is not None and data.group_by_length is None:
+        grouped = bool((_read(checkpoint / RECIPE_FILE).get("data") or {}).get("group_by_length"))
+    return recipe.model_copy(update={"data": data.model_copy(update={"group_by_length": grouped})})
+
+
+def was_surveyed(checkpoint: Path | None) -> bool | None:
+    """Whether unusable rows were left out of the order of that run, as `TrainFeed.open` takes it; None: a new run."""
+    if checkpoint is None:
+        return None
+    grouped = bool((_read(checkpoint / RECIPE_FILE).get("data") or {}).get("group_by_length"))
+    return bool(_read(checkpoint / ROWS_FILE).get("surveyed", grouped))
+
+
+def check_same_rows(checkpoint: Path | None, rows: Mapping[str, Any], force: bool) -> None:
+    """Raises ValueError where the order of rows would be another than in the checkpoint, unless `force`. rows:
+    `TrainFeed.fingerprint`. Earlier releases recorded none."""
+    then = {} if checkpoint is None else _read(checkpoint / ROWS_FILE)
+    changed = [f"{name} {then[name]} then, {rows.get(name)} now" for name in then if then[name] != rows.get(name)]
+    if not changed:
+        return
+    message = (
+        f"data.train: the rows, their lengths, or which of them can be used are not those of {checkpoint}: "
+        f"{'; '.join(changed)}"
+    )
+    if not force:
+        raise ValueError(
+            f"{message}. Restore rows and images, choose another train.output_dir, or continue with other rows: "
+            "--force. Nothing was changed"
+        )
+    log.warning("continuing despite a change: %s", message)
 
 
 def _find_checkpoint(recipe: Recipe) -> tuple[Path | None, list[IncompleteCheckpoint]]:

@@ -1,5 +1,6 @@
-"""Rows that cannot be used, as training meets them: recorded in skipped_rows.jsonl; and the run ends, on every rank
-before the same step, where there are too many of them or where steps have nothing to train on."""
+"""Rows that cannot be used: recorded in skipped_rows.jsonl, those that were left out of the order with step 0, others
+as training meets them; and the run ends, on every rank before the same step, where there are too many of them or where
+steps have nothing to train on."""
 
 from __future__ import annotations
 
@@ -38,8 +39,11 @@ class RowGuard:
         self.empty_steps, self.trained = 0, False
 
     def rewind(self) -> None:
-        """On the first rank: removes from the file the steps after the checkpoint, which will be repeated."""
+        """On the first rank: removes from the file the steps after the checkpoint, which will be repeated, and records
+        the rows that are left out."""
+        self.lines = [line for line in self.lines if line["step"]]
         truncate_jsonl(self.file, lambda line: line in self.lines)
+        self._record(0, self.feed.left_out)
 
     def begin_step(self, step: int, rows: int, targets: int, skipped: Sequence[SkippedRow]) -> int:
         """On every rank before the forwards of `step` (1 is the first), with its own numbers: rows read, targets, and

@@ -13,7 +13,7 @@ from typing import Any
 from transformers import TrainerCallback, set_seed
 
 from ..checkpoints import latest_complete, prune, step_of
-from ..common.distributed import RankInfo, destroy_process_group
+from ..common.distributed import RankInfo, destroy_process_group, gather_objects
 from ..common.trackers import TrackedRun, make_trackers
 from ..config import Recipe
 from ..data.collator import dummy_inputs
@@ -27,7 +27,7 @@ from .deepspeed_config import deepspeed_config, uses_deepspeed
 from .header import header
 from .liveness import RankMonitor, StopRequest
 from .overlays import Overlays, OverlaySample, overlay_samples
-from .resume import choose_checkpoint
+from .resume import check_same_rows, choose_checkpoint, was_surveyed, with_grouping
 from .row_guard import UnusableRowsError
 from .run_lock import RunLock
 from .run_record import write_run_record
@@ -80,6 +80,7 @@ def run(recipe: Recipe, force: bool = False) -> TrainResult:
         deepspeed = uses_deepspeed(recipe.train, ranks)
         process_group_is_ours = ranks.init_process_group(recipe.train.timeout_seconds, deepspeed)
         try:
+            check_ranks_agree(prepared.feed.fingerprint())
             monitor = RankMonitor(recipe.train.timeout_seconds)
             try:
                 return train_prepared(prepared, build(prepared, stop), stop, monitor)
@@ -95,6 +96,15 @@ def run(recipe: Recipe, force: bool = False) -> TrainResult:
         lock.release()
 
 
+def check_ranks_agree(rows: dict[str, Any]) -> None:
+    """Collective. Raises ValueError on every rank if they would not read the same rows, as where machines have
+    different copies of the data."""
+    found = gather_objects(rows)
+    others = [f"rank {rank} {each}" for rank, each in enumerate(found) if each != found[0]]
+    if others:
+        raise ValueError(f"data.train: the ranks do not see the same rows: rank 0 {found[0]}; {'; '.join(others[:3])}")
+
+
 def prepare(recipe: Recipe, ranks: RankInfo, force: bool = False) -> PreparedRun:
     """Everything that can be wrong and is cheap to find out; raises ValueError."""
     problems = ranks.problems(recipe.train.precision)
@@ -108,8 +118,11 @@ def prepare(recipe: Recipe, ranks: RankInfo, force: bool = False) -> PreparedRun
     meta_model = trainable_meta_model(recipe)
     check_initial_scorers(recipe, meta_model)
     processor = load_processor(recipe.model.path, trust_remote_code=recipe.model.trust_remote_code)
-    feed, validation = TrainFeed.open(recipe, ranks, processor), Validation.open(recipe, ranks, processor)
     resume, incomplete = choose_checkpoint(recipe, ranks, force)
+    recipe = with_grouping(recipe, resume)
+    feed = TrainFeed.open(recipe, ranks, processor, was_surveyed(resume))
+    check_same_rows(resume, feed.fingerprint(), force)
+    validation = Validation.open(recipe, ranks, processor)
     if ranks.rank == 0:
         for each in incomplete:
             print(f"train: {each}", file=sys.stderr)
@@ -129,7 +142,7 @@ def build(prepared: PreparedRun, stop: StopRequest | None = None) -> DartTrainer
     parameters before the reduction, all of it before anything wraps the model."""
     recipe, ranks, folder = prepared.recipe, prepared.ranks, Path(prepared.recipe.train.output_dir)
     if ranks.rank == 0:
-        write_run_record(folder, recipe)
+        write_run_record(folder, recipe, prepared.feed.fingerprint())
         prune(folder)
     arguments = training_arguments(recipe, ranks, prepared.feed.steps)
     model = load_model(recipe)

@@ -1,5 +1,5 @@
-"""What a run and each of its checkpoints record: recipe.yaml with every default, versions.json, and base.json, which
-identifies the base model by its files, because folders are moved."""
+"""What a run and each of its checkpoints record: recipe.yaml with every default, versions.json, base.json, which
+identifies the base model by its files, because folders are moved, and rows.json, which identifies the order of rows."""
 
 from __future__ import annotations
 
@@ -7,19 +7,22 @@ import hashlib
 import json
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from ..common.environment import versions
 from ..config import Recipe
 
-RECIPE_FILE, VERSIONS_FILE, BASE_FILE = "recipe.yaml", "versions.json", "base.json"
+RECIPE_FILE, VERSIONS_FILE, BASE_FILE, ROWS_FILE = "recipe.yaml", "versions.json", "base.json", "rows.json"
 _BLOCK, _BLOCKS = 65536, 16
 _WEIGHTS = (".safetensors", ".bin")
 
 
-def write_run_record(folder: Path, recipe: Recipe) -> None:
+def write_run_record(folder: Path, recipe: Recipe, rows: dict[str, Any]) -> None:
+    """rows: `TrainFeed.fingerprint`."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RECIPE_FILE).write_text(recipe.to_yaml(), encoding="utf-8")
     (folder / VERSIONS_FILE).write_text(json.dumps(versions(), indent=2) + "\n", encoding="utf-8")
+    (folder / ROWS_FILE).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     (folder / BASE_FILE).write_text(json.dumps(base_of(recipe), indent=2) + "\n", encoding="utf-8")
 
 

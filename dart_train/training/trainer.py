@@ -62,7 +62,7 @@ class DartTrainer(CompatTrainer):
         self.recipe, self.feed, self.attached, self.validation = recipe, feed, attached, validation
         self.start_step, self.meter = start_step, ThroughputMeter(attached)
         self.budgets = StepBudgets(recipe, attached, feed.steps, find_parts(model).visual_ids)
-        self.checkpoint_writer = CheckpointWriter(recipe, feed.ranks, run)
+        self.checkpoint_writer = CheckpointWriter(recipe, feed.ranks, run, feed.fingerprint())
         self.guard = NonFiniteGuard(recipe, feed, run, start_step)
         self.row_guard = RowGuard(recipe, feed, run, start_step, self.sum_over_ranks)
         self.on_heartbeat: Callable[[], None] = lambda: None

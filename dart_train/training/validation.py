@@ -13,12 +13,12 @@ from torch.utils.data import DataLoader
 
 from ..common.distributed import RankInfo
 from ..config import Recipe
-from ..data.check import sample_dropped_rows
 from ..data.collator import Collator
 from ..data.dataset import RowDataset, RowReader
 from ..data.encoder import Encoder
 from ..data.images import ImageStore
 from ..data.sources import open_sources
+from ..data.survey import sample_dropped_rows
 from ..reduction.budget import Keep
 from .data_feed import SAMPLED_ROWS
 from .objective import StepBudgets, SupervisedLogits

@@ -1,15 +1,18 @@
 """Batches group rows by their length after the reduction, not before it."""
 
 import json
+import multiprocessing
+import os
+import time
 
 import numpy as np
 import pytest
 
-from dart_train.data.check import row_lengths
 from dart_train.data.encoder import Encoder
 from dart_train.data.images import ImageStore
 from dart_train.data.sampler import DeterministicOrder
 from dart_train.data.sources import SourceSpec, open_sources
+from dart_train.data.survey import _cache_file, is_surveyed, row_lengths
 from dart_train.reduction import DART
 from tests.data.conftest import llava_row
 from tests.data.images import noise
@@ -50,6 +53,41 @@ def test_row_lengths_are_cached_for_the_same_limits(sources, monkeypatch):
     assert np.array_equal(row_lengths(sources, ENCODER, [DART(keep=8)])[:4] < first[:4], [False, True] * 2)
     with pytest.raises(pytest.fail.Exception):
         row_lengths(sources, Encoder(ENCODER.processor, 300, "drop"))
+
+
+def test_a_survey_is_known_once_it_is_complete(sources):
+    """Also one that several processes made, and not one of which a part is missing."""
+    for workers, max_length in ((1, 401), (2, 402)):
+        encoder = Encoder(ENCODER.processor, max_length, "drop")
+        assert not is_surveyed(sources, encoder)
+        row_lengths(sources, encoder, workers=workers)
+        assert is_surveyed(sources, encoder) and not is_surveyed(sources, Encoder(ENCODER.processor, 403, "drop"))
+    parts = sorted(_cache_file(sources[0], encoder).parent.glob(f"{_cache_file(sources[0], encoder).stem}_*.arrow"))
+    assert len(parts) == 2
+    parts[0].unlink()
+    assert not is_surveyed(sources, encoder)
+
+
+def test_processes_that_start_together_survey_once(sources, tmp_path):
+    """As the ranks of a run do, before they form a group."""
+    encoder, marks = Encoder(ENCODER.processor, 404, "drop"), tmp_path / "marks"
+    marks.mkdir()
+    measure = Encoder.measure
+
+    def marked(self, sample, sizes):
+        (marks / f"{os.getpid()}").touch()
+        time.sleep(0.02)  # long enough for the other process to start
+        return measure(self, sample, sizes)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Encoder, "measure", marked)
+        context = multiprocessing.get_context("fork")
+        ranks = [context.Process(target=row_lengths, args=(sources, encoder, (), 1)) for _ in range(2)]
+        for rank in ranks:
+            rank.start()
+        for rank in ranks:
+            rank.join(60)
+    assert [rank.exitcode for rank in ranks] == [0, 0] and len(list(marks.iterdir())) == 1
 
 
 def test_grouping_by_reduced_length_puts_similar_lengths_together(sources):

@@ -83,3 +83,18 @@ def test_resume_with_allowed_changes(recipe: Path) -> None:
     more = ["train.max_steps=3", "train.save_steps=3", "train.logging_steps=3", f"model.path={moved}", "log.name=b"]
     assert main([str(recipe), *FIRST, *more]) == 0
     assert (recipe.parent / "run" / "checkpoint-3").is_dir()
+
+
+def test_resume_continues_the_grouping_that_the_recipe_leaves_to_the_default(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Runs were not grouped by length when that was the default; they go on as they began, new ones are grouped."""
+    assert "data.group_by_length: False then, True now" in refused(recipe, capsys, "data.group_by_length=true")
+    more, run, other = [*FIRST, "train.max_steps=4"], recipe.parent / "run", f"train.output_dir={tmp_path / 'other'}"
+    shutil.copytree(run, tmp_path / "other")
+    train(recipe, [*more, "data.group_by_length=null"])
+    assert "\n  group_by_length: false\n" in (run / "recipe.yaml").read_text()
+    train(recipe, [*more, "data.group_by_length=false", other])
+    assert [line["loss"] for line in losses(run)] == [line["loss"] for line in losses(tmp_path / "other")]
+    train(recipe, [*more, "data.group_by_length=null", f"train.output_dir={tmp_path / 'grouped'}"])
+    assert "\n  group_by_length: true\n" in (tmp_path / "grouped" / "recipe.yaml").read_text()

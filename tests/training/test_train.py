@@ -45,7 +45,8 @@ def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
 def test_run_folder_and_checkpoint_files(recipe: Path, tmp_path: Path) -> None:
     go(recipe, tmp_path, "train.save_steps=3")
     assert {path.name for path in tmp_path.iterdir()} == {
-        "recipe.yaml", "versions.json", "base.json", "metrics.jsonl", ".lock", "checkpoint-3", "checkpoint-6",
+        "recipe.yaml", "versions.json", "base.json", "rows.json", "metrics.jsonl", ".lock", "checkpoint-3",
+        "checkpoint-6",
     }  # fmt: skip
     last = tmp_path / "checkpoint-6"
     assert is_complete(last) and not list(last.glob("*.bin"))

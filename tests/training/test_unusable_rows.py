@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def refused(capsys: pytest.CaptureFixture[str], *call: str, command: Any = main)
 
 
 def not_surveyed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where the sample before the first step has missed the rows."""
+    """As where the sample before the first step has missed the rows; for runs that are not grouped by length."""
     monkeypatch.setattr(data_feed, "sample_dropped_rows", lambda *args: DroppedRows())
 
 
@@ -95,10 +96,10 @@ def test_steps_without_supervised_tokens_end_the_run(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    more = ["data.max_length=4", "data.max_bad_fraction=1.0", f"train.output_dir={run}"]
+    more = ["data.max_length=5", "data.max_bad_fraction=1.0", f"train.output_dir={run}", "data.group_by_length=false"]
     message = refused(capsys, str(recipe), *SHORT, *more)
     assert "steps 1 to 3 have nothing to train on: 6 of 6 rows were dropped" in message
-    assert "longer than data.max_length 4" in message and "data.max_pixels" in message
+    assert "longer than data.max_length 5" in message and "data.max_pixels" in message
     assert len(read_metrics(run)) == 2 and not list(run.glob("checkpoint-*"))
 
 
@@ -108,7 +109,13 @@ def test_too_many_bad_rows_are_one_message_and_what_was_trained_is_saved(
 ) -> None:
     not_surveyed(monkeypatch)
     run, data = tmp_path / "run", rows_without(recipe, tmp_path, {2, 3, 5, 7, 11, 13, 17, 19, 21})
-    more = [data, f"data.workers={workers}", "data.max_bad_fraction=0.01", f"train.output_dir={run}"]
+    more = [
+        data,
+        "data.group_by_length=false",
+        f"data.workers={workers}",
+        "data.max_bad_fraction=0.01",
+        f"train.output_dir={run}",
+    ]
     message = refused(capsys, str(recipe), *SHORT, *more)
     assert "rows are bad: more than max_bad_fraction 0.01" in message and "DataLoader worker" not in message
     done = len(losses(run))
@@ -122,7 +129,7 @@ def test_run_resumes_after_too_many_bad_rows_as_if_uninterrupted(
 ) -> None:
     not_surveyed(monkeypatch)
     data = rows_without(recipe, tmp_path, {2, 3, 5, 7, 11, 13, 17, 19, 21})
-    start = [str(recipe), *SHORT, data]
+    start = [str(recipe), *SHORT, data, "data.group_by_length=false"]
     assert main([*start, "data.max_bad_fraction=1.0", f"train.output_dir={tmp_path / 'all'}"]) == 0
     assert main([*start, "data.max_bad_fraction=0.01", f"train.output_dir={tmp_path / 'run'}"]) == 2
     assert main([*start, "data.max_bad_fraction=1.0", f"train.output_dir={tmp_path / 'run'}"]) == 0
@@ -131,12 +138,71 @@ def test_run_resumes_after_too_many_bad_rows_as_if_uninterrupted(
     assert records[0] == records[1] and records[0]
 
 
-def test_skipped_rows_are_recorded_with_source_id_code_and_message(recipe: Path, tmp_path: Path) -> None:
+GROUPINGS = ["data.group_by_length=true", "data.group_by_length=false"]
+ONE_BAD = ["data.max_bad_fraction=0.1"]
+
+
+@pytest.mark.parametrize("grouping", GROUPINGS)
+def test_skipped_rows_are_recorded_with_source_id_code_and_message(recipe: Path, tmp_path: Path, grouping: str) -> None:
     run, data = tmp_path / "run", rows_without(recipe, tmp_path, {2})
-    train(recipe, [*SHORT, data, "data.max_bad_fraction=0.1", f"train.output_dir={run}", "train.max_steps=12"])
+    train(recipe, [*SHORT, data, *ONE_BAD, grouping, f"train.output_dir={run}", "train.max_steps=12"])
     (line,) = read_jsonl(run / SKIPPED_ROWS_FILE)
+    assert (line["step"] == 0) == (grouping == "data.group_by_length=true")  # left out before the first step
     assert set(line) == {"step", "id", "code", "source", "message"}
     assert line["code"] == "empty_conversation" and line["id"].endswith("2)") and "rows.json" in line["source"]
+
+
+def test_grouped_run_refuses_what_ends_a_run_before_step_1(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    begin = [str(recipe), *SHORT, "data.group_by_length=true", f"train.output_dir={run}"]
+    message = refused(capsys, *begin, rows_without(recipe, tmp_path, {2}), *ONE_BAD, "data.on_bad_row=error")
+    assert "empty_conversation" in message and "on_bad_row: skip would leave it out" in message
+    message = refused(capsys, *begin, "data.max_length=30", "data.max_bad_fraction=1.0", "data.on_too_long=error")
+    assert "data.train: row rows.json:" in message and "30" in message
+    message = refused(capsys, *begin, "data.max_length=4", "data.max_bad_fraction=1.0")
+    assert "none of the 24 rows can be used; the first one is" in message
+    assert not run.exists()
+
+
+def test_rows_left_out_stay_left_out_on_resume_and_without_grouping(recipe: Path, tmp_path: Path) -> None:
+    """A run that was not surveyed continues without a survey, although there is one by then. A new run uses it."""
+    data = rows_without(recipe, tmp_path, {2, 7, 11})
+    begin = [*SHORT, data, "data.max_bad_fraction=0.2", "data.group_by_length=false", "train.save_steps=4"]
+
+    def go(name: str, steps: int) -> tuple[list[float], dict[str, Any]]:
+        run = tmp_path / name
+        train(recipe, [*begin, f"train.output_dir={run}", f"train.max_steps={steps}", "train.lr_scheduler=constant"])
+        return [line["loss"] for line in losses(run)], json.loads((run / "rows.json").read_text())
+
+    whole, record = go("whole", 8)
+    assert not record["surveyed"] and not record["left_out"]
+    go("first", 4)
+    survey = ["data.group_by_length=null", f"train.output_dir={tmp_path}/grouped", "data.max_bad_fraction=0.2"]
+    train(recipe, [*SHORT, data, *survey])
+    assert go("first", 8) == (whole, record)
+    surveyed, record = go("surveyed", 8)
+    assert record["surveyed"] and record["left_out"] == 3 and surveyed != whole
+    left_out = [line["id"] for line in read_jsonl(tmp_path / "surveyed" / SKIPPED_ROWS_FILE)]
+    assert len(left_out) == 3 and all(
+        line["step"] == 0 for line in read_jsonl(tmp_path / "surveyed/skipped_rows.jsonl")
+    )
+    shutil.rmtree(tmp_path / "surveyed" / "checkpoint-8")
+    assert go("surveyed", 8) == (surveyed, record)
+    assert [line["id"] for line in read_jsonl(tmp_path / "surveyed" / SKIPPED_ROWS_FILE)] == left_out
+
+
+def test_resume_with_other_usable_rows_is_refused(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Here a row was corrected after the checkpoint, which changes the order of all."""
+    begin = [str(recipe), *SHORT, "data.max_bad_fraction=0.2", f"train.output_dir={tmp_path / 'run'}"]
+    begin += ["data.group_by_length=null"]
+    assert main([*begin, rows_without(recipe, tmp_path, {2})]) == 0
+    message = refused(capsys, *begin, rows_without(recipe, tmp_path, set()), "train.max_steps=10")
+    assert "which of them can be used are not those of" in message and "left_out 1 then, 0 now" in message
+    assert main([*begin, rows_without(recipe, tmp_path, set()), "train.max_steps=10", "--force"]) == 0
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -144,7 +210,7 @@ def test_on_bad_row_error_is_one_message(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: int
 ) -> None:
     data = rows_without(recipe, tmp_path, {2})
-    more = [data, "data.on_bad_row=error", "data.max_bad_fraction=0.1", f"data.workers={workers}"]
+    more = [data, "data.on_bad_row=error", *ONE_BAD, f"data.workers={workers}", "data.group_by_length=false"]
     message = refused(capsys, str(recipe), *SHORT, *more, "train.max_steps=12", f"train.output_dir={tmp_path / 'run'}")
     assert "empty_conversation" in message and "on_bad_row: skip would leave it out" in message
     assert "DataLoader worker" not in message
@@ -153,8 +219,8 @@ def test_on_bad_row_error_is_one_message(
 @pytest.mark.deepspeed
 def test_on_bad_row_error_on_one_of_two_ranks_ends_both_at_the_same_step(recipe: Path, tmp_path: Path) -> None:
     run, data = tmp_path / "run", rows_without(recipe, tmp_path, {2})
-    more = [data, "data.on_bad_row=error", "data.max_bad_fraction=0.1", "data.workers=1", "train.save_steps=100"]
-    more += ["train.per_device_batch_size=1", "train.max_steps=12", f"train.output_dir={run}"]
+    more = [data, "data.on_bad_row=error", *ONE_BAD, "data.group_by_length=false", "data.workers=1"]
+    more += ["train.per_device_batch_size=1", "train.max_steps=12", "train.save_steps=100", f"train.output_dir={run}"]
     done = launch(ROOT / "launch/train.py", str(recipe), *more)
     output = done.stdout + done.stderr
     assert done.returncode == 2 and "Traceback" not in output, output[-3000:]
