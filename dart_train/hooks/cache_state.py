@@ -17,13 +17,15 @@ FULL_LENGTH_SINCE = "_dart_train_layer_length"  # the cache's own get_seq_length
 
 @dataclass
 class CacheState:
-    """After a prefill of `length` tokens, stage s holds valid[s] [B, P_s] of them in its layers' caches.
+    """After a prefill of `length` tokens, stage s holds valid[s] [B, P_s] of them in its layers' caches, of the places
+    places[s] [B, P_s] in the full sequence.
 
     positions_from_mask: the position ids of the cached tokens were counted from the mask, so later ones are, too.
     """
 
     length: int
     valid: list[Tensor]
+    places: list[Tensor]
     positions_from_mask: bool = False
 
     @staticmethod
@@ -40,6 +42,12 @@ class CacheState:
         else:
             tail = mask[:, self.length : self.length + after].bool()
         return torch.cat([prefix, tail], 1)
+
+    def places_of(self, stage: int, number: int) -> Tensor:
+        """[B, number]: places in the full sequence of the first tokens of a stage, those after the prefill included."""
+        before = self.places[stage]
+        after = torch.arange(self.length, self.length + number - before.shape[1], device=before.device)
+        return torch.cat([before, after.expand(len(before), -1)], 1)
 
 
 def store_cache_state(cache: Any, state: CacheState, first_stage: int) -> None:
@@ -64,5 +72,20 @@ def _report_full_length(cache: Any, stage: int) -> None:
 
 
 def cached_length(cache: Any, layer: int) -> int:
-    """Tokens in a layer's own cache."""
+    """Tokens that a layer's own cache was given; one with a sliding window no longer holds all of them."""
     return int(getattr(cache, FULL_LENGTH_SINCE, cache.get_seq_length)(layer))
+
+
+class OwnLengths:
+    """A cache that reports the length of each layer's own cache: what masks need where `_report_full_length` is on."""
+
+    def __init__(self, cache: Any) -> None:
+        self._cache = cache
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return cached_length(self._cache, layer_idx)
+
+    get_query_offset = get_seq_length
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cache, name)

@@ -133,22 +133,28 @@ class ForwardState:
         assert layout is not None
         length = layout.shape[1]
         drafts = 0 if layout.prompt_length is None else max(0, length - layout.prompt_length)
-        valid = []
-        for number, stage in enumerate(self.stages):
-            mask = torch.cat([self.cached_valid_mask(number), stage.kept.valid], 1) if past else stage.kept.valid
+        valid, places = [], []
+        for number in range(len(self.stages)):
+            mask, place = self.cached_and_kept(number)
             valid.append(mask[:, : mask.shape[1] - drafts])
-        return CacheState(past + length - drafts, valid, self.positions_from_mask)
+            places.append(place[:, : mask.shape[1] - drafts])
+        return CacheState(past + length - drafts, valid, places, self.positions_from_mask)
 
-    def cached_valid_mask(self, stage: int) -> Tensor:
-        """[B, cached tokens of this stage] bool."""
-        plan = self.plan
-        assert self.real is not None
+    def cached_and_kept(self, stage: int) -> tuple[Tensor, Tensor]:
+        """[B, tokens of this stage in the cache and in this forward]: bool, which are real, and long, their places in
+        the full sequence."""
+        plan, kept = self.plan, self.stages[stage].kept
+        if not plan.past:
+            return kept.valid, kept.index
         if plan.cache_state is not None:
             held = plan.cache_state.valid[stage].shape[1] + plan.past - plan.cache_state.length
-            return plan.cache_state.valid_mask(stage, plan.attention_mask, 0, held)
-        if plan.attention_mask is not None:
-            return plan.attention_mask[:, : plan.past].bool()
-        return self.real.new_ones(self.real.shape[0], plan.past)
+            valid = plan.cache_state.valid_mask(stage, plan.attention_mask, 0, held)
+            places = plan.cache_state.places_of(stage, held)
+        else:
+            places = torch.arange(plan.past, device=kept.index.device).expand(len(kept.index), -1)
+            mask = plan.attention_mask
+            valid = torch.ones_like(places, dtype=torch.bool) if mask is None else mask[:, : plan.past].bool()
+        return torch.cat([valid, kept.valid], 1), torch.cat([places, kept.index + plan.past], 1)
 
 
 def _checked_selection(reducer: Reducer, keep: Tensor, groups: TokenGroups, counts: Sequence[int]) -> Tensor:

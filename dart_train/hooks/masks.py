@@ -10,9 +10,11 @@ from transformers.masking_utils import create_causal_mask, create_sliding_window
 
 from ..models.structure import RECURRENT
 from ..reduction.kept_tokens import KeptTokens
-from .cache_state import cached_length
+from .cache_state import OwnLengths, cached_length
 from .forward_state import ForwardState
 from .transformers_compat import cache_argument, refuse_static_cache
+
+MASKED_KERNELS = ("sdpa", "eager")  # the others take no mask of single tokens
 
 
 def layer_type(config: Any, layer: int) -> str:
@@ -23,16 +25,36 @@ def layer_type(config: Any, layer: int) -> str:
     return "sliding_attention" if getattr(config, "sliding_window", None) is not None else "full_attention"
 
 
-def check_window(config: Any, layer: int, length: int, by_position: bool = False) -> None:
-    """A window counts positions; a short cache or an index-based kernel would count kept tokens. A mask that is
-    gathered from the full one still goes by position, so training may be longer than the window."""
+def reaches_window(config: Any, layer: int, length: int) -> bool:
+    """Whether a layer has a window that `length` tokens do not fit in."""
     window = getattr(config, "sliding_window", None)
-    if layer_type(config, layer) != "sliding_attention" or window is None or length <= window or by_position:
-        return
-    raise NotImplementedError(
-        f"layer {layer} has a sliding window of {window}, and {length} tokens came in: over the kept tokens the "
-        "window would slide by kept tokens, not by positions. Use fewer tokens, or a full-attention model."
-    )
+    return layer_type(config, layer) == "sliding_attention" and window is not None and length > window
+
+
+def check_window(config: Any, layer: int, length: int, by_position: bool = False) -> None:
+    """A window counts positions; an index-based kernel would count kept tokens. A mask that is gathered from the full
+    one, or made of the kept tokens' places, goes by position."""
+    if reaches_window(config, layer, length) and not by_position:
+        raise NotImplementedError(
+            f"layer {layer} has a sliding window of {config.sliding_window}, and {length} tokens came in: attention "
+            f"{config._attn_implementation!r} would slide the window by kept tokens, not by positions. Load the model "
+            "with attn_implementation sdpa or eager, or use fewer tokens."
+        )
+
+
+def window_mask(config: Any, layer: int, hidden: Tensor, valid: Tensor, places: Tensor, cache: Any) -> Tensor:
+    """[B, 1, new, keys of the layer's cache] of a sliding window over places in the full sequence.
+
+    hidden [B, new, D]; valid, places [B, all tokens of the stage]. The cache holds the last `window - 1` of these,
+    which are at least those of the last `window - 1` places."""
+    new = hidden.shape[1]
+    keys, _ = cache.get_mask_sizes(new, layer)
+    query, place = places[:, -new:, None], places[:, None, -keys:]
+    visible = (place <= query) & (place > query - config.sliding_window) & valid[:, None, -keys:]
+    visible = (visible | (place == query))[:, None]  # padding sees itself, so that no row is empty
+    if config._attn_implementation != "eager":
+        return visible
+    return torch.zeros_like(visible, dtype=hidden.dtype).masked_fill(~visible, torch.finfo(hidden.dtype).min)
 
 
 def layer_mask(state: ForwardState, stage: int, given: Any, cache: Any, hidden: Tensor, config: Any, layer: int) -> Any:
@@ -48,16 +70,17 @@ def layer_mask(state: ForwardState, stage: int, given: Any, cache: Any, hidden: 
     refuse_static_cache(cache)
     if state.decoding and hidden.shape[:2] == (1, 1) and layer_type(config, layer) == "full_attention":
         return None  # one row has no padding once it is short, and its newest token sees all of it
-    held, new = cached_length(cache, layer), hidden.shape[1]
     if state.decoding:
-        assert plan.cache_state is not None
-        valid = plan.cache_state.valid_mask(stage, plan.attention_mask, new, held)
-        dropped = plan.cache_state.length - plan.cache_state.valid[stage].shape[1]
-        check_window(config, layer, valid.shape[1] + dropped)
+        held, new, before = cached_length(cache, layer), hidden.shape[1], plan.cache_state
+        assert before is not None
+        valid = before.valid_mask(stage, plan.attention_mask, new, held)
+        places, length = before.places_of(stage, held + new), held + new + before.length - before.valid[stage].shape[1]
     else:
-        kept = state.stages[stage].kept
-        check_window(config, layer, plan.past + kept.source_length)
-        valid = torch.cat([state.cached_valid_mask(stage), kept.valid], 1)
+        valid, places = state.cached_and_kept(stage)
+        length = plan.past + state.stages[stage].kept.source_length
+    if reaches_window(config, layer, length) and config._attn_implementation in MASKED_KERNELS:
+        return window_mask(config, layer, hidden, valid, places, cache)
+    check_window(config, layer, length)
     one_row = valid.shape[0] == 1  # it has no padding once it is short
     return build_causal_mask(config, hidden, None if one_row else valid, cache, layer)
 
@@ -106,5 +129,5 @@ def build_causal_mask(config: Any, hidden: Tensor, valid: Tensor | None, cache: 
         attention_mask=valid,
         position_ids=None,
         layer_idx=layer,
-        **{cache_argument(make): cache},
+        **{cache_argument(make): None if cache is None else OwnLengths(cache)},
     )

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from ..models.structure import ModelParts, find_parts
+from .masks import MASKED_KERNELS
 
-MASKED_KERNELS = ("sdpa", "eager")  # the others take no 4-D mask
 Stage = tuple[int, Tensor]  # layer K, and what is kept from there on: [B, L] bool
 
 

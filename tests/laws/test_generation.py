@@ -171,21 +171,22 @@ def test_text_only_generation_is_unchanged(name: str) -> None:
             assert attached.last is None
 
 
+@pytest.mark.parametrize("at_once", [1, 3])
 @pytest.mark.parametrize("layer", [0, 2])
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
-def test_next_position_is_found_without_position_ids(name: str, layer: int) -> None:
-    """A custom loop without `generate`: the model takes the next position from the length of layer 0's cache,
-    which at K = 0 holds the kept tokens only."""
+def test_next_position_is_found_without_position_ids(name: str, layer: int, at_once: int) -> None:
+    """A custom loop without `generate`, of one word at a time or all at once: the model takes the next position from
+    the length of layer 0's cache, which at K = 0 holds the kept tokens only."""
     model, batch = model_of(name), batch_of(name, (1,))
     words = batch["input_ids"][:, -3:]
     with torch.no_grad(), attach(model, UniformGrid(keep=8, layer=layer)):  # does not use text: more words may follow
         output = model(**batch, use_cache=True)
-        for word in words.unbind(1):
+        for some in words.split(at_once, 1):
             cache = cache_in_output(output)
-            output = model(input_ids=word[:, None], **{cache_argument(model.forward): cache}, use_cache=True)
+            output = model(input_ids=some, **{cache_argument(model.forward): cache}, use_cache=True)
     longer = {**batch, "input_ids": torch.cat([batch["input_ids"], words], 1)}
     longer["attention_mask"] = torch.ones_like(longer["input_ids"])
     longer.update({k: torch.cat([v, v.new_zeros(1, 3)], 1) for k, v in batch.items() if k in TOKEN_TYPES})
     with torch.no_grad(), attach(model, UniformGrid(keep=8, layer=layer)):
         wanted = model(**longer, use_cache=False).logits
-    torch.testing.assert_close(output.logits[:, -1], wanted[:, -1], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(output.logits[:, -at_once:], wanted[:, -at_once:], rtol=1e-4, atol=1e-4)

@@ -9,6 +9,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dart_train import DART, Balance, FastV, Pooling, UniformGrid, attach
+from dart_train.hooks.masks import check_window
 from tests.fixtures.reference_forward import first_difference, masked_logits
 from tests.laws.cases import ROUNDING, batch_of, model_of
 from tests.zoo import FAMILIES
@@ -110,12 +111,12 @@ def gemma_with_a_window(window: int) -> Any:
     return model
 
 
-def test_decoding_past_a_window() -> None:
-    with (
-        pytest.raises(NotImplementedError, match="sliding window of 8"),
-        attach(model := gemma_with_a_window(8), DART(keep=8)),
-    ):
-        model.generate(**batch_of("gemma3", (1,)), max_new_tokens=3)
+def test_decoding_past_a_window_with_a_kernel_that_counts_kept_tokens() -> None:
+    config = gemma_with_a_window(8).config.text_config
+    config._attn_implementation = "flash_attention_2"
+    check_window(config, 0, 8)
+    with pytest.raises(NotImplementedError, match=r"sliding window of 8, and 9 tokens came in: .*sdpa or eager"):
+        check_window(config, 0, 9)
 
 
 def test_training_may_be_longer_than_the_window() -> None:
