@@ -82,11 +82,16 @@ def _scorer(recipe: Recipe) -> Iterator[ConfigIssue]:
     if not recipe.scorer.train and recipe.scorer.path is None:
         remedy = "set scorer.train to true, or scorer.path to a run, checkpoint or export that has them"
         yield ConfigIssue("scorer.train", "false, and no trained scorers are given", remedy)
-    if recipe.trains_scorer and not recipe.scorer.attention:
-        yield ConfigIssue("scorer.attention", "0, so that scorers would not learn", "give a weight, or train: false")
-    if recipe.trains_scorer and recipe.distill.enabled and recipe.distill.teacher != "full":
-        what = f"{recipe.distill.teacher}, but scorers learn from a teacher at full tokens"
-        yield ConfigIssue("distill.teacher", what, "choose full")
+    scorer = recipe.scorer
+    if recipe.trains_scorer and not scorer.attention and not scorer.task:
+        remedy = "give it or scorer.task a weight, or set train: false"
+        yield ConfigIssue("scorer.attention", "0, as is scorer.task, so that scorers would not learn", remedy)
+    if recipe.trains_scorer and scorer.temperature_end > scorer.temperature_start:
+        what = f"{scorer.temperature_end} is above temperature_start {scorer.temperature_start}"
+        yield ConfigIssue("scorer.temperature_end", what, "expected temperature_end <= temperature_start")
+    if recipe.trains_scorer and scorer.attention and recipe.distill.enabled and recipe.distill.teacher != "full":
+        what = f"{recipe.distill.teacher}, but scorers learn from the attention of a teacher at full tokens"
+        yield ConfigIssue("distill.teacher", what, "choose full, or scorer.attention 0")
 
 
 def _data(recipe: Recipe) -> Iterator[ConfigIssue]:

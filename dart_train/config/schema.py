@@ -94,6 +94,15 @@ class Scorer(Section):
     answer_tokens: NotNegativeInt = Field(
         default=8, description="tokens of each answer whose attention counts, in addition to the last prompt token"
     )
+    task: NotNegative = Field(
+        default=0.0,
+        description="weight of the language model's own loss, which reaches the scores through a relaxed top-k; "
+        "the forward keeps exactly the tokens that are served",
+    )
+    temperature_start: Positive = Field(default=1.0, description="of the relaxed top-k at the first step")
+    temperature_end: Positive = Field(
+        default=0.1, description="at the last step, falling geometrically; the lower, the closer to the hard choice"
+    )
 
 
 class Part(Section):
@@ -323,7 +332,8 @@ class Recipe(Section):
 
     @property
     def trains_scorer_alone(self) -> bool:
-        """Nothing of the model is trained: each step needs one forward, at full tokens."""
+        """Nothing of the model is trained. Where scorers learn from attention only, a step is one forward at full
+        tokens."""
         return self.trains_scorer and all(part.mode == "frozen" for part in self.parts.named().values())
 
     def to_dict(self) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from .batch_plan import GenerateCall
 from .copying import COPY, REDUCE, copy_without_hooks, refuse_pickling
 from .deepstack import patch_deepstack
 from .engine import Engine, Output, observed_layer
-from .forward_state import ForwardState
+from .forward_state import ForwardState, TaskGradient
 from .patcher import ObjectPatcher
 from .scorers import ScorerTraining, place_scorers
 from .teacher import TeacherPass
@@ -176,6 +176,25 @@ class Attached:
         if self._scorer_training is None:
             raise RuntimeError("scorer_loss() is only known inside with_scorer_loss()")
         return self._scorer_training.loss()
+
+    @contextmanager
+    def with_task_gradient(self, temperature: float, weight: float = 1.0) -> Iterator[None]:
+        """Inside this context the loss of a forward has a gradient in the scorers' weights too, `weight` times that of
+        a relaxed selection (`reduction/relaxation.py`). What a forward keeps and returns does not change."""
+        if not self._engine.scorers:
+            raise ValueError("no stage has a scorer to train: attach Learned(...)")
+        if not (temperature > 0 and weight >= 0):
+            raise ValueError(f"temperature={temperature!r}, weight={weight!r}: expected > 0 and >= 0")
+        before, self._engine.task = self._engine.task, TaskGradient(temperature, weight) if weight else None
+        try:
+            yield
+        finally:
+            self._engine.task = before
+
+    def idle_scorer_loss(self) -> Tensor:
+        """Zero, with a gradient of zero in each scorer weight where the last batch had no image: ZeRO and DDP wait for
+        gradients of all weights. `scorer_loss` includes it."""
+        return self._engine.idle_loss()
 
     @contextmanager
     def skip_model_loss(self) -> Iterator[None]:

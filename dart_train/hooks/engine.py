@@ -33,7 +33,7 @@ from ..reduction import Observed, Reducer
 from .answers import INPUTS, AnswerLocator, CallInputs
 from .batch_plan import GenerateCall, plan_batch, position_ids_from_mask
 from .cache_state import store_cache_state
-from .forward_state import ForwardState
+from .forward_state import ForwardState, TaskGradient
 from .masks import layer_mask, layer_type
 from .observers import (
     FinalNormWeight,
@@ -69,6 +69,7 @@ class Engine:
         self.generate_call: GenerateCall | None = None
         self.scorers: dict[int, nn.Module] = {}  # by the layer of the stage that they serve
         self.idle_scores: list[Tensor] = []  # zeros, of a batch without images
+        self.task: TaskGradient | None = None  # set while scorers learn from the model's own loss
         self.timer = SelectionTimer()
         self.scale = FinalNormWeight(parts.norm)
         self.loss = ReducedLoss(parts.top.loss_function, compact=output == "compact")
@@ -206,16 +207,21 @@ class Engine:
         if observed is not None and state.observed.keys is None:
             raise RuntimeError(_keys_not_observed(observed))
         with self.timer.running(hidden.device):
-            return state.reduce(reducer, hidden, self.scale.read(), self.seed, scorer)
+            task = self.task if scorer is not None else None
+            return state.reduce(reducer, hidden, self.scale.read(), self.seed, scorer, task)
 
     def _run_idle_scorer(self, layer: int, current: ReductionPass, hidden: Tensor) -> None:
         """While a scorer trains, each rank runs it in each step: ZeRO and DDP wait for its weights and gradients."""
         scorer = self.scorers.get(layer)
-        if scorer is None or current is not self.student or not torch.is_grad_enabled() or not self.active:
+        if scorer is None or current is not self.student or not torch.is_grad_enabled():
             return
         if any(weight.requires_grad for weight in scorer.parameters()):
             nothing = hidden.detach()[:1, :1]
             self.idle_scores.append(0.0 * scorer(nothing, nothing[:, 0]).sum())
+
+    def idle_loss(self) -> Tensor:
+        device = next(self.parts.text.parameters()).device
+        return sum(self.idle_scores, torch.zeros((), device=device))
 
     def _mask(self, state: ForwardState, stage: int, layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> Any:
         """Layers of one stage that are given the same mask share the short one."""

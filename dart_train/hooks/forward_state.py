@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..reduction import Observed, Reducer, SelectionContext
 from ..reduction.kept_tokens import KeptTokens
 from ..reduction.merge import average_merged
+from ..reduction.relaxation import straight_through
 from ..reduction.token_groups import TokenGroups
 from .batch_plan import BatchPlan
 from .cache_state import CacheState
@@ -26,6 +27,14 @@ class TokenScores:
     logits: Tensor  # [R, N], differentiable
     positions: Tensor  # [R, N] of the full sequence
     valid: Tensor  # [R, N] bool
+
+
+@dataclass(frozen=True)
+class TaskGradient:
+    """The loss of a forward reaches the scores of its selection, at a temperature and with a weight."""
+
+    temperature: float
+    weight: float
 
 
 @dataclass(frozen=True)
@@ -82,7 +91,13 @@ class ForwardState:
         return fresh
 
     def reduce(
-        self, reducer: Reducer, hidden: Tensor, scale: Tensor | None, seed: int, scorer: nn.Module | None = None
+        self,
+        reducer: Reducer,
+        hidden: Tensor,
+        scale: Tensor | None,
+        seed: int,
+        scorer: nn.Module | None = None,
+        task: TaskGradient | None = None,
     ) -> Tensor:
         """hidden [B, L, D] at layer K -> [B, S, D]; groups, real and visual are shortened alike."""
         assert self.groups is not None and self.real is not None and self.visual is not None
@@ -94,6 +109,10 @@ class ForwardState:
         keep = _checked_selection(reducer, reducer.select(context), groups, counts)
         pivots = self._pivots_in_full_sequence(context.pivots)
         scores = self._token_scores(context)
+        choice = context.scored_choice
+        if task is not None and choice is not None and torch.is_grad_enabled():
+            visual = straight_through(groups.gather(hidden), choice, task.temperature, task.weight)
+            hidden = groups.scatter(hidden, visual)
         with torch.no_grad():
             targets = reducer.merge_targets(context, keep)
         if targets is not None:

@@ -59,6 +59,7 @@ class ScorerTraining:
         self.engine, self.answer_tokens = engine, answer_tokens
         self.rows: dict[int, Tensor] = {}  # layer -> [R, S] attention of each group
         self.full: ForwardState | None = None  # the forward that kept all tokens
+        self.paused = False  # the last forward reduced nothing
         self._queries: tuple[Any, ...] = ()
 
     def register_hooks(self) -> list[Any]:
@@ -72,6 +73,7 @@ class ScorerTraining:
 
     def on_inner_start(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         self.rows, self.full, self._queries = {}, None, ()
+        self.paused = not self.engine.active
 
     def on_attention_start(self, layer: int, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
         current = self.engine.running_pass
@@ -120,9 +122,8 @@ class ScorerTraining:
         """Mean over stages of the KL divergence from the scores to the attention. On a rank whose batch has no image,
         a zero that reaches every weight of the scorers, as ZeRO and DDP need it."""
         state, full, engine = self.engine.last, self.full, self.engine
-        if state is None:
-            idle: Tensor = sum(engine.idle_scores, torch.zeros((), device=next(engine.parts.text.parameters()).device))
-            return idle
+        if state is None or self.paused:
+            return engine.idle_loss()
         if full is None or not self.rows:
             raise RuntimeError(
                 "no forward kept all tokens, so there is no attention to learn from: set the budget to 1.0, or run the "

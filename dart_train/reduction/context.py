@@ -20,6 +20,15 @@ Score = Literal["key", "value", "attention", "random"]
 
 
 @dataclass(frozen=True)
+class ScoredChoice:
+    """What a trained scorer decided: which of the candidates are kept."""
+
+    scores: Tensor  # [R, N], differentiable
+    candidates: Tensor  # [R, N] bool: tokens that nothing else had decided on
+    kept: Tensor  # [R, N] bool, inside the candidates
+
+
+@dataclass(frozen=True)
 class Observed:
     """What was recorded in the attention of layer K-1; at K = 0 there is none and all is None."""
 
@@ -42,6 +51,7 @@ class SelectionContext:
     scores: dict[str, Tensor] = field(default_factory=dict)
     scorer: Callable[[Tensor, Tensor], Tensor] | None = None  # a trained one, for methods that require it
     token_scores: Tensor | None = None  # [R, N] what it returned, differentiable
+    scored_choice: ScoredChoice | None = None  # set by a method that selects by it
     pivots: tuple[Tensor, Tensor] | None = None  # set by a method that has some: [R, P] positions, and which count
 
     @property

@@ -5,6 +5,7 @@ A resumed run draws again what the uninterrupted one drew, and every rank draws 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -95,6 +96,11 @@ def teacher_keep(distill: Distill, student: Keep, visual: int, step: int, steps:
 def linear(start: float, end: float, step: int, steps: int) -> float:
     """`start` at the first step, `end` at the last, a straight line between them."""
     return start + (end - start) * (min(step, steps - 1) / max(steps - 1, 1))
+
+
+def geometric(start: float, end: float, step: int, steps: int) -> float:
+    """The same for two positive numbers, in equal ratios from step to step."""
+    return math.exp(linear(math.log(start), math.log(end), step, steps))
 
 
 def _random(seed: int, step: int) -> np.random.RandomState:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from ..checkpoints.scorer_file import check_scorers, load_scorers
 from ..config import Recipe
 from ..hooks import Attached, attach
 from ..models.structure import unwrap_model
+from ..reduction.budget import Keep
+from ..reduction.schedule import geometric
 from .objective import Batch, StepBudgets, SupervisedLogits, count_targets, forward_supervised, forward_with_teacher
 
 
@@ -34,26 +37,57 @@ def _folder(recipe: Recipe) -> Path:
     return locate(recipe.scorer.path, None, None).folder
 
 
-def loss_with_scorer(
-    recipe: Recipe, budgets: StepBudgets, model: Any, attached: Attached, batch: Any, host: Batch
-) -> tuple[Tensor, SupervisedLogits, Tensor, Tensor | None]:
-    """(the loss as a sum over this rank's targets, the output, the scorers' own loss, the divergence of a teacher).
+@dataclass(frozen=True)
+class ScorerStep:
+    """The loss of a forward in which scorers learn.
 
-    The scorers' loss is a mean over groups of visual tokens; it counts as that much for each target. Alone, the model
-    runs once, at full tokens. Together, a teacher at full tokens runs in the same forward as the student.
+    total: a sum over this rank's targets; attention_loss: the scorers' own, a mean over groups of visual tokens (None:
+    they learn from the task alone); divergence: from the teacher of `distill`, a sum over targets.
     """
-    targets, full, divergence = count_targets(host), [1.0] * len(attached.reducers), None
-    alone = recipe.trains_scorer_alone
-    with attached.with_scorer_loss(recipe.scorer.answer_tokens):
-        with budgets.temporarily(*full) if alone else nullcontext():
-            if alone:
+
+    total: Tensor
+    output: SupervisedLogits
+    attention_loss: Tensor | None
+    divergence: Tensor | None
+
+
+def loss_with_scorer(
+    recipe: Recipe, budgets: StepBudgets, model: Any, attached: Attached, batch: Any, host: Batch, step: int
+) -> ScorerStep:
+    """The scorers' loss against attention counts as much for each target as it is. It needs a forward at full tokens:
+    the only one where nothing else is trained, else that of a teacher in the same forward as the student. The task's
+    loss reaches the scorers in the student's forward."""
+    scorer = recipe.scorer
+    only_attention = recipe.trains_scorer_alone and not scorer.task
+    attention, divergence = None, None
+    with ExitStack() as stack:
+        if scorer.task:
+            stack.enter_context(attached.with_task_gradient(temperature(recipe, step, budgets.steps), scorer.task))
+        if scorer.attention:
+            stack.enter_context(attached.with_scorer_loss(scorer.answer_tokens))
+        if only_attention:
+            with budgets.temporarily(*_full(attached)):
                 output = forward_supervised(model, attached, batch, host)
-            else:
-                output, teacher = forward_with_teacher(model, attached, batch, host, full)
-                if recipe.distill.enabled:
-                    divergence = output.divergence(teacher, recipe.distill.temperature)
-        scorer_loss = attached.scorer_loss()
+        elif scorer.attention or recipe.distill.enabled:
+            keep = _full(attached) if scorer.attention else budgets.teacher(step, host)
+            output, teacher = forward_with_teacher(model, attached, batch, host, keep)
+            if recipe.distill.enabled:
+                divergence = output.divergence(teacher, recipe.distill.temperature)
+        else:
+            output = forward_supervised(model, attached, batch, host)
+        if scorer.attention:
+            attention = attached.scorer_loss()
+        extra = attached.idle_scorer_loss() if attention is None else scorer.attention * count_targets(host) * attention
     loss = output.loss()
     if divergence is not None:
         loss = recipe.distill.alpha * divergence + (1 - recipe.distill.alpha) * loss
-    return loss + recipe.scorer.attention * targets * scorer_loss, output, scorer_loss, divergence
+    return ScorerStep(loss + extra, output, attention, divergence)
+
+
+def temperature(recipe: Recipe, step: int, steps: int) -> float:
+    """Of the relaxed top-k at optimizer step `step` of `steps`."""
+    return geometric(recipe.scorer.temperature_start, recipe.scorer.temperature_end, step, steps)
+
+
+def _full(attached: Attached) -> list[Keep]:
+    return [1.0] * len(attached.reducers)

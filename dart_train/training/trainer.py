@@ -132,14 +132,15 @@ class DartTrainer(CompatTrainer):
         the ranks afterwards, hence the factor."""
         distill, teacher = self.recipe.distill, None
         if self.recipe.trains_scorer and self.attached is not None:
-            loss, output, scorer_loss, divergence = loss_with_scorer(
-                self.recipe, self.budgets, model, self.attached, inputs, self.host
+            found = loss_with_scorer(
+                self.recipe, self.budgets, model, self.attached, inputs, self.host, self.state.global_step
             )
-            self.meter.add_scorer_loss(scorer_loss)
-            if divergence is not None:
-                self.meter.add_distill_loss(output.loss(), divergence)
-            loss = loss * self.accelerator.num_processes / num_items_in_batch
-            return (loss, output) if return_outputs else loss
+            if found.attention_loss is not None:
+                self.meter.add_scorer_loss(found.attention_loss)
+            if found.divergence is not None:
+                self.meter.add_distill_loss(found.output.loss(), found.divergence)
+            loss = found.total * self.accelerator.num_processes / num_items_in_batch
+            return (loss, found.output) if return_outputs else loss
         if distill.enabled and self.attached is not None:
             keep = self.budgets.teacher(self.state.global_step, self.host)
             output, teacher = forward_with_teacher(model, self.attached, inputs, self.host, keep)

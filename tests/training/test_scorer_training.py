@@ -15,6 +15,7 @@ import dart_train
 from dart_train.checkpoints.scorer_file import SCORER_FILE
 from dart_train.config import load_recipe
 from dart_train.models.structure import SCORERS
+from dart_train.reduction import Learned
 from dart_train.training.run import run
 from tests.fixtures.run_scene import ROOT, launch, losses, make_recipe
 
@@ -78,6 +79,44 @@ def test_lora_and_scorer_learn_together_and_resume_exactly(folder: Path) -> None
         assert all(torch.equal(x, load_file(resumed / file)[name]) for name, x in load_file(full / file).items())
 
 
+TASK = ["scorer.task=1.0", "scorer.attention=0"]
+
+
+def test_scorer_learns_from_the_task_alone(folder: Path) -> None:
+    checkpoint = train(folder, "task", *ALONE, *TASK, "scorer.learning_rate=0.01", "reduction.schedule.kind=fixed")
+    lines = losses(folder / "task")
+    assert all(line["grad_norm"] > 0 for line in lines) and "scorer_loss" not in lines[0]
+    torch.manual_seed(0)
+    new = Learned(share=0.5).make_scorer(load_file(checkpoint / SCORER_FILE)["layer_2.norm.weight"].shape[0])
+    saved = load_file(checkpoint / SCORER_FILE)
+    assert all(not torch.equal(saved[f"layer_2.{name}"], tensor) for name, tensor in new.state_dict().items())
+
+
+def test_task_of_weight_zero_changes_nothing(folder: Path, alone: Path) -> None:
+    again = train(folder, "again", *ALONE, "scorer.learning_rate=0.01", "scorer.task=0.0")
+    first, second = (load_file(run / SCORER_FILE) for run in (alone, again))
+    assert all(torch.equal(second[name], tensor) for name, tensor in first.items())
+
+
+def test_both_targets_learn_with_a_frozen_model_and_with_lora(folder: Path) -> None:
+    for name, options in (("frozen_both", ALONE), ("lora_both", LEARNED)):
+        train(folder, name, *options, "scorer.task=0.5", "train.max_steps=3")
+        assert all(line["scorer_loss"] > 0 and line["grad_norm"] > 0 for line in losses(folder / name))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["scorer.attention=0"], "as is scorer.task"),
+        (["scorer.temperature_end=2.0"], "above temperature_start"),
+        (["distill.enabled=true"], "distill.teacher"),
+    ],
+)
+def test_targets_that_cannot_work_are_refused(folder: Path, overrides: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_recipe(make_recipe(folder), [*LEARNED, *overrides])
+
+
 def test_training_starts_from_given_scorers(folder: Path, alone: Path) -> None:
     frozen = train(folder, "frozen", *LEARNED, f"scorer.path={alone}", "scorer.train=false", "train.max_steps=2")
     given, kept = load_file(alone / SCORER_FILE), load_file(frozen / SCORER_FILE)
@@ -108,21 +147,22 @@ def test_checkpoint_without_its_scorer_file_names_it(alone: Path, tmp_path: Path
 
 @pytest.mark.deepspeed
 def test_zero_stages_learn_what_one_process_learns(folder: Path) -> None:
-    """Ranks have different numbers of images, and some have none."""
-    options = [*LEARNED, "train.per_device_batch_size=4", "train.max_steps=4", "train.save_steps=4"]
-    recipe = make_recipe(folder)
-    jobs = [
-        {"recipe": str(recipe), "overrides": [*options, f"train.zero_stage={z}", f"train.output_dir={folder / z}"]}
-        for z in "0123"
+    """From both targets, and from the task alone. In some steps one rank has images and the other has none."""
+    options = [*LEARNED, "train.per_device_batch_size=1", "train.max_steps=4", "train.save_steps=4"]
+    runs = {f"both-{zero}": ["scorer.task=1.0"] for zero in "0123"} | {f"task-{zero}": TASK for zero in "03"}
+    jobs: list[dict[str, Any]] = [
+        {"overrides": [*options, *target, f"train.zero_stage={name[-1]}", f"train.output_dir={folder / name}"]}
+        for name, target in runs.items()
     ]
-    (folder / "jobs.json").write_text(json.dumps(jobs))
+    recipe = str(make_recipe(folder))
+    (folder / "jobs.json").write_text(json.dumps([{"recipe": recipe, **job} for job in jobs]))
     done = launch(ROOT / "tests/fixtures/job_runner.py", str(folder / "jobs.json"), timeout=600)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
-    runs = {z: [(line["loss"], line["scorer_loss"]) for line in losses(folder / z)] for z in "0123"}
-    assert len(runs["2"]) == 4
-    for z in "013":
-        assert torch.tensor(runs[z]) == pytest.approx(torch.tensor(runs["2"]), rel=2e-3)
-    saved = [load_file(folder / z / "checkpoint-4" / SCORER_FILE) for z in "0123"]
-    for other in saved[1:]:
-        for name, tensor in saved[0].items():
-            torch.testing.assert_close(other[name], tensor, atol=1e-4, rtol=1e-3)
+    found = {name: [(line["loss"], line.get("scorer_loss", 0.0)) for line in losses(folder / name)] for name in runs}
+    for name in runs:
+        first = f"{name[:-1]}0"
+        assert len(found[name]) == 4
+        assert torch.tensor(found[name]) == pytest.approx(torch.tensor(found[first]), rel=2e-3)
+        saved = [load_file(folder / run / "checkpoint-4" / SCORER_FILE) for run in (first, name)]
+        for key, tensor in saved[0].items():
+            torch.testing.assert_close(saved[1][key], tensor, atol=1e-4, rtol=1e-3)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..base import Reducer, check_choice, check_int_at_least, check_unit_interval, topk_indices_stable, topk_mask
-from ..context import SelectionContext, per_group_tensor
+from ..context import ScoredChoice, SelectionContext, per_group_tensor
 from ..scorer import Guidance, TokenScorer
 from .dart import DART
 
@@ -54,34 +54,34 @@ class Learned(Reducer):
     def select(self, context: SelectionContext) -> Tensor:
         if context.scorer is None and self.counts(context.groups) == list(context.groups.sizes):
             return context.valid  # a teacher at full tokens needs no scores
-        scores = context.score_tokens()  # differentiable, for the scorer's own loss
-        with torch.no_grad():
-            return self._select(context, scores.detach())
-
-    def _select(self, context: SelectionContext, scores: Tensor) -> Tensor:
+        scores = context.score_tokens()  # differentiable, for the scorer's losses
         counts = self.counts(context.groups)
         diverse = [self._diverse_part(count) for count in counts]
-        keep = torch.zeros_like(context.valid)
-        if any(diverse):
-            dart = DART(keep=self.keep, per=self.per, image_pivots=self.image_pivots, text_pivots=0)
-            keep = dart.select(replace(context, budgets=diverse))
         scored = per_group_tensor([count - part for count, part in zip(counts, diverse, strict=True)], context.valid)
-        free = context.valid & ~keep
-        if self.diversity:
-            scores = self._less_similar(context, scores.masked_fill(~free, -torch.inf), max(counts))
-        return keep | topk_mask(scores, free, scored)
+        with torch.no_grad():
+            keep = torch.zeros_like(context.valid)
+            if any(diverse):
+                dart = DART(keep=self.keep, per=self.per, image_pivots=self.image_pivots, text_pivots=0)
+                keep = dart.select(replace(context, budgets=diverse))
+            free = context.valid & ~keep
+            penalty = self._similarity_penalty(context, scores.detach(), free, max(counts)) if self.diversity else None
+        if penalty is not None:
+            scores = scores - penalty
+        chosen = topk_mask(scores.detach(), free, scored)
+        context.scored_choice = ScoredChoice(scores, free, chosen)
+        return keep | chosen
 
     def _diverse_part(self, count: int) -> int:
         """DART's part of `count` tokens: at least one, where it has a share at all."""
         return 0 if self.share == 1 else min(count, max(1, count - round(self.share * count)))
 
-    def _less_similar(self, context: SelectionContext, scores: Tensor, budget: int) -> Tensor:
-        """scores [R, N], -inf where a token cannot be chosen -> the same, each candidate's lowered by its highest
-        similarity to a candidate of higher score. One product of all candidates; no loop over the budget."""
+    def _similarity_penalty(self, context: SelectionContext, scores: Tensor, free: Tensor, budget: int) -> Tensor:
+        """scores [R, N] -> [R, N]: for each candidate its highest similarity to a candidate of higher score, times
+        `diversity`; 0 for other tokens. One product of all candidates; no loop over the budget."""
         number = min(scores.shape[1], _CANDIDATES * budget)
-        places = topk_indices_stable(scores, scores > -torch.inf, number)  # [R, M], the highest score first
+        places = topk_indices_stable(scores, free, number)  # [R, M], the highest score first
         similarity = context.cosine(context.groups.slots.gather(1, places))  # [R, M, N]
         similarity = similarity.gather(2, places[:, None].expand(-1, number, -1))  # [R, M, M]
         higher = torch.ones(number, number, dtype=torch.bool, device=scores.device).triu(1)  # row scores higher
         closest = similarity.masked_fill(~higher, 0.0).amax(1).clamp_min(0.0)  # [R, M]
-        return scores.scatter(1, places, scores.gather(1, places) - self.diversity * closest)
+        return torch.zeros_like(scores).scatter(1, places, self.diversity * closest)
