@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..common.io import fsync_path
+from ..common.io import atomic_write, fsync_path
 
 COMPLETE_MARKER = "complete.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -53,6 +53,20 @@ def commit_checkpoint(folder: Path, target: Path, about: Mapping[str, Any] | Non
     for parent in {folder, *((folder / name).parent for name in sizes)}:
         fsync_path(parent)
     replace_folder(folder, target)
+
+
+def replace_file(folder: Path, name: str, content: str) -> None:
+    """Replaces a file of a folder that may be a checkpoint, which is complete at every moment: the marker first stops
+    naming the file, and names it with its new size at the end."""
+    marker = folder / COMPLETE_MARKER
+    written = json.loads(marker.read_text(encoding="utf-8")) if marker.is_file() else None
+    if written is not None:
+        others = {file: size for file, size in written["files"].items() if file != name}
+        atomic_write(marker, json.dumps({**written, "files": others}, indent=1))
+    atomic_write(folder / name, content)
+    if written is not None:
+        written["files"][name] = (folder / name).stat().st_size
+        atomic_write(marker, json.dumps(written, indent=1))
 
 
 def replace_folder(folder: Path, target: Path) -> None:

@@ -1,4 +1,4 @@
-"""The commands that use a model: `compare`, `check`, `show` and `chat`."""
+"""The commands that use a model: `compare`, `calibrate`, `check`, `show` and `chat`."""
 
 from __future__ import annotations
 
@@ -45,6 +45,46 @@ def compare(argv: Sequence[str]) -> int:
             print(f"\n{name}\n\n{quality_table(results.scores, name)}")
         print(f"\ncompare: {len(results.records)} answers; the report is {results.folder / 'report.html'}")
     return cli.OK
+
+
+@cli.reports_errors("calibrate")
+def calibrate(argv: Sequence[str]) -> int:
+    options = _calibrate_parser().parse_intermixed_args(argv)
+    warnings.simplefilter("ignore", FutureWarning)  # of libraries; users cannot act on them
+    from ..evaluation.calibrate_checkpoint import calibrate_checkpoint, summary
+    from ..evaluation.calibration import CalibrationLevel
+    from ..evaluation.comparison_grid import open_recipe
+    from ..exporting.calibration_card import update_card
+
+    level = CalibrationLevel(options.max_loss / 100, options.confidence)
+    recipe = open_recipe(options.recipe, options.overrides, progress=cli.rank() == 0)
+    found = calibrate_checkpoint(options.path, recipe, level, options.checkpoint, options.all_questions)
+    if found is None:  # another rank reports
+        return cli.OK
+    update_card(found.folder)
+    print(f"\n{summary(found)}")
+    return cli.OK if found.result.chosen is not None else cli.FAILED
+
+
+def _calibrate_parser() -> argparse.ArgumentParser:
+    parser = cli.parser_of(
+        "calibrate",
+        "Find the smallest budget that loses at most so many points against full tokens, and serve the model at it.",
+        "Questions, budgets (from the largest to the smallest) and the metric are those of the recipe's compare "
+        "section. The budget is written into reducer.json. Exit code 1: no budget passed, and nothing was changed.",
+    )
+    parser.add_argument("path", help="a run, a checkpoint, or an exported folder, trained with a reduction")
+    cli.add_recipe(parser, "compare.budgets=[0.5,0.222,0.111]")
+    parser.add_argument("--max-loss", type=float, default=2.0, help="points that may be lost against full tokens (2)")
+    parser.add_argument("--confidence", type=float, default=0.95, help="that no more are lost (0.95)")
+    parser.add_argument("--checkpoint", type=cli.checkpoint, help="of a run: a step, newest or best")
+    parser.add_argument(
+        "--all-questions",
+        action="store_true",
+        help="use all questions about an image, as if they were independent (default: one of each image)",
+    )
+    cli.add_launcher_arguments(parser)
+    return parser
 
 
 @cli.reports_errors("check")

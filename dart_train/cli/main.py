@@ -12,6 +12,7 @@ from .options import OK, REFUSED, Command, reports_errors
 COMMANDS = {
     "train": ("cli.training", "train", "fine-tune with the reduction on"),
     "compare": ("cli.evaluation", "compare", "evaluate and time checkpoints, methods and budgets"),
+    "calibrate": ("cli.evaluation", "calibrate", "choose the smallest budget that loses at most so many points"),
     "plan": ("cli.training", "plan", "predict time, memory and tokens of a training: does the reduction pay off?"),
     "check": ("cli.evaluation", "check", "test the laws of the reduction on a model"),
     "bench": ("benchmarks", "main", "measure what the reduction costs and gains on this machine"),
@@ -44,7 +45,7 @@ def find_command(name: str) -> Command:
 def _print_usage(name: str | None) -> int:
     """To stdout if it was requested; otherwise it is an error."""
     requested = name in ("-h", "--help", "help")
-    lines = [USAGE, *(f"  {command:8} {what}" for command, (*_, what) in COMMANDS.items())]
+    lines = [USAGE, *(f"  {command:9} {what}" for command, (*_, what) in COMMANDS.items())]
     if name is not None and not requested:
         lines.insert(0, f"unknown command {name!r}\n")
     print("\n".join(lines), file=sys.stdout if requested else sys.stderr)

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ..common.distributed import RankInfo, destroy_process_group
 from ..config import Recipe
-from .answer_store import AnswerStore
+from .answer_store import AnswerRecord, AnswerStore
 from .comparison_grid import ComparisonCell, PreparedComparison, open_recipe, prepare
 from .cost import CellCost, measure_costs
 from .generate import CellQuestions, LoadedCheckpoint, answer_cells, fingerprint, key_for
@@ -41,10 +41,28 @@ def compare(recipe: Recipe | str | Path) -> ComparisonResults | None:
     if not isinstance(recipe, Recipe):
         recipe = open_recipe(recipe, progress=ranks.rank == 0)
     prepared = prepare(recipe, progress=ranks.rank == 0)
-    fingerprints = {cell: fingerprint(recipe, cell, prepared.found[cell.checkpoint]) for cell in prepared.cells}
+    fingerprints = fingerprints_of(prepared)
+    records = answer_questions(prepared, fingerprints, ranks)
+    if records is None:
+        return None
+    results = ComparisonResults(prepared, records, _measure_costs(prepared, fingerprints, ranks))
+    write(results)
+    return results
+
+
+def fingerprints_of(prepared: PreparedComparison) -> dict[ComparisonCell, str]:
+    return {cell: fingerprint(prepared.recipe, cell, prepared.found[cell.checkpoint]) for cell in prepared.cells}
+
+
+def answer_questions(
+    prepared: PreparedComparison, fingerprints: Mapping[ComparisonCell, str], ranks: RankInfo
+) -> list[AnswerRecord] | None:
+    """The answers of all cells, cell by cell, written to results.jsonl; those that exist are reused. None on all ranks
+    but the first."""
+    config = prepared.recipe.train
     store = AnswerStore(prepared.folder, ranks.rank)
     work = _missing_answers(prepared, fingerprints, store, ranks)
-    joined = ranks.init_process_group(recipe.train.timeout_seconds, ranks.uses_deepspeed(recipe.train.zero_stage))
+    joined = ranks.init_process_group(config.timeout_seconds, ranks.uses_deepspeed(config.zero_stage))
     try:
         if dist.is_initialized():
             dist.barrier()  # every rank has read the existing answers before any rank writes
@@ -57,10 +75,7 @@ def compare(recipe: Recipe | str | Path) -> ComparisonResults | None:
     if ranks.rank:
         return None
     wanted = [key_for(fingerprints[cell], question) for cell in prepared.cells for question in prepared.questions]
-    records = store.finalize(wanted)
-    results = ComparisonResults(prepared, records, _measure_costs(prepared, fingerprints, ranks))
-    write(results)
-    return results
+    return store.finalize(wanted)
 
 
 def _missing_answers(

@@ -17,6 +17,7 @@ from ..checkpoints import COMPLETE_MARKER, Provenance, ResolvedModel
 from ..common.environment import versions
 from ..common.io import read_jsonl
 from ..common.tables import markdown_table
+from .calibration_card import calibration_section
 
 _DATA_SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet", ".arrow", ".tar")
 _BLOCK = 1 << 20
@@ -93,6 +94,7 @@ def write_card(folder: Path, provenance: Provenance, found: ResolvedModel, name:
         _training(provenance, found),
         _data(provenance.data),
         _results(provenance.results),
+        calibration_section(folder),
         _versions(provenance),
     ]
     (folder / "README.md").write_text("\n\n".join(each for each in sections if each) + "\n", encoding="utf-8")

@@ -21,6 +21,7 @@ from ..checkpoints.scorer_file import SCORER_FILE
 from ..common.io import ProblemCollector, fsync_path
 from ..models.loading import read_model
 from ..models.peft_compat import merge_adapter
+from ..reduction.reducer_file import read_reducer_file
 from .model_card import collect_provenance, write_card
 from .verify import ReferenceRun, run_reference, verify_export
 
@@ -159,7 +160,9 @@ def _write_metadata(job: ExportJob) -> None:
     found, folder = job.found, job.folder
     found.processor.save_pretrained(folder)
     if found.trained is not None:
-        write_reducers(folder, found.trained, budgets=found.provenance.budgets)
+        saved = read_reducer_file(found.location.folder)
+        assert saved is not None
+        write_reducers(folder, found.trained, saved.trained_stages, found.provenance.budgets, saved.calibration)
     if (found.location.folder / SCORER_FILE).is_file():
         shutil.copy(found.location.folder / SCORER_FILE, folder / SCORER_FILE)
     recipe = found.location.folder / "recipe.yaml"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,14 @@ class ReducerFile:
 
     stages: the reduction to attach or to serve; none: full tokens.
     trained_stages, trained_budgets: of the training; None: not recorded (files of earlier versions).
+    calibration: how the budgets of `stages` were chosen after the training (see `evaluation/calibration.py`); None:
+    they were not.
     """
 
     stages: tuple[Reducer, ...]
     trained_stages: tuple[Reducer, ...] | None = None
     trained_budgets: TrainedBudgets | None = None
+    calibration: Mapping[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         content: dict[str, Any] = {"format": REDUCER_FORMAT, "stages": [stage.to_dict() for stage in self.stages]}
@@ -35,7 +38,14 @@ class ReducerFile:
             trained["stages"] = [stage.to_dict() for stage in self.trained_stages]
         if self.trained_budgets is not None:
             trained["budgets"] = self.trained_budgets.to_dict()
-        return {**content, "trained": trained} if trained else content
+        if trained:
+            content["trained"] = trained
+        if self.calibration is not None:
+            content["calibration"] = dict(self.calibration)
+        return content
+
+    def to_text(self) -> str:
+        return json.dumps(self.to_dict(), indent=2) + "\n"
 
     @classmethod
     def parse(cls, content: Any, source: str | Path) -> ReducerFile:
@@ -50,6 +60,7 @@ class ReducerFile:
                 tuple(from_config(stage) for stage in content["stages"]),
                 None if stages is None else tuple(from_config(stage) for stage in stages),
                 None if budgets is None else TrainedBudgets.read(budgets),
+                content.get("calibration"),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
@@ -63,12 +74,13 @@ def write_reducers(
     reducers: Sequence[Reducer],
     trained: Sequence[Reducer] | None = None,
     budgets: TrainedBudgets | None = None,
+    calibration: Mapping[str, Any] | None = None,
 ) -> None:
     """reducers: to attach or to serve; no stage: full tokens. trained: the reduction of the training, where it was
-    another one; budgets: those of the training."""
+    another one; budgets: those of the training. calibration: see `ReducerFile`."""
     stages = tuple(reducers)
-    content = ReducerFile(stages, stages if trained is None else tuple(trained), budgets).to_dict()
-    (folder / REDUCER_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    found = ReducerFile(stages, stages if trained is None else tuple(trained), budgets, calibration)
+    (folder / REDUCER_FILE).write_text(found.to_text(), encoding="utf-8")
 
 
 def read_reducer_file(folder: Path) -> ReducerFile | None:
