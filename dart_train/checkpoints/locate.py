@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..common.hub import hub_answers, offline, require_hub
 from .atomic import COMPLETE_MARKER, latest_complete, list_checkpoints, step_of, why_incomplete
 
-ADAPTER, CONFIG = "adapter_config.json", "config.json"
+ADAPTER, CONFIG, REDUCER = "adapter_config.json", "config.json", "reducer.json"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.yaml", "*.py"]  # all of a hub repository but its weights
 # A step, "newest" or "best"; None: the best checkpoint if the run was validated, else the newest.
@@ -54,7 +56,7 @@ def locate(path: str | Path, checkpoint: CheckpointSelector = None, revision: st
 
 def _from_folder(folder: Path, run: Path | None) -> ModelLocation:
     named_as_one = re.fullmatch(r"checkpoint-\d+", folder.name) and (folder / "trainer_state.json").is_file()
-    if (folder / COMPLETE_MARKER).is_file() or (named_as_one and (folder / "reducer.json").is_file()):
+    if (folder / COMPLETE_MARKER).is_file() or (named_as_one and (folder / REDUCER).is_file()):
         why = why_incomplete(folder)
         if why is not None:
             raise ValueError(f"{folder} is not a complete checkpoint: {why}; choose another checkpoint of its run")
@@ -101,13 +103,28 @@ def best_checkpoint(newest: Path) -> Path | None:
     return folder if folder is not None and folder.is_dir() else None
 
 
+def _cached_folder(find: Callable[[], str]) -> Path | None:
+    try:
+        return Path(find())
+    except (OSError, ValueError):
+        return None
+
+
 def _from_hub(path: str, revision: str | None) -> ModelLocation:
     if not _HUB_ID.fullmatch(path):
         raise ValueError(f"{path}: there is no such folder, and it is not a hub id")
     from huggingface_hub import snapshot_download
 
+    def download() -> str:
+        return snapshot_download(path, revision=revision, allow_patterns=_SMALL_FILES)
+
     try:
-        folder = Path(snapshot_download(path, revision=revision, allow_patterns=_SMALL_FILES))
+        with offline():
+            folder = _cached_folder(download)
+        # Other libraries download no file that records a reduction, so the cache may lack it.
+        if folder is None or (not (folder / REDUCER).is_file() and hub_answers()):
+            require_hub(path)
+            folder = Path(download())
     except Exception as error:  # offline, unknown, private, ...: each has its own class
         first = str(error).strip().splitlines()[0]
         raise ValueError(

@@ -97,6 +97,7 @@ def check(argv: Sequence[str]) -> int:
 
     from transformers import AutoModelForImageTextToText
 
+    from ..common.hub import cached_first
     from ..conformance import check as run_laws
     from ..conformance import default_reducers
     from ..models.loading import choose_device
@@ -104,8 +105,11 @@ def check(argv: Sequence[str]) -> int:
 
     device = choose_device(options.device)
     processor = load_processor(options.path)
-    model = AutoModelForImageTextToText.from_pretrained(
-        options.path, dtype=options.dtype, attn_implementation=options.attn
+    model = cached_first(
+        lambda: AutoModelForImageTextToText.from_pretrained(
+            options.path, dtype=options.dtype, attn_implementation=options.attn
+        ),
+        options.path,
     ).to(device)
     if options.layer is None:
         reducers = [replace(reducer, layer=default_reducers(model)[0].layer) for reducer in reducers]

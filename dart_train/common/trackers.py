@@ -10,17 +10,17 @@ import json
 import logging
 import netrc
 import os
-import socket
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 from PIL import Image
 from transformers import TrainerCallback
+
+from .hub import can_connect
 
 log = logging.getLogger(__name__)
 _RUN_ID_FILE = "wandb_run_id"
@@ -195,15 +195,7 @@ def _has_netrc_key() -> bool:
 
 def _server_is_reachable() -> bool:
     """Checked first, because W&B itself tries for a minute and a half."""
-    server = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
-    port = server.port or (443 if server.scheme == "https" else 80)
-    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return True  # a proxy connects; whether it can, only the attempt shows
-    try:
-        socket.create_connection((server.hostname or "", port), timeout=_PROBE_SECONDS).close()
-    except OSError:
-        return False
-    return True
+    return can_connect(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"), _PROBE_SECONDS)
 
 
 def _run_id(folder: Path) -> str:

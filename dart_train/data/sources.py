@@ -18,6 +18,7 @@ import datasets
 from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_from_disk
 from datasets.exceptions import DatasetNotFoundError
 
+from ..common.hub import cached_first, require_hub
 from .formats import find_id, normalise
 from .images import ImageStore
 from .sample import Sample
@@ -164,7 +165,10 @@ def _from_hub(spec: Any) -> Dataset | IterableDataset:
     if not _HUB_ID.fullmatch(spec.path):
         raise ValueError(f"path: {spec.path!r} does not exist, and is not a hub id (owner/name)")
     try:
-        return load_dataset(spec.path, split=spec.split, streaming=spec.streaming)
+        if spec.streaming:
+            require_hub(spec.path)
+            return load_dataset(spec.path, split=spec.split, streaming=True)
+        return cached_first(lambda: load_dataset(spec.path, split=spec.split), spec.path)
     except (ConnectionError, OSError, DatasetNotFoundError) as error:
         offline = datasets.config.HF_HUB_OFFLINE or isinstance(error, ConnectionError)
         reason = "there is no network (or HF_HUB_OFFLINE is set)" if offline else f"the hub answers: {error}"

@@ -99,7 +99,8 @@ def _run_in_fresh_process(scratch: Path, job: dict[str, Any]) -> None:
     """A copy of the script in an empty folder: nothing next to it can be imported by accident."""
     script = shutil.copy(str(verify_process.__file__), scratch / "verify_process.py")
     command = [sys.executable, str(script), str(scratch / "job.json")]
-    done = subprocess.run(command, cwd=scratch, env={**os.environ}, capture_output=True, text=True, check=False)
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1"}  # the export is a folder, and its base was read by this process
+    done = subprocess.run(command, cwd=scratch, env=offline, capture_output=True, text=True, check=False)
     if done.returncode:
         last_lines = "\n".join(done.stderr.strip().splitlines()[-8:])
         raise RuntimeError(f"the export could not be loaded in a fresh process:\n{last_lines}")

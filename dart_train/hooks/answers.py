@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..common.hub import offline
 from ..reduction.batch_layout import IGNORED, answers_after
 
 INPUTS = ("answer_mask", "prompt_lengths")  # of this package: the model itself does not know them
@@ -201,7 +202,8 @@ def _processor_of(name: str) -> Any:
     from transformers import AutoProcessor
 
     try:
-        return AutoProcessor.from_pretrained(name, local_files_only=True)
+        with offline():
+            return AutoProcessor.from_pretrained(name, local_files_only=True)
     except Exception:  # not found, or saved in a way that only the model can read: then there are no marks
         return None
 

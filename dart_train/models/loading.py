@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
+from ..common.hub import cached_first
 from .peft_compat import apply_adapter
 from .processors import warn_remote_code
 
@@ -67,7 +68,9 @@ def read_config(path: str, revision: str | None = None, trust_remote_code: bool 
     if trust_remote_code:
         warn_remote_code(path)
     try:
-        return AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+        return cached_first(
+            lambda: AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code), path
+        )
     except (OSError, ValueError) as error:
         remedy = "give a folder with config.json and weights, or a hub id that this machine can reach"
         if "trust_remote_code=True" in str(error):
@@ -106,12 +109,15 @@ def missing_weights(folder: Path) -> str | None:
 
 def read_model(source: WeightsSource, dtype: torch.dtype | str, kernel: str, merge: bool = True) -> Any:
     """The model in eval mode, on the CPU. merge: an adapter is merged into the weights, instead of left inside PEFT."""
-    model = AutoModelForImageTextToText.from_pretrained(
+    model = cached_first(
+        lambda: AutoModelForImageTextToText.from_pretrained(
+            source.path,
+            revision=source.revision,
+            trust_remote_code=source.trust_remote_code,
+            dtype=dtype,
+            attn_implementation=kernel,
+        ),
         source.path,
-        revision=source.revision,
-        trust_remote_code=source.trust_remote_code,
-        dtype=dtype,
-        attn_implementation=kernel,
     )
     if source.adapter is not None:
         model = apply_adapter(model, str(source.adapter), merge)

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..common.hub import cached_first
+
 
 def apply_adapter(model: Any, adapter: str, merge: bool) -> Any:
     """The model with the adapter at `adapter`, a folder or a hub id: merged, or inside PEFT."""
@@ -18,7 +20,7 @@ def apply_adapter(model: Any, adapter: str, merge: bool) -> Any:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of libraries about each other
-        adapted = PeftModel.from_pretrained(model, adapter)
+        adapted = cached_first(lambda: PeftModel.from_pretrained(model, adapter), adapter)
     return merge_adapter(adapted) if merge else adapted
 
 

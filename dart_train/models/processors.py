@@ -12,11 +12,8 @@ from __future__ import annotations
 import logging
 import os
 from functools import cache
-from pathlib import Path
 from typing import Any, ClassVar
 
-from huggingface_hub import constants, snapshot_download
-from huggingface_hub.utils import get_session
 from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, AutoTokenizer, ProcessorMixin
 from transformers.image_processing_utils import ImageProcessingMixin
 from transformers.image_utils import SizeDict
@@ -26,6 +23,7 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.models.auto.video_processing_auto import get_video_processor_config
 from transformers.utils import is_torchvision_available
 
+from ..common.hub import cached_first
 from .transformers_compat import build_processor, processor_parts, processor_settings
 
 log = logging.getLogger(__name__)
@@ -67,7 +65,7 @@ def load_processor(
     """
     if trust_remote_code:
         warn_remote_code(str(path))
-    processor = _load(_resolve_offline(str(path)), trust_remote_code)
+    processor = cached_first(lambda: _load(str(path), trust_remote_code), str(path))
     if not isinstance(processor, ProcessorMixin):
         raise ValueError(f"{str(path)!r} has no processor, only a {type(processor).__name__}; {_REMEDY}")
     if max_pixels is not None or min_pixels is not None:
@@ -80,27 +78,6 @@ def warn_remote_code(path: str) -> None:
     """Once per process, on the first rank only."""
     if os.environ.get("RANK", "0") == "0":
         log.warning("trust_remote_code: Python code from %s runs on this machine", path)
-
-
-def _resolve_offline(path: str) -> str:
-    """The path itself, or without a network the folder of an earlier download: transformers would retry for minutes."""
-    if Path(path).is_dir() or _hub_answers():
-        return path
-    try:
-        return snapshot_download(path, local_files_only=True)
-    except Exception as error:  # not in the cache, not a hub id, ...: several classes without a common one
-        raise ValueError(
-            f"{path!r} is not a folder, was never downloaded, and {constants.ENDPOINT} does not answer (no network, or "
-            "HF_HUB_OFFLINE is set); check the path, or download the model first"
-        ) from error
-
-
-def _hub_answers(seconds: float = 5) -> bool:
-    try:
-        get_session().head(constants.ENDPOINT, timeout=seconds)
-    except Exception:  # of the HTTP library that the hub's client uses
-        return False
-    return True
 
 
 def _load(path: str, trust_remote_code: bool) -> Any:

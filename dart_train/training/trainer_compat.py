@@ -22,6 +22,7 @@ from torch.nn.utils import clip_grad_norm_
 from transformers import Trainer
 
 from ..checkpoints.scorer_file import split_state_dict, write_scorers
+from ..common.hub import offline
 from ..models.structure import unwrap_model
 
 
@@ -83,7 +84,8 @@ class CompatTrainer(Trainer):
         super_save = super()._save
 
         def write(folder: str | None, state: dict[str, Any]) -> None:
-            super_save(folder, state)
+            with offline():  # peft would ask the hub for the configuration of the base model
+                super_save(folder, state)
             if scorers:
                 write_scorers(Path(folder or self.args.output_dir), scorers, unwrap_model(self.model))
 
