@@ -380,9 +380,25 @@ def _checked_stages(stages: list[Reducer], parts: ModelParts) -> list[Reducer]:
         and "attention" in stage.required_inputs()
         and observed_layer(parts, stages, number) is None
     ]
+    problems += _keys_from_another_stage(stages, parts)
     if problems:
         raise ValueError("; ".join(problems))
     return stages
+
+
+def _keys_from_another_stage(stages: Sequence[Reducer], parts: ModelParts) -> list[str]:
+    """A layer that shares the keys of an earlier one must see them reduced as itself."""
+    problems = []
+    for stage in stages:
+        split = {i: parts.key_source(i) for i in range(stage.layer, len(parts.layers))}
+        sources = sorted({source for source in split.values() if source < stage.layer})
+        if sources:
+            sharing = [layer for layer, source in split.items() if source in sources]
+            problems.append(
+                f"layer={stage.layer}: layers {sharing[0]} to {sharing[-1]} use the keys of layers {sources}, which "
+                f"run before the reduction; use layer <= {sources[0]}"
+            )
+    return problems
 
 
 def _no_attention_before(stage: Reducer, parts: ModelParts) -> str:

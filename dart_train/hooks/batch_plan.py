@@ -209,3 +209,12 @@ def position_ids_from_mask(plan: BatchPlan | None, inputs: Mapping[str, Any], pa
 def _count(mask: Tensor) -> Tensor:
     """[B, L] -> [B, L]: the position of each real token; 0 at padding before the first one."""
     return (mask.long().cumsum(1) - 1).clamp_min(0)
+
+
+def last_state_alone(plan: BatchPlan | None, inputs: Mapping[str, Any]) -> dict[str, int]:
+    """Layers that share earlier keys run on the last `logits_to_keep` states alone (Gemma 4). The last slot of a short
+    row is its last token; with padding there, or for more of them, these layers run on all kept tokens."""
+    wanted = inputs.get("logits_to_keep")
+    if plan is None or plan.layout is None or not isinstance(wanted, int):
+        return {}
+    return {} if wanted <= 1 and bool(plan.layout.real[:, -1].all()) else {"logits_to_keep": 0}

@@ -31,10 +31,10 @@ from ..common.environment import version_note
 from ..models.structure import ModelParts
 from ..reduction import Observed, Reducer
 from .answers import INPUTS, AnswerLocator, CallInputs
-from .batch_plan import GenerateCall, plan_batch, position_ids_from_mask
+from .batch_plan import GenerateCall, last_state_alone, plan_batch, position_ids_from_mask
 from .cache_state import store_cache_state
 from .forward_state import ForwardState, TaskGradient
-from .masks import layer_mask, layer_type
+from .masks import last_rows, layer_mask, layer_type
 from .observers import (
     FinalNormWeight,
     RecordingAttentionConfig,
@@ -49,7 +49,8 @@ from .transformers_compat import CACHE_NAMES, cache_argument, cache_in_output, c
 
 Output = Literal["expand", "compact"]
 CPU = torch.device("cpu")
-KNOWN_KEYWORDS = {"attention_mask", "position_embeddings", "position_ids", *CACHE_NAMES}
+# labels: some models pass them on to every layer, which does not use them.
+KNOWN_KEYWORDS = {"attention_mask", "labels", "position_embeddings", "position_ids", *CACHE_NAMES}
 
 
 class Engine:
@@ -145,7 +146,7 @@ class Engine:
         counted = position_ids_from_mask(plan, inputs, self.parts)
         if self.student.state is not None:
             self.student.state.positions_from_mask = bool(counted)
-        return args, {**kwargs, **counted}
+        return args, {**kwargs, **last_state_alone(plan, inputs), **counted}
 
     def on_inner_end(self, module: nn.Module, args: Any, output: Any) -> None:
         state, self.student.state = self.student.state, None
@@ -196,9 +197,10 @@ class Engine:
             scorer = self.scorers.get(layer) if current is self.student else None
             hidden = self._reduce(state, stage, current.reducers[stage], hidden, scorer)
         kwargs = {**kwargs, "attention_mask": self._mask(state, stage, layer, hidden, kwargs)}
-        if not state.decoding:
-            _gather_kwargs(state, stage, kwargs)
-        return (hidden, *args[1:]), kwargs
+        if state.decoding:
+            return (hidden, *args[1:]), kwargs
+        _gather_kwargs(state, stage, kwargs)
+        return (hidden, *_gather_positional(state, stage, args[1:])), kwargs
 
     def _reduce(
         self, state: ForwardState, stage: int, reducer: Reducer, hidden: Tensor, scorer: nn.Module | None
@@ -224,12 +226,16 @@ class Engine:
         return sum(self.idle_scores, torch.zeros((), device=device))
 
     def _mask(self, state: ForwardState, stage: int, layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> Any:
-        """Layers of one stage that are given the same mask share the short one."""
+        """Layers of one stage that are given the same mask share the short one. A layer that shares the keys of an
+        earlier one shares its mask, too: the cache of these keys has grown since."""
         config, given = self.parts.text_config, kwargs.get("attention_mask")
-        key = (stage, layer_type(config, layer), id(given))
-        if key not in state.memo:
-            state.memo[key] = (given, layer_mask(state, stage, given, cache_of(kwargs), hidden, config, layer))
-        return state.memo[key][1]
+        kind = layer_type(config, layer)
+        key, latest = (stage, kind, id(given)), ("latest mask", stage, kind)
+        if self.parts.key_source(layer) == layer:
+            if key not in state.memo:
+                state.memo[key] = (given, layer_mask(state, stage, given, cache_of(kwargs), hidden, config, layer))
+            state.memo[latest] = state.memo[key]
+        return last_rows(state.memo[latest][1], hidden.shape[1])
 
     # the output ----------------------------------------------------------------------------------------------
 
@@ -270,7 +276,7 @@ class Engine:
 
     def _shape_output(self, state: ForwardState | None, states: Tensor) -> tuple[Tensor, SupervisedTargets | None]:
         """The states that the head runs on. Compact with labels: those of supervised positions only."""
-        if state is None or not state.reduced:
+        if state is None or not state.reduced or states.shape[1] != state.kept.length:  # the last state alone
             return states, None
         if self.output == "expand":
             return state.kept.expand(states), None
@@ -299,8 +305,11 @@ def _gather_kwargs(state: ForwardState, stage: int, kwargs: dict[str, Any]) -> N
     """The rotary embeddings carry the kept tokens' own positions; position ids with gaps would make flash attention
     believe in packed sequences."""
     length = state.stages[stage].kept.source_length
-    if kwargs.get("position_embeddings") is not None:
-        kwargs["position_embeddings"] = tuple(state.gather_rotary(t, stage) for t in kwargs["position_embeddings"])
+    rotary = kwargs.get("position_embeddings")
+    if rotary is not None:
+        kwargs["position_embeddings"] = tuple(
+            state.gather_rotary(t, stage) if t.shape[-2] == length else t for t in rotary
+        )
     if kwargs.get("position_ids") is not None:
         kwargs["position_ids"] = None
     unknown = [
@@ -313,6 +322,14 @@ def _gather_kwargs(state: ForwardState, stage: int, kwargs: dict[str, Any]) -> N
             f"a decoder layer is given {', '.join(unknown)} of full length {length}, which the reduction does not "
             "know how to shorten"
         )
+
+
+def _gather_positional(state: ForwardState, stage: int, args: Sequence[Any]) -> list[Any]:
+    """Tensors [B or 1, L, ...] that a layer is given besides the hidden states, such as Gemma 4's per-layer inputs."""
+    kept = state.stages[stage].kept
+    return [
+        kept.gather(x) if isinstance(x, Tensor) and x.ndim > 1 and x.shape[1] == kept.source_length else x for x in args
+    ]
 
 
 def _keys_not_observed(layer: int) -> str:

@@ -118,6 +118,13 @@ def prefill_mask(mask: Any, kept: KeptTokens, hidden: Tensor, config: Any, layer
     return short & visible if short.dtype == torch.bool else short.masked_fill(~visible, torch.finfo(short.dtype).min)
 
 
+def last_rows(mask: Any, number: int) -> Any:
+    """Of a mask [B, 1, S, keys]: those of the last `number` queries, where a layer runs on these alone."""
+    if not isinstance(mask, Tensor) or mask.ndim != 4 or mask.shape[2] == number:
+        return mask
+    return mask[:, :, mask.shape[2] - number :]
+
+
 def build_causal_mask(config: Any, hidden: Tensor, valid: Tensor | None, cache: Any, layer: int) -> Any:
     """A causal mask by transformers' own means, sized to this layer's cache. Position ids are left out: their gaps
     would be taken for packed sequences."""

@@ -11,6 +11,7 @@ it is the same forward. From layer K on nothing is dropped for the teacher.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from ..reduction import Reducer
 from .forward_state import ForwardState
-from .transformers_compat import cache_of
+from .transformers_compat import SHARED_KEYS, cache_of
 
 
 class ReductionPass:
@@ -38,10 +39,11 @@ class TeacherPass(ReductionPass):
         super().__init__(reducers)
         self.running = False  # a layer, for the teacher
         self.hidden: Tensor | None = None  # [B, its own length, D]; None before layer K
+        self.shared_keys: Any = None  # of earlier layers, for those that use them
 
     def start(self) -> None:
         """Before a forward."""
-        self.state, self.hidden = None, None
+        self.state, self.hidden, self.shared_keys = None, None, None
 
     def run_layer(self, student: ForwardState | None, layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Before a layer >= K runs for the student; args and kwargs are of full length."""
@@ -50,6 +52,9 @@ class TeacherPass(ReductionPass):
         if self.hidden is None:
             self.hidden = args[0].detach()
             self.state = None if student is None else student.copy_for_teacher()
+            self.shared_keys = copy.copy(kwargs.get(SHARED_KEYS))
+        if self.shared_keys is not None:
+            kwargs = {**kwargs, SHARED_KEYS: self.shared_keys}
         self.running = True
         try:
             with torch.no_grad(), _own_autocast_cache(), _evaluation_mode(layer):

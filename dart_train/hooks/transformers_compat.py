@@ -18,6 +18,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 CACHE_NAMES = ("cache", "past_key_values")  # the newest first
 LOSS_FUNCTION = "_loss_function"  # attribute of a PreTrainedModel that its `loss_function` property returns
+SHARED_KEYS = "shared_kv_states"  # argument of Gemma 4's layers: where some leave keys for later ones
 DEEPSTACK = "_deepstack_process"  # method of Qwen3-VL's decoder
 
 

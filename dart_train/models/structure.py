@@ -35,7 +35,7 @@ class ModelParts:
         return self.text.config
 
     def attention(self, layer: int) -> Any:
-        """The attention module of a layer; None where the layer has none, or one without keys and values."""
+        """The attention module of a layer; None where the layer has none, or one of a recurrent state."""
         return None if self.is_recurrent(layer) else getattr(self.layers[layer], "self_attn", None)
 
     def is_recurrent(self, layer: int) -> bool:
@@ -43,8 +43,17 @@ class ModelParts:
         return types is not None and types[layer] in RECURRENT
 
     def attention_layers(self, start: int = 0, stop: int | None = None) -> list[int]:
-        """Layers from `start` on and before `stop` whose attention has keys and values."""
-        return [i for i in range(len(self.layers))[start:stop] if self.attention(i) is not None]
+        """Layers from `start` on and before `stop` whose attention has keys and values of its own."""
+        layers = range(len(self.layers))[start:stop]
+        return [i for i in layers if self.attention(i) is not None and self.key_source(i) == i]
+
+    def key_source(self, layer: int) -> int:
+        """The layer whose keys and values a layer attends to: itself, or, where it shares them (Gemma 3n and 4), the
+        last earlier layer of its type that has its own."""
+        types = getattr(self.text_config, "layer_types", None)
+        while getattr(self.attention(layer), "is_kv_shared_layer", False):
+            layer = next(i for i in reversed(range(layer)) if types is None or types[i] == types[layer])
+        return layer
 
 
 def unwrap_model(model: Any) -> Any:

@@ -146,7 +146,8 @@ def test_custom_loop_finds_the_next_position(name: str, layer: int) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_batch_is_its_samples_one_by_one(name: str) -> None:
-    model, batch = model_of(name), batch_of(name, (1, 1), "left")
+    # LFM2-VL's rotary embeddings count padding on the left, which moves the keys that pivots are chosen by.
+    model, batch = model_of(name), batch_of(name, (1, 1), "right" if name == "lfm2_vl" else "left")
     output, kept = forward(model, batch, DART(keep=6, layer=2))
     for row in range(2):
         real = batch["attention_mask"][row].bool()

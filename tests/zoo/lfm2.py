@@ -9,9 +9,9 @@ import transformers as hf
 from torch import Tensor
 from transformers import PreTrainedModel
 
-IMAGE, PAD = 10, 0
+from tests.zoo.features import IMAGE, PAD, make_ids
+
 GRIDS = ((8, 8), (8, 6), (4, 8))  # patches (rows, columns) of the images in turn; a token is 2 x 2 of them
-WORDS = range(11, 60)
 
 
 def build_lfm2(attn: str = "sdpa") -> PreTrainedModel:
@@ -39,25 +39,9 @@ def build_lfm2(attn: str = "sdpa") -> PreTrainedModel:
 
 def lfm2_batch(images: Sequence[int] = (1, 2, 0), side: str = "left", labels: bool = False) -> dict[str, Tensor]:
     """Row i has `images[i]` images, each followed by words; with labels, the last three words are supervised."""
-    chance = torch.Generator().manual_seed(0)
-    words = lambda number: torch.randint(WORDS.start, WORDS.stop, (number,), generator=chance).tolist()  # noqa: E731
-    grids, rows = list[tuple[int, int]](), list[list[int]]()
-    for row, number in enumerate(images):
-        ids = words(2 + row)
-        for _ in range(number):
-            grids.append(GRIDS[len(grids) % len(GRIDS)])
-            ids += [IMAGE] * (grids[-1][0] * grids[-1][1] // 4) + words(3)
-        rows.append(ids + words(4 + row))
-    length = max(map(len, rows))
-    ids = torch.full((len(rows), length), PAD)
-    mask = torch.zeros_like(ids)
-    for row, found in enumerate(rows):
-        place = slice(length - len(found), length) if side == "left" else slice(0, len(found))
-        ids[row, place], mask[row, place] = torch.tensor(found), 1
-    batch = {"input_ids": ids, "attention_mask": mask}
-    if labels:
-        last = mask.flip(1).cumsum(1).flip(1)
-        batch["labels"] = ids.masked_fill((mask == 0) | (last > 3), -100)
+    batch, used = make_ids(images, side, labels, [rows * columns // 4 for rows, columns in GRIDS])
+    grids = [GRIDS[number % len(GRIDS)] for number in range(len(used))]
+    chance = torch.Generator().manual_seed(1)
     if grids:
         pixels = torch.zeros(len(grids), 64, 3 * 4 * 4)
         there = torch.zeros(len(grids), 64, dtype=torch.long)
