@@ -44,6 +44,7 @@ from .observers import (
     remove_observer,
 )
 from .outputs import ReducedLoss, SupervisedTargets
+from .router_loss import RouterLoss
 from .teacher import ReductionPass, TeacherPass, append_teacher
 from .transformers_compat import CACHE_NAMES, cache_argument, cache_in_output, cache_of
 
@@ -74,6 +75,7 @@ class Engine:
         self.timer = SelectionTimer()
         self.scale = FinalNormWeight(parts.norm)
         self.loss = ReducedLoss(parts.top.loss_function, compact=output == "compact")
+        self.router_loss = RouterLoss(parts)
         self.inner_signature = inspect.signature(parts.inner.forward)
         self.observed_layers = [observed_layer(parts, reducers, stage) for stage in range(len(reducers))]
 
@@ -125,6 +127,7 @@ class Engine:
     def on_model_end(self, module: nn.Module, args: Any, output: Any) -> None:
         self.call = CallInputs()
         self.loss.reset()
+        self.router_loss.restore()
 
     def on_inner_start(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         self.student.state, call, self.call = None, self.call, CallInputs()
@@ -250,6 +253,10 @@ class Engine:
             final = teacher.final_states(self.parts.norm)
             states = append_teacher(states, self._shape_output(teacher.state, final)[0])
         output.last_hidden_state = states
+        if getattr(output, "router_logits", None) is not None:
+            self.router_loss.replace(
+                state if reduced else None, [r.layer for r in self.reducers], with_teacher=teacher is not None
+            )
         if state is not None and reduced and self.output == "expand":
             self._expand_hidden_states(state, output)
         if state is None or not reduced:

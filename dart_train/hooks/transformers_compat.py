@@ -18,6 +18,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 CACHE_NAMES = ("cache", "past_key_values")  # the newest first
 LOSS_FUNCTION = "_loss_function"  # attribute of a PreTrainedModel that its `loss_function` property returns
+ROUTER_LOSS = "load_balancing_loss_func"  # function of the modeling files of mixture-of-experts models
 SHARED_KEYS = "shared_kv_states"  # argument of Gemma 4's layers: where some leave keys for later ones
 DEEPSTACK = "_deepstack_process"  # method of Qwen3-VL's decoder
 
@@ -51,6 +52,13 @@ def attention_kernel(module: nn.Module, config: Any) -> Callable[..., Any]:
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     kernel: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager)
     return kernel
+
+
+def router_type(decoder: nn.Module) -> type[nn.Module] | None:
+    """The class of the modules whose output a decoder returns as `router_logits`; None where it returns none."""
+    recorded = (getattr(decoder, "_can_record_outputs", None) or {}).get("router_logits")
+    found = getattr(recorded, "target_class", recorded)
+    return found if isinstance(found, type) else None
 
 
 def _default_name() -> str:
