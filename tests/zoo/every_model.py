@@ -204,7 +204,11 @@ CHANGES: dict[str, dict[str, Any]] = {
         "text_config": _INKLING,
     },
     "janus": {"vq_config": {"base_channels": 32, "embed_dim": 8, "latent_channels": 32, "num_embeddings": 16}},
+    "lfm2_vl": {"text_config": {"layer_types": ["conv", "full_attention", "conv", "conv", "full_attention"]}},
     "llama4": {"vision_config": {"vision_output_dim": 64, "projector_input_dim": 64, "projector_output_dim": 64}},
+    "minicpm_ocr": {"image_token_id": 120, "video_token_id": 121},
+    "minicpmv4_6": {"image_token_id": 120, "video_token_id": 121},
+    "minicpmv4_7": {"image_token_id": 120, "video_token_id": 121},
     "minimax_m3_vl": {"merged_hidden_size": 64, "projector_hidden_size": 64},
     "molmo2": {
         "adapter_config": {"vision_feature_layer": [1, 0], "text_hidden_size": 64},

@@ -27,6 +27,7 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from dart_train import DART, KeepAll, Random, Reducer, attach
+from tests.fixtures.gathered_forward import gathering
 from tests.zoo import every_model
 
 Verdict = Literal["holds", "refused", "fails", "crashes", "wrong"]
@@ -38,6 +39,7 @@ IMAGE_TOKENS = GRID[0] * GRID[1]
 NEW = 6  # generated tokens
 SMALL_WINDOW = 24  # shorter than the prompts
 TOLERANCE = 1e-4  # relative, float32
+RECURRENT = {"conv", "linear_attention"}  # types of layers
 IMAGE_IDS = ("image_token_id", "image_token_index", "image_patch_id")
 
 
@@ -172,13 +174,19 @@ def hidden(mask: Any, keep: Tensor, queries: int) -> Tensor:
 def hiding(model: Any, keep: Tensor) -> Iterator[None]:
     """Inside, layers >= K of the plain model do not see dropped tokens. keep [B, N]: cached tokens included."""
 
+    layers = model.get_decoder().layers[K:]
+    if RECURRENT & set(getattr(model.get_decoder().config, "layer_types", None) or ()):
+        with gathering(layers, keep):  # a recurrent state runs over hidden tokens, too
+            yield
+        return
+
     def before(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         mask = kwargs.get("attention_mask")
         if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 4):
             raise PlainModelFails(f"the layers get a mask of type {type(mask).__name__}")
         return args, {**kwargs, "attention_mask": hidden(mask, keep, args[0].shape[-2])}
 
-    handles = [layer.register_forward_pre_hook(before, with_kwargs=True) for layer in model.get_decoder().layers[K:]]
+    handles = [layer.register_forward_pre_hook(before, with_kwargs=True) for layer in layers]
     try:
         yield
     finally:
