@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .engine import Engine
 from .forward_state import ForwardState
+from .inline_deepstack import add_to_kept
 from .transformers_compat import DEEPSTACK
 
 
@@ -33,10 +34,6 @@ def following_deepstack(engine: Engine, original: Callable[..., Tensor]) -> Call
     def add(state: ForwardState | None, hidden: Tensor, visual: Tensor, features: Tensor) -> Tensor:
         if state is None or not state.reduced:
             return original(hidden, visual, features)
-        kept, visual = state.kept, visual.to(hidden.device)
-        feature_row = (visual.flatten().long().cumsum(0) - 1).view_as(visual).clamp_min(0)
-        rows = features.to(hidden)[kept.gather(feature_row)]
-        here = (kept.gather(visual) & kept.valid)[..., None]
-        return hidden + rows.masked_fill(~here, 0)
+        return add_to_kept(state.kept, hidden, visual, features)
 
     return process

@@ -6,6 +6,7 @@
 | images and text are merged | inner, pre     | on_inner_start     | plan_batch; position ids                      |
 | the last attention before  | attention, pre | on_attention_start | keys, values, attention row recorded          |
 | layer K                    | attention      | remove_observer    | the observer is removed                       |
+| the decoder starts         | text, pre      | on_decoder_start   | features of layers > K are taken out          |
 | each layer >= K            | layer, pre     | on_reduced_layer   | the teacher's layer runs; at K the selection; |
 |                            |                |                    | mask and rotary embeddings are gathered       |
 | the final norm             | norm           | scale.on_forward   | its weight is copied under ZeRO-3             |
@@ -34,6 +35,7 @@ from .answers import INPUTS, AnswerLocator, CallInputs
 from .batch_plan import GenerateCall, last_state_alone, plan_batch, position_ids_from_mask
 from .cache_state import store_cache_state
 from .forward_state import ForwardState, TaskGradient
+from .inline_deepstack import InlineDeepstack, adds_features_inside
 from .masks import last_rows, layer_mask, layer_type
 from .observers import (
     FinalNormWeight,
@@ -76,6 +78,7 @@ class Engine:
         self.scale = FinalNormWeight(parts.norm)
         self.loss = ReducedLoss(parts.top.loss_function, compact=output == "compact")
         self.router_loss = RouterLoss(parts)
+        self.deepstack = InlineDeepstack()
         self.inner_signature = inspect.signature(parts.inner.forward)
         self.observed_layers = [observed_layer(parts, reducers, stage) for stage in range(len(reducers))]
 
@@ -100,6 +103,8 @@ class Engine:
             parts.text.register_forward_hook(eager(self.on_decoder_end)),
             parts.norm.register_forward_hook(eager(self.scale.on_forward)),
         ]
+        if adds_features_inside(parts.text):
+            handles.append(parts.text.register_forward_pre_hook(eager(self.on_decoder_start), with_kwargs=True))
         for stage, layer in enumerate(self.observed_layers):
             if layer is None:
                 continue
@@ -151,6 +156,12 @@ class Engine:
             self.student.state.positions_from_mask = bool(counted)
         return args, {**kwargs, **last_state_alone(plan, inputs), **counted}
 
+    def on_decoder_start(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Of a decoder that adds visual features to the inputs of later layers."""
+        self.deepstack.clear()
+        state = self.student.state
+        return None if state is None or state.decoding else (args, self.deepstack.take(kwargs, self.reducers[0].layer))
+
     def on_inner_end(self, module: nn.Module, args: Any, output: Any) -> None:
         state, self.student.state = self.student.state, None
         if state is not None and state.reduced:
@@ -193,13 +204,15 @@ class Engine:
         current = self.running_pass
         state = current.state
         if state is None:
-            self._run_idle_scorer(layer, current, args[0])
+            self._run_idle_scorer(layer, current, self._active(args[0]))
             return None
         hidden, stage = args[0], sum(reducer.layer <= layer for reducer in current.reducers) - 1
+        if state.reduced:
+            hidden = self.deepstack.add(layer, state.kept, hidden)
         if not state.decoding and len(state.stages) == stage:
             scorer = self.scorers.get(layer) if current is self.student else None
             hidden = self._reduce(state, stage, current.reducers[stage], hidden, scorer)
-        kwargs = {**kwargs, "attention_mask": self._mask(state, stage, layer, hidden, kwargs)}
+        kwargs = {**kwargs, "attention_mask": self._mask(state, stage, layer, self._active(hidden), kwargs)}
         if state.decoding:
             return (hidden, *args[1:]), kwargs
         _gather_kwargs(state, stage, kwargs)
@@ -212,8 +225,12 @@ class Engine:
         if observed is not None and state.observed.keys is None:
             raise RuntimeError(_keys_not_observed(observed))
         with self.timer.running(hidden.device):
-            task = self.task if scorer is not None else None
-            return state.reduce(reducer, hidden, self.scale.read(), self.seed, scorer, task)
+            task, active = self.task if scorer is not None else None, self.parts.active_stream
+            return state.reduce(reducer, hidden, self.scale.read(), self.seed, scorer, task, active)
+
+    def _active(self, hidden: Tensor) -> Tensor:
+        """[B, L, D]: of several streams the one that attention reads."""
+        return hidden if self.parts.active_stream is None else hidden[self.parts.active_stream]
 
     def _run_idle_scorer(self, layer: int, current: ReductionPass, hidden: Tensor) -> None:
         """While a scorer trains, each rank runs it in each step: ZeRO and DDP wait for its weights and gradients."""
@@ -244,6 +261,7 @@ class Engine:
 
     def on_decoder_end(self, module: nn.Module, args: Any, output: Any) -> Any:
         """After the decoder's final norm, before the head."""
+        self.deepstack.clear()
         state, teacher = self.student.state, self.teacher
         reduced = state is not None and state.reduced
         if not reduced and teacher is None:
@@ -278,7 +296,10 @@ class Engine:
         expanded = []
         for number, entry in enumerate(entries):
             stages = sum(reducer.layer < max(number, 1) for reducer in self.reducers)
-            expanded.append(state.stages[stages - 1].kept.expand(entry) if stages and entry is not None else entry)
+            if stages and entry is not None:
+                kept, several = state.stages[stages - 1].kept, entry.ndim == 4 and self.parts.active_stream is not None
+                entry = torch.stack([kept.expand(one) for one in entry]) if several else kept.expand(entry)
+            expanded.append(entry)
         output.hidden_states = tuple(expanded)
 
     def _shape_output(self, state: ForwardState | None, states: Tensor) -> tuple[Tensor, SupervisedTargets | None]:
@@ -332,11 +353,16 @@ def _gather_kwargs(state: ForwardState, stage: int, kwargs: dict[str, Any]) -> N
 
 
 def _gather_positional(state: ForwardState, stage: int, args: Sequence[Any]) -> list[Any]:
-    """Tensors [B or 1, L, ...] that a layer is given besides the hidden states, such as Gemma 4's per-layer inputs."""
-    kept = state.stages[stage].kept
-    return [
-        kept.gather(x) if isinstance(x, Tensor) and x.ndim > 1 and x.shape[1] == kept.source_length else x for x in args
-    ]
+    """What a layer is given besides the hidden states: tensors [B or 1, L, ...], such as Gemma 4's per-layer inputs,
+    and rotary embeddings."""
+    kept, short = state.stages[stage].kept, list[Any]()
+    for x in args:
+        if isinstance(x, tuple):
+            x = tuple(state.gather_rotary(t, stage) for t in x)
+        elif isinstance(x, Tensor) and x.ndim > 1 and x.shape[1] == kept.source_length:
+            x = kept.gather(x)
+        short.append(x)
+    return short
 
 
 def _keys_not_observed(layer: int) -> str:

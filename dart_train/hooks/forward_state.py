@@ -98,13 +98,17 @@ class ForwardState:
         seed: int,
         scorer: nn.Module | None = None,
         task: TaskGradient | None = None,
+        active_stream: int | None = None,
     ) -> Tensor:
-        """hidden [B, L, D] at layer K -> [B, S, D]; groups, real and visual are shortened alike."""
+        """hidden [B, L, D] at layer K -> [B, S, D]; groups, real and visual are shortened alike. Where it has several
+        streams, [streams, B, L, D], the active one is what tokens are selected by, and all follow."""
         assert self.groups is not None and self.real is not None and self.visual is not None
-        groups = self.groups
+        groups, streams, states = self.groups, hidden.shape[0], hidden
+        if active_stream is not None:
+            states, hidden = hidden[active_stream], hidden.permute(1, 2, 0, 3).flatten(2)
         counts = reducer.counts(groups)
         context = SelectionContext(
-            groups, hidden, scale, self.observed, reducer.budgets(groups), self.plan.grid_shapes, seed, scorer=scorer
+            groups, states, scale, self.observed, reducer.budgets(groups), self.plan.grid_shapes, seed, scorer=scorer
         )
         keep = _checked_selection(reducer, reducer.select(context), groups, counts)
         pivots = self._pivots_in_full_sequence(context.pivots)
@@ -123,7 +127,8 @@ class ForwardState:
         from_full = self.kept.compose(kept) if self.stages else kept
         self.stages.append(StageResult(from_full, tuple(counts), pivots, scores))
         self.observed = Observed()
-        return kept.gather(hidden)
+        hidden = kept.gather(hidden)
+        return hidden if active_stream is None else hidden.unflatten(2, (streams, -1)).permute(2, 0, 1, 3)
 
     def _pivots_in_full_sequence(self, pivots: Pivots | None) -> Pivots | None:
         if pivots is None or not self.stages or self.groups is None:

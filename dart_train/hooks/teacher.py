@@ -49,6 +49,11 @@ class TeacherPass(ReductionPass):
         """Before a layer >= K runs for the student; args and kwargs are of full length."""
         if cache_of(kwargs) is not None:
             raise ValueError("a second budget in the same forward would fill its cache twice: give use_cache=False")
+        if args[0].ndim != 3:
+            raise NotImplementedError(
+                "a second budget in the same forward: this decoder joins several streams of hidden states after its "
+                "last layer, which would have to happen twice; run two forwards instead"
+            )
         if self.hidden is None:
             self.hidden = args[0].detach()
             self.state = None if student is None else student.copy_for_teacher()

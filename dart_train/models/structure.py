@@ -47,6 +47,12 @@ class ModelParts:
         layers = range(len(self.layers))[start:stop]
         return [i for i in layers if self.attention(i) is not None and self.key_source(i) == i]
 
+    @property
+    def active_stream(self) -> int | None:
+        """Gemma 3n's layers work on several streams of hidden states, [streams, B, L, D]: the one that attention reads.
+        None where there is one stream."""
+        return getattr(self.text_config, "altup_active_idx", None)
+
     def key_source(self, layer: int) -> int:
         """The layer whose keys and values a layer attends to: itself, or, where it shares them (Gemma 3n and 4), the
         last earlier layer of its type that has its own."""
@@ -89,7 +95,7 @@ def find_parts(model: Any) -> ModelParts:
             f"{type(top).__name__}: the reduction cannot be attached; this model lacks {', '.join(missing)}. "
             "Expected: a Hugging Face image-text-to-text model whose language model is a stack of decoder layers."
         )
-    _refuse_inline_deepstack(text)
+    _refuse_unknown_deepstack(text)
     family = find_family(top.config.model_type)
     assert layers is not None and norm is not None
     return ModelParts(top, inner, text, layers, norm, visual_ids, family)
@@ -141,12 +147,14 @@ def _has_attention(text: Any, layers: Any) -> Any:
     return layers if known and any(has) else None
 
 
-def _refuse_inline_deepstack(text: Any) -> None:
-    """Features that are added to the outputs of later layers at full length must be reduced to the kept tokens, which
-    is possible where one method adds them."""
-    takes = any("deepstack" in name for name in inspect.signature(type(text).forward).parameters)
-    if takes and not hasattr(text, "_deepstack_process"):
+def _refuse_unknown_deepstack(text: Any) -> None:
+    """Features that are added to the states of later layers at full length must be reduced to the kept tokens. That is
+    possible where one method adds them, and where they are an argument of the decoder, by layer."""
+    names = inspect.signature(type(text).forward).parameters
+    takes = any("deepstack" in name for name in names)
+    if takes and not hasattr(text, "_deepstack_process") and not {"deepstack_features", "vision_mask"} <= names.keys():
         raise NotImplementedError(
             f"{type(text).__name__} adds deepstack features inside its forward, at full length; only models that "
-            "do it in `_deepstack_process` (Qwen3-VL) can be reduced."
+            "do it in `_deepstack_process` (Qwen3-VL), or are given `deepstack_features` by layer (Granite 4 Vision), "
+            "can be reduced."
         )

@@ -178,7 +178,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "glm5_next": {"text_config": {"num_key_value_heads": 4, "qk_rope_head_dim": 0}},
     "granite4_vision": {
         "deepstack_layer_map": [(-1, 1)],
-        "spatial_target_layers": [2],
+        "spatial_target_layers": [2, 4],  # after K = 2, too
         "vision_config": {"hidden_size": 64},
         "downsample_rate": "1/2",
     },
