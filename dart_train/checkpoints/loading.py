@@ -24,9 +24,9 @@ from ..models.loading import (
     read_model,
 )
 from ..models.processors import load_processor
-from ..reduction import DART, FewerPixels, Reducer, from_config
+from ..reduction import DART, FewerPixels, Reducer, TowerDART, from_config
 from ..reduction.budget import Keep
-from ..reduction.reducer_file import read_reducers
+from ..reduction.reducer_file import REDUCER_FILE, ReducerFile, read_reducer_file
 from ..reduction.trained_budgets import FULL, TrainedBudgets, describe_budgets
 from .locate import CONFIG, CheckpointSelector, ModelLocation, locate
 from .provenance import PROVENANCE_FILE, Provenance, UntrainedBudget, read_provenance
@@ -34,13 +34,14 @@ from .scorer_file import check_scorers, load_scorers
 
 # "trained" (or ...): as trained; None: no reduction; else a reducer, several stages, their configuration, or the name
 # of a method.
-ReducerSpec = types.EllipsisType | None | str | Reducer | Mapping[str, Any] | Sequence[Any]
+ReducerSpec = types.EllipsisType | None | str | Reducer | TowerDART | Mapping[str, Any] | Sequence[Any]
 TRAINED = "trained"
 
 
 @dataclass(frozen=True)
 class ResolvedModel:
-    """A model that can be loaded. `trained`: the reduction it was trained with; None: there is no reducer.json."""
+    """A model that can be loaded. `trained`: the reduction it was trained with, and `trained_tower` its stage in the
+    vision tower; None: there is no reducer.json, or no such stage. `reducers` and `tower` are attached."""
 
     location: ModelLocation
     source: WeightsSource
@@ -49,6 +50,13 @@ class ResolvedModel:
     trained: Sequence[Reducer] | None
     reducers: Sequence[Reducer]
     attn_implementation: str
+    trained_tower: TowerDART | None = None
+    tower: TowerDART | None = None
+
+    @property
+    def all_stages(self) -> list[Reducer | TowerDART]:
+        """What `attach` takes; empty: nothing is attached."""
+        return [*([] if self.tower is None else [self.tower]), *self.reducers]
 
     @property
     def dtype(self) -> str:
@@ -109,7 +117,7 @@ def load(
     model = read_model(resolved.source, dtype or resolved.dtype, resolved.attn_implementation, merge)
     model = model.to(chosen)
     load_scorers(resolved.location.folder, model)
-    attached = attach(model, resolved.reducers, output=output) if resolved.reducers else None
+    attached = attach(model, resolved.all_stages, output=output) if resolved.all_stages else None
     return Loaded(model, resolved.processor, attached, resolved.provenance)
 
 
@@ -131,20 +139,22 @@ def resolve(
     attention = problems.collect(lambda: attention_kernel(attn_implementation))
     processor = problems.collect(lambda: _load_processor(location, provenance, trust_remote_code))
     saved = ProblemCollector(errors=problems.errors)
-    trained = saved.collect(lambda: read_reducers(location.folder))
-    reducers = None
+    file = saved.collect(lambda: read_reducer_file(location.folder)) or ReducerFile(())
+    trained = list(file.stages) if (location.folder / REDUCER_FILE).is_file() else None
+    tower, reducers = select_tower(file.tower, reducer), None
     if not saved.problems or not _is_trained(reducer):
         reducers = problems.collect(lambda: select_reducer(trained, reducer, keep))
     else:
         problems.add(f"{each}; or load it with another reducer, or reducer=None" for each in saved.problems)
     source = problems.collect(lambda: _weights_source(location, provenance, base, trust_remote_code))
     if source is not None:
-        problems.collect(lambda: _check_reduction_fits(source, reducers or [], location.folder))
+        stages: list[Reducer | TowerDART] = [*([] if tower is None else [tower]), *(reducers or [])]
+        problems.collect(lambda: _check_reduction_fits(source, stages, location.folder))
     if len(problems.problems) == 1:
         raise ValueError(f"{path} cannot be loaded: {problems.problems[0]}")
     problems.raise_if_any(f"{path} cannot be loaded")
     assert source is not None and attention is not None and reducers is not None
-    return ResolvedModel(location, source, provenance, processor, trained, reducers, attention)
+    return ResolvedModel(location, source, provenance, processor, trained, reducers, attention, file.tower, tower)
 
 
 def _load_processor(location: ModelLocation, provenance: Provenance, trust_remote_code: bool) -> Any:
@@ -186,11 +196,11 @@ def _check_weight_files(location: ModelLocation) -> None:
         raise ValueError(f"{location.folder}: {missing}")
 
 
-def _check_reduction_fits(source: WeightsSource, reducers: Sequence[Reducer], folder: Path) -> None:
+def _check_reduction_fits(source: WeightsSource, stages: Sequence[Reducer | TowerDART], folder: Path) -> None:
     """On a model without weights."""
     model = build_meta_model(source)
-    if reducers:
-        with attach(model, reducers) as attached:
+    if stages:
+        with attach(model, stages) as attached:
             if attached.scorers:
                 check_scorers(folder, attached.scorers, model)
 
@@ -212,7 +222,7 @@ def select_reducer(
     elif isinstance(spec, str):
         selected = _by_name(spec, trained or [], keep)
     else:
-        stages: Sequence[Any] = [spec] if isinstance(spec, Reducer | Mapping) else spec  # type: ignore[assignment]
+        stages = [stage for stage in _as_list(spec) if not isinstance(stage, TowerDART)]
         selected = [stage if isinstance(stage, Reducer) else from_config(stage) for stage in stages]
     if any(isinstance(stage, FewerPixels) for stage in selected):
         raise ValueError(
@@ -220,6 +230,18 @@ def select_reducer(
             "dart_train.models.resize.fewer_pixels(processor, keep)"
         )
     return selected if keep is None else _with_budgets(selected, keep)
+
+
+def select_tower(trained: TowerDART | None, spec: ReducerSpec) -> TowerDART | None:
+    """The trained one for the trained reduction and for a method by its name; else the one that is given."""
+    if _is_trained(spec) or (isinstance(spec, str) and spec != "none"):
+        return trained
+    given = [] if spec is None or isinstance(spec, str) else _as_list(spec)
+    return next((stage for stage in given if isinstance(stage, TowerDART)), None)
+
+
+def _as_list(spec: Any) -> list[Any]:
+    return [spec] if isinstance(spec, Reducer | TowerDART | Mapping) else list(spec)
 
 
 def _by_name(name: str, trained: Sequence[Reducer], keep: object) -> list[Reducer]:

@@ -4,6 +4,7 @@
     {method: dart, text_pivots: 0, name: unguided}        with options, and optionally a name for the tables
     {name: pyramid, stages: [{method: dart, layer: 2, keep: 0.5}, {method: dart, layer: 8, keep: 0.222}]}
     {method: dart, merge: nearest, budgets: [0.111]}      at these budgets instead of compare.budgets
+    {method: dart, tower: {layer: 4, keep: 0.5}}          with a stage in the vision tower before it
     reduction                                             the recipe's reduction, with all its stages
 
 The budget is what the last stage keeps; earlier stages keep the same multiple of it as in the recipe, at most all.
@@ -20,20 +21,22 @@ from typing import TYPE_CHECKING, Any
 from ..reduction.budget import Keep, check_keep
 
 if TYPE_CHECKING:
-    from ..reduction import Reducer
+    from ..reduction import Reducer, TowerDART
 
 Given = str | Mapping[str, Any]
 REDUCTION_ALIAS = "reduction"
-_RESERVED_KEYS = ("name", "stages", "budgets")
+_RESERVED_KEYS = ("name", "stages", "budgets", "tower")
 
 
 @dataclass(frozen=True)
 class Method:
-    """factors: what each stage keeps, as a multiple of the budget; 1 for the last. budgets: empty: compare.budgets."""
+    """factors: what each stage keeps, as a multiple of the budget; 1 for the last. budgets: empty: compare.budgets.
+    tower: a stage in the vision tower, the same at every budget."""
 
     stages: tuple[Reducer, ...]
     factors: tuple[float, ...] = (1.0,)
     budgets: tuple[Keep, ...] = ()
+    tower: TowerDART | None = None
 
     def at(self, keep: Keep) -> tuple[Reducer, ...]:
         return tuple(
@@ -46,9 +49,12 @@ def _scaled(keep: Keep, by: float) -> Keep:
     return min(1.0, keep * by) if isinstance(keep, float) else max(1, round(keep * by))
 
 
-def expand_reduction_alias(given: Sequence[Given], own: Sequence[Mapping[str, Any]]) -> list[Given]:
+def expand_reduction_alias(
+    given: Sequence[Given], own: Sequence[Mapping[str, Any]], tower: Mapping[str, Any] | None = None
+) -> list[Given]:
     """`given`, with the stages of the recipe's reduction in place of the name `reduction`."""
-    return [{"name": REDUCTION_ALIAS, "stages": list(own)} if each == REDUCTION_ALIAS else each for each in given]
+    alias = {"name": REDUCTION_ALIAS, "stages": list(own)} | ({} if tower is None else {"tower": tower})
+    return [alias if each == REDUCTION_ALIAS else each for each in given]
 
 
 def read_method(given: Given) -> Method:
@@ -56,12 +62,13 @@ def read_method(given: Given) -> Method:
     if isinstance(given, str):
         return Method((_reducer({"method": given}),))
     budgets = _own_budgets(given["budgets"]) if "budgets" in given else ()
+    tower = _tower(given["tower"]) if "tower" in given else None
     if "stages" in given:
-        return replace(_staged(given), budgets=budgets)
+        return replace(_staged(given), budgets=budgets, tower=tower)
     if "keep" in given:
         raise ValueError("keep: every method is measured at compare.budgets; leave it out, or give it `budgets`")
     options = {key: value for key, value in given.items() if key not in _RESERVED_KEYS}
-    return Method((_reducer(options),), budgets=budgets)
+    return Method((_reducer(options),), budgets=budgets, tower=tower)
 
 
 def _own_budgets(given: Any) -> tuple[Keep, ...]:
@@ -71,6 +78,14 @@ def _own_budgets(given: Any) -> tuple[Keep, ...]:
     if wrong:
         raise ValueError("budgets: " + "; ".join(wrong))
     return tuple(given)
+
+
+def _tower(given: Any) -> TowerDART:
+    from ..reduction import tower_from_config
+
+    if not isinstance(given, Mapping):
+        raise ValueError(f"tower: given {given!r}, expected a mapping such as {{layer: 4, keep: 0.5}}")
+    return tower_from_config(given)
 
 
 def _reducer(config: Any) -> Reducer:

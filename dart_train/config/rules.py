@@ -19,13 +19,18 @@ def find_conflicts(recipe: Recipe) -> Iterator[ConfigIssue]:
 
 def find_method_errors(recipe: Recipe) -> Iterator[ConfigIssue]:
     """What the reducers report about methods and their options. Imports torch."""
-    from ..reduction import from_config
+    from ..reduction import from_config, tower_from_config
 
     for i, stage in enumerate(recipe.reduction.stages):
         try:
             from_config(stage)
         except ValueError as error:
             yield ConfigIssue(f"reduction.stages.{i}", str(error))
+    if recipe.reduction.tower is not None:
+        try:
+            tower_from_config(recipe.reduction.tower)
+        except ValueError as error:
+            yield ConfigIssue("reduction.tower", str(error).removeprefix("tower: "))
     yield from _methods(recipe)
 
 
@@ -166,7 +171,8 @@ def _compare(recipe: Recipe) -> Iterator[ConfigIssue]:
 
 
 def _methods(recipe: Recipe) -> Iterator[ConfigIssue]:
-    given, wrong = expand_reduction_alias(recipe.compare.methods, recipe.reduction.stages), False
+    own, wrong = recipe.reduction, False
+    given = expand_reduction_alias(recipe.compare.methods, own.stages, own.tower)
     for i, method in enumerate(recipe.compare.methods):
         try:
             if method == REDUCTION_ALIAS and not recipe.reduction.stages:

@@ -28,7 +28,7 @@ from .fields import (
 from .yaml import dump
 
 if TYPE_CHECKING:
-    from ..reduction import Reducer
+    from ..reduction import Reducer, TowerDART
 
 Attention = Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"]
 LearningRateSchedule = Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"]
@@ -57,11 +57,26 @@ class ReductionConfig(Section):
     schedule: Annotated[Schedule, WrittenAsMapping()] = Field(
         default_factory=Elastic, description="how the budget moves during training"
     )
+    tower: dict[str, Any] | None = Field(
+        default=None,
+        description="a stage in the vision tower, before all others: `{tolerance: 0.0}` drops units of repeated "
+        "pixels, `{layer: 4, keep: 0.5}` keeps a ratio from block 4 on; null: the entire tower runs",
+    )
 
     def reducers(self) -> list[Reducer]:
         from ..reduction import from_config
 
         return [from_config(stage) for stage in self.stages]
+
+    def tower_stage(self) -> TowerDART | None:
+        from ..reduction import tower_from_config
+
+        return None if self.tower is None else tower_from_config(self.tower)
+
+    def all_stages(self) -> list[Reducer | TowerDART]:
+        """What `attach` takes."""
+        tower = self.tower_stage()
+        return [*([] if tower is None else [tower]), *self.reducers()]
 
     @model_validator(mode="before")
     @classmethod
@@ -71,12 +86,12 @@ class ReductionConfig(Section):
     @model_serializer
     def _write(self) -> Any:
         """The shortest of the forms that `normal_reduction` reads."""
-        schedule = as_mapping(self.schedule)
         if not self.stages:
             return "none"
+        others = {"schedule": as_mapping(self.schedule)} | ({} if self.tower is None else {"tower": self.tower})
         if len(self.stages) == 1:
-            return {**self.stages[0], "schedule": schedule}
-        return {"stages": list(self.stages), "schedule": schedule}
+            return {**self.stages[0], **others}
+        return {"stages": list(self.stages), **others}
 
 
 class Scorer(Section):
@@ -378,5 +393,6 @@ def normal_reduction(value: Any) -> Any:
             others = ", ".join(str(key) for key in value if key != "method")
             raise custom_error(f"method none takes no options, given {others}", "write `reduction: none`")
         return {"stages": (), "schedule": Fixed()}
-    stage = {key: each for key, each in value.items() if key != "schedule"}
-    return {"stages": [stage], "schedule": value.get("schedule") or {"kind": "elastic"}}
+    stage = {key: each for key, each in value.items() if key not in ("schedule", "tower")}
+    schedule = value.get("schedule") or {"kind": "elastic"}
+    return {"stages": [stage], "schedule": schedule, "tower": value.get("tower")}

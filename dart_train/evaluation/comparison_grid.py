@@ -20,7 +20,7 @@ from ..data.issues import BadRowError
 from ..hooks import attach
 from ..models.loading import build_meta_model
 from ..models.resize import resizer_for
-from ..reduction import FewerPixels, KeepAll, Reducer
+from ..reduction import FewerPixels, KeepAll, Reducer, TowerDART
 from ..reduction.budget import Keep
 from .prompts import QuestionEncoder
 from .questions import Question, open_sets, questions_of, set_configs
@@ -40,6 +40,12 @@ class ComparisonCell:
     method: str
     keep: Keep
     stages: tuple[Reducer, ...] = field(hash=False)  # options of an external reducer may be lists
+    tower: TowerDART | None = None
+
+    @property
+    def all_stages(self) -> list[Reducer | TowerDART]:
+        """What `attach` takes."""
+        return [*([] if self.tower is None else [self.tower]), *self.stages]
 
     @property
     def reducer(self) -> Reducer | None:
@@ -73,7 +79,7 @@ def grid_cells(recipe: Recipe) -> list[ComparisonCell]:
         for label, method in _methods(recipe).items():
             budgets = method.budgets or recipe.compare.budgets
             keeps = [1.0] if method.stages[0].name == KeepAll.name else _distinct_reduced(budgets)
-            cells += [ComparisonCell(checkpoint, label, keep, method.at(keep)) for keep in keeps]
+            cells += [ComparisonCell(checkpoint, label, keep, method.at(keep), method.tower) for keep in keeps]
     return cells
 
 
@@ -89,7 +95,7 @@ def _keeps_all(keep: Keep) -> bool:
 def _methods(recipe: Recipe) -> dict[str, Method]:
     """The methods of the recipe, by label."""
     trained = recipe.reduction.reducers()
-    given = expand_reduction_alias(recipe.compare.methods, recipe.reduction.stages)
+    given = expand_reduction_alias(recipe.compare.methods, recipe.reduction.stages, recipe.reduction.tower)
     return dict(zip(labels(given), (_with_recipe_options(each, trained) for each in given), strict=True))
 
 
@@ -219,7 +225,7 @@ def _unscorable(questions: Sequence[Question], recipe: Recipe, number: int) -> l
 
 
 def _check_attachable(model: Any, cell: ComparisonCell, found: ResolvedModel) -> None:
-    with attach(model, cell.stages) as attached:
+    with attach(model, cell.all_stages) as attached:
         if attached.scorers:
             check_scorers(found.location.folder, attached.scorers, model)
 

@@ -118,7 +118,7 @@ class LoadedCheckpoint:
                 encoder = QuestionEncoder(fewer_pixels(self.processor, cell.reducer.keep))
                 yield GenerationContext(self.model, encoder, None)
         else:
-            with attach(self.model, cell.stages) as attached:
+            with attach(self.model, cell.all_stages) as attached:
                 yield GenerationContext(self.model, self.encoder, attached)
 
     def to_device(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -137,7 +137,7 @@ def fingerprint(recipe: Recipe, cell: ComparisonCell, found: ResolvedModel) -> s
     places = [found.location.folder, Path(found.source.path)]
     files = [file for place in places if place.is_dir() for glob in _WEIGHT_FILES for file in sorted(place.glob(glob))]
     stamps = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    configs = [stage.to_dict() for stage in cell.stages]
+    configs = [stage.to_dict() for stage in cell.all_stages]
     config = configs if len(configs) > 1 else next(iter(configs), None)
     settings = (recipe.compare.max_new_tokens, recipe.model.dtype, found.attn_implementation, found.source.revision)
     text = json.dumps([FORMAT, found.source.path, stamps, cell.checkpoint, cell.method, config, settings])

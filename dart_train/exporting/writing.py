@@ -162,7 +162,8 @@ def _write_metadata(job: ExportJob) -> None:
     if found.trained is not None:
         saved = read_reducer_file(found.location.folder)
         assert saved is not None
-        write_reducers(folder, found.trained, saved.trained_stages, found.provenance.budgets, saved.calibration)
+        trained, budgets = saved.trained_stages, found.provenance.budgets
+        write_reducers(folder, found.trained, trained, budgets, saved.calibration, saved.tower)
     if (found.location.folder / SCORER_FILE).is_file():
         shutil.copy(found.location.folder / SCORER_FILE, folder / SCORER_FILE)
     recipe = found.location.folder / "recipe.yaml"

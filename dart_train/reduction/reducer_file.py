@@ -10,6 +10,7 @@ from typing import Any
 
 from .base import Reducer
 from .registry import from_config
+from .tower import TowerDART, tower_from_config
 from .trained_budgets import TrainedBudgets
 
 REDUCER_FILE = "reducer.json"
@@ -20,7 +21,7 @@ REDUCER_FORMAT = 1  # raise it when the file changes in a way that older readers
 class ReducerFile:
     """What reducer.json says.
 
-    stages: the reduction to attach or to serve; none: full tokens.
+    stages: the reduction to attach or to serve; none: full tokens. tower: the stage in the vision tower before them.
     trained_stages, trained_budgets: of the training; None: not recorded (files of earlier versions).
     calibration: how the budgets of `stages` were chosen after the training (see `evaluation/calibration.py`); None:
     they were not.
@@ -30,9 +31,12 @@ class ReducerFile:
     trained_stages: tuple[Reducer, ...] | None = None
     trained_budgets: TrainedBudgets | None = None
     calibration: Mapping[str, Any] | None = None
+    tower: TowerDART | None = None
 
     def to_dict(self) -> dict[str, Any]:
         content: dict[str, Any] = {"format": REDUCER_FORMAT, "stages": [stage.to_dict() for stage in self.stages]}
+        if self.tower is not None:
+            content["tower"] = self.tower.to_dict()
         trained: dict[str, Any] = {}
         if self.trained_stages is not None:
             trained["stages"] = [stage.to_dict() for stage in self.trained_stages]
@@ -55,12 +59,13 @@ class ReducerFile:
             raise ValueError(f"{source}: format {given!r}, expected {REDUCER_FORMAT}; update dart_train to read it")
         try:
             trained = content.get("trained", {})
-            stages, budgets = trained.get("stages"), trained.get("budgets")
+            stages, budgets, tower = trained.get("stages"), trained.get("budgets"), content.get("tower")
             return cls(
                 tuple(from_config(stage) for stage in content["stages"]),
                 None if stages is None else tuple(from_config(stage) for stage in stages),
                 None if budgets is None else TrainedBudgets.read(budgets),
                 content.get("calibration"),
+                None if tower is None else tower_from_config(tower),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
@@ -75,11 +80,12 @@ def write_reducers(
     trained: Sequence[Reducer] | None = None,
     budgets: TrainedBudgets | None = None,
     calibration: Mapping[str, Any] | None = None,
+    tower: TowerDART | None = None,
 ) -> None:
     """reducers: to attach or to serve; no stage: full tokens. trained: the reduction of the training, where it was
     another one; budgets: those of the training. calibration: see `ReducerFile`."""
     stages = tuple(reducers)
-    found = ReducerFile(stages, stages if trained is None else tuple(trained), budgets, calibration)
+    found = ReducerFile(stages, stages if trained is None else tuple(trained), budgets, calibration, tower)
     (folder / REDUCER_FILE).write_text(found.to_text(), encoding="utf-8")
 
 

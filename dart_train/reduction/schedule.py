@@ -77,6 +77,16 @@ def budget_at_step(schedule: Schedule, served: Keep, step: int, steps: int, seed
     return served
 
 
+def tower_keep_at_step(schedule: Schedule, served: float, step: int, steps: int, seed: int) -> float:
+    """The ratio of a stage in the vision tower: all, half of the way, or `served` with equal probability where budgets
+    are drawn; from all to `served` where they move."""
+    if isinstance(schedule, Elastic):
+        return (1.0, (1.0 + served) / 2, served)[int(_random(seed, step, 1).randint(3))]
+    if isinstance(schedule, Progressive):
+        return linear(1.0, served, step, steps)
+    return served
+
+
 def dropped_range(schedule: Progressive, step: int, steps: int) -> tuple[float, float]:
     """(least, most) share of the visual tokens that step `step` may drop."""
     return (
@@ -103,6 +113,6 @@ def geometric(start: float, end: float, step: int, steps: int) -> float:
     return math.exp(linear(math.log(start), math.log(end), step, steps))
 
 
-def _random(seed: int, step: int) -> np.random.RandomState:
+def _random(seed: int, step: int, *stream: int) -> np.random.RandomState:
     # RandomState, because NumPy promises that its numbers never change; Generator's may, between versions.
-    return np.random.RandomState(np.random.MT19937(np.random.SeedSequence([seed, step])))
+    return np.random.RandomState(np.random.MT19937(np.random.SeedSequence([seed, step, *stream])))

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
 import numpy as np
@@ -88,7 +88,7 @@ class TowerDART:
 
 def tower_from_config(config: Mapping[str, Any]) -> TowerDART:
     """{"layer": 0, "keep": 0.5} -> TowerDART(layer=0, keep=0.5); everything wrong is named at once."""
-    known = tuple(TowerDART.__dataclass_fields__)
+    known = [field.name for field in fields(TowerDART)]
     problems = [f"unknown option {key!r}, expected one of {', '.join(known)}" for key in config if key not in known]
     try:
         stage = TowerDART(**{key: value for key, value in config.items() if key in known})

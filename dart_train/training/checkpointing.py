@@ -97,7 +97,8 @@ class CheckpointWriter:
             trainer.state.save_to_json(str(folder / "trainer_state.json"))
         (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; recipe.yaml has all of it
         budgets = TrainedBudgets.of(self.recipe.to_dict()["reduction"])
-        write_reducers(folder, self.recipe.reduction.reducers(), budgets=budgets)
+        reduction = self.recipe.reduction
+        write_reducers(folder, reduction.reducers(), budgets=budgets, tower=reduction.tower_stage())
         write_run_record(folder, self.recipe, self.rows)
         commit_checkpoint(folder, target, {"step": step, **optimizer_sharding(self.recipe.train, self.ranks)})
         self.draft.rmdir()

@@ -62,6 +62,10 @@ def _reduction(recipe: Recipe) -> str:
     ]
     if not stages:
         return "none"
+    tower = reduction.tower_stage()
+    if tower is not None:
+        how = f"keep {tower.keep:g}" if tower.keep is not None else f"equal pixels, tolerance {tower.tolerance:g}"
+        stages.insert(0, f"tower from block {tower.layer}, {how}")
     schedule = reduction.schedule
     budgets = (
         f", budgets {', '.join(f'{each:g}' for each in schedule.choices)}" if isinstance(schedule, Elastic) else ""

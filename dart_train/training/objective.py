@@ -16,7 +16,7 @@ from ..hooks import Attached
 from ..hooks.batch_plan import has_images
 from ..reduction.batch_layout import IGNORED
 from ..reduction.budget import Keep
-from ..reduction.schedule import budget_at_step, teacher_keep
+from ..reduction.schedule import budget_at_step, teacher_keep, tower_keep_at_step
 
 Batch = Mapping[str, Any]
 
@@ -129,6 +129,9 @@ class StepBudgets:
         self.recipe, self.attached, self.steps, self.visual_ids = recipe, attached, steps, visual_ids
         self.served = [reducer.keep for reducer in recipe.reduction.reducers()]
         self.current: list[Keep] = list(self.served)
+        tower = recipe.reduction.tower_stage()
+        self.served_tower = None if tower is None else tower.keep  # None: there is no ratio to move
+        self.current_tower = self.served_tower
 
     def start_step(self, step: int) -> None:
         """Collective under ZeRO-3, where the final norm's weight is gathered."""
@@ -137,21 +140,28 @@ class StepBudgets:
         schedule, seed = self.recipe.reduction.schedule, self.recipe.train.seed
         self.current = [budget_at_step(schedule, served, step, self.steps, seed) for served in self.served]
         self.attached.set_keep(*self.current)
+        if self.served_tower is not None:
+            self.current_tower = tower_keep_at_step(schedule, self.served_tower, step, self.steps, seed)
+            self.attached.set_tower_keep(self.current_tower)
         self.attached.seed = seed + step
         self.attached.refresh()
 
     @contextmanager
     def temporarily(self, *keep: Keep) -> Iterator[None]:
-        """Other budgets inside this context."""
+        """Other budgets inside this context, with the tower as it is served."""
         if self.attached is None:
             yield
             return
         before = [reducer.keep for reducer in self.attached.reducers]
         self.attached.set_keep(*keep)
+        if self.served_tower is not None:
+            self.attached.set_tower_keep(self.served_tower)
         try:
             yield
         finally:
             self.attached.set_keep(*before)
+            if self.current_tower is not None:
+                self.attached.set_tower_keep(self.current_tower)
 
     def teacher(self, step: int, host: Batch) -> list[Keep]:
         """The budgets of the teacher for this batch, one for each stage."""
@@ -162,4 +172,5 @@ class StepBudgets:
     def metrics(self) -> dict[str, float]:
         """Each a ratio, or a number of tokens."""
         names = ["keep"] if len(self.current) == 1 else [f"keep_{i}" for i in range(len(self.current))]
-        return {name: float(keep) for name, keep in zip(names, self.current, strict=True)}
+        tower = {} if self.current_tower is None else {"keep_tower": self.current_tower}
+        return {name: float(keep) for name, keep in zip(names, self.current, strict=True)} | tower

@@ -152,7 +152,7 @@ def build(prepared: PreparedRun, stop: StopRequest | None = None) -> DartTrainer
         upcast_trainable_to_fp32(model)
     reducers = recipe.reduction.reducers()
     place_initial_scorers(recipe, model)
-    attached = attach(model, reducers, output="compact") if reducers else None
+    attached = attach(model, recipe.reduction.all_stages(), output="compact") if reducers else None
     for scorer in attached.scorers.values() if attached is not None else ():
         scorer.requires_grad_(recipe.scorer.train)
     attach_dummy_image(model, dummy_inputs(prepared.processor))
