@@ -15,14 +15,16 @@ from ..hooks import Attached, attach
 from ..hooks.reference import hide
 from ..models.families.llava import interpolate_position_embeddings
 from ..models.structure import find_parts
-from ..reduction import DART, FastV, KeepAll, Reducer, SelectionContext
+from ..reduction import DART, FastV, KeepAll, Reducer, SelectionContext, TowerDART
 from .model_shapes import ModelShape
 from .workloads import LAYER, BenchModel
 
 FULL, KEEP_ALL, OURS = "full tokens", "keep-all attached", "DART"
 SET_LOOP, EAGER, MASKED = "set-and-loop choice", "scores by eager attention", "masked, not dropped"
 FEWER_PIXELS = "fewer pixels"
-VARIANTS = (FULL, KEEP_ALL, OURS, SET_LOOP, EAGER, MASKED, FEWER_PIXELS)
+TOWER, TOWER_ON = "half of the tower, then DART", "tower stage on, keep-all"
+VARIANTS = (FULL, KEEP_ALL, OURS, TOWER, TOWER_ON, SET_LOOP, EAGER, MASKED, FEWER_PIXELS)
+TOWER_KEEP = 0.5
 IMAGE_PIVOTS = 4
 TEXT_PIVOTS = 4
 
@@ -47,13 +49,15 @@ def make_variants(bench: BenchModel, output: str, names: Sequence[str] = VARIANT
     """output: of the reduction, as in `attach`."""
     model, shape, kept = bench.model, bench.shape, bench.shape.kept
 
-    def attaching(reducer: Reducer) -> Callable[[], AbstractContextManager[object]]:
-        return lambda: attach(model, reducer, output=output)  # type: ignore[arg-type]
+    def attaching(*stages: Reducer | TowerDART) -> Callable[[], AbstractContextManager[object]]:
+        return lambda: attach(model, stages, output=output)  # type: ignore[arg-type]
 
     contexts: dict[str, Callable[[], AbstractContextManager[object]]] = {
         FULL: ExitStack,
         KEEP_ALL: attaching(KeepAll(layer=LAYER)),
         OURS: attaching(DART(keep=kept, layer=LAYER)),
+        TOWER: attaching(TowerDART(layer=0, keep=TOWER_KEEP), DART(keep=kept, layer=LAYER)),
+        TOWER_ON: attaching(TowerDART(tolerance=0.0), KeepAll(layer=LAYER)),  # random pixels: no unit is equal
         SET_LOOP: attaching(SetAndLoop(keep=kept, layer=LAYER, rule="paper")),
         EAGER: lambda: eager_attention_scores(model, FastV(keep=kept, layer=LAYER), output),
         MASKED: lambda: masked_tokens(model, bench.kept),
