@@ -299,6 +299,11 @@ class QuestionSet(SourceConfig):
     kind_metrics: dict[str, Several[Text]] = Field(
         default_factory=dict, description="a kind of question, and the metrics for it in place of the others"
     )
+    second_turn: Several[Literal["anew", "cached"]] = Field(
+        default=(),
+        description="also ask each question after another one about its image: with a prefill of its own (anew), or "
+        "from the tokens that the first question kept (cached)",
+    )
 
 
 class Compare(Section):

@@ -23,7 +23,8 @@ from ..models.resize import resizer_for
 from ..reduction import FewerPixels, KeepAll, Reducer, TowerDART
 from ..reduction.budget import Keep
 from .prompts import QuestionEncoder
-from .questions import Question, open_sets, questions_of, set_configs
+from .questions import Question, open_sets, questions_of
+from .second_turn import second_turns, set_name
 
 FULL = "full"  # method and budget of the cell that keeps all tokens
 BASE = "base"  # name of the model where the recipe names no checkpoints
@@ -137,6 +138,15 @@ class PreparedComparison:
         return [cell for cell in self.cells if cell.checkpoint == checkpoint]
 
 
+def set_configs(recipe: Recipe) -> dict[str, QuestionSet]:
+    """The configuration of each set, by the name that its questions have."""
+    found = {}
+    for source, config in zip(open_sets(recipe), recipe.compare.sets, strict=True):
+        found[source.name] = config
+        found |= {set_name(source.name, mode): config for mode in config.second_turn}
+    return found
+
+
 def open_recipe(path: str | Path, overrides: Iterable[str] = (), progress: bool = True) -> Recipe:
     """Loads a recipe. If it has errors, those of the question sets and checkpoints that it names are reported too."""
     recipe, issues = check_recipe(read_text(path), overrides, ("compare.sets",), Path(path).stem, str(path))
@@ -199,6 +209,11 @@ def _resolve_questions(inputs: ResolvedInputs, recipe: Recipe, progress: bool) -
         more = [f"and {hidden} more; `data check` lists all"] if hidden > 0 else []
         inputs.problems.add([*bad[:_PROBLEMS_SHOWN], *more], f"compare.sets.{number}")
         inputs.questions += questions
+        if not bad:
+            key = f"compare.sets.{number}"
+            for mode in recipe.compare.sets[number].second_turn:
+                added = inputs.problems.collect(lambda mode=mode, of=questions: second_turns(of, mode), key)  # type: ignore[misc]
+                inputs.questions += added or []
 
 
 def _missing_images(questions: Sequence[Question], name: str, progress: bool) -> list[str]:

@@ -143,7 +143,8 @@ def measure_costs(
 
 def representative_questions(questions: Sequence[Question], number: int) -> list[Question]:
     """Questions with images, of about the median length."""
-    with_images = [question for question in questions if question.refs]
+    with_images = [question for question in questions if question.refs and len(question.turns) == 1]
+    with_images = with_images or [question for question in questions if question.refs and not question.prefilled]
     by_length = sorted(with_images, key=lambda q: (len(q.refs), len(q.text))) or list(questions)
     start = max(0, (len(by_length) - number) // 2)
     return by_length[start : start + number]

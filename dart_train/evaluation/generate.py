@@ -19,6 +19,7 @@ from ..checkpoints import ResolvedModel, load
 from ..config import Recipe
 from ..data.images import ImageStore
 from ..hooks import Attached, attach
+from ..hooks.transformers_compat import cache_argument, cache_in_output
 from ..models.prompts import to_device
 from ..models.resize import accept_smaller_images, fewer_pixels, resizer_for
 from ..profiling.timing import clock, synchronize
@@ -27,6 +28,7 @@ from .answer_store import AnswerKey, AnswerRecord, AnswerStore, to_ranges
 from .comparison_grid import ComparisonCell
 from .prompts import QuestionEncoder
 from .questions import Question
+from .second_turn import check_continues, first_turn
 
 FORMAT = 1  # raise it when answers of the same settings may change
 _WEIGHT_FILES = ("*.safetensors", "*.bin")
@@ -65,8 +67,24 @@ class GenerationContext:
         timestamps: TokenTimestamps | None = None,
     ) -> Tensor:
         """[B, new] the generated tokens, greedy."""
-        output = self.model.generate(
+        output = self._generate(batch, max_new_tokens, min_new_tokens, timestamps)
+        generated: Tensor = output.sequences[:, batch["input_ids"].shape[1] :]
+        return generated
+
+    def prefill(self, batch: Mapping[str, Any]) -> Any:
+        """The cache of the batch's prompts."""
+        return cache_in_output(self._generate(batch, max_new_tokens=1))
+
+    def _generate(
+        self,
+        batch: Mapping[str, Any],
+        max_new_tokens: int,
+        min_new_tokens: int = 0,
+        timestamps: TokenTimestamps | None = None,
+    ) -> Any:
+        return self.model.generate(
             **batch,
+            return_dict_in_generate=True,
             stopping_criteria=None if timestamps is None else [timestamps],
             max_new_tokens=max_new_tokens,
             min_new_tokens=min_new_tokens or None,
@@ -77,8 +95,6 @@ class GenerationContext:
             top_k=None,
             pad_token_id=_pad_token_id(self.encoder.processor, self.model),
         )
-        generated: Tensor = output[:, batch["input_ids"].shape[1] :]
-        return generated
 
     def kept_tokens(self, visual: Sequence[int]) -> list[list[int]] | None:
         """Of each row, the numbers of the visual tokens kept in the last forward; None if all are kept.
@@ -166,9 +182,27 @@ def answer_cells(
             continue
         bar.set_postfix_str(each.cell.name)
         with checkpoint.reduced(each.cell) as context:
-            for batch in _length_batches(each.questions, recipe.compare.batch_size):
+            for batch in _batches(context.encoder, each.questions, recipe.compare.batch_size):
                 store.append(answer_batch(checkpoint, context, each, batch, recipe.compare.max_new_tokens))
                 bar.update(len(batch))
+
+
+def _batches(encoder: QuestionEncoder, questions: Sequence[Question], size: int) -> Iterator[list[Question]]:
+    yield from _length_batches([question for question in questions if not question.prefilled], size)
+    continued = [question for question in questions if question.prefilled]
+    yield from _equal_length_batches(encoder, continued, size)
+
+
+def _equal_length_batches(
+    encoder: QuestionEncoder, questions: Sequence[Question], size: int
+) -> Iterator[list[Question]]:
+    """Questions whose turns have as many tokens each: padding between the turns would be in the cache."""
+    of_lengths: dict[tuple[int, ...], list[Question]] = {}
+    for question in questions:
+        prompts = (encoder.features(each)["input_ids"] for each in (first_turn(question), question))
+        of_lengths.setdefault(tuple(ids.shape[1] for ids in prompts), []).append(question)
+    for group in of_lengths.values():
+        yield from (group[start : start + size] for start in range(0, len(group), size))
 
 
 def _length_batches(questions: Sequence[Question], size: int) -> Iterator[list[Question]]:
@@ -188,9 +222,18 @@ def answer_batch(
     """The lines of results.jsonl for one batch of the cell's questions."""
     batch = context.encoder.batch(questions)
     visual = context.encoder.visual_tokens(batch["input_ids"])
-    generated = context.generate(checkpoint.to_device(batch), max_new_tokens)
+    if questions[0].prefilled:
+        first = context.encoder.batch([first_turn(question) for question in questions])
+        check_continues(first["input_ids"], batch["input_ids"], questions[0])
+        cache = context.prefill(checkpoint.to_device(first))
+        kept = context.kept_tokens(visual)
+        text = {name: batch[name] for name in ("input_ids", "attention_mask")}  # images are in the cache
+        continued = {**checkpoint.to_device(text), cache_argument(checkpoint.model.generate): cache}
+        generated = context.generate(continued, max_new_tokens)
+    else:
+        generated = context.generate(checkpoint.to_device(batch), max_new_tokens)
+        kept = context.kept_tokens(visual)
     texts = context.encoder.processor.batch_decode(generated, skip_special_tokens=True)
-    kept = context.kept_tokens(visual)
     before = visual
     if isinstance(work.cell.reducer, FewerPixels):
         before = [_full_visual_tokens(checkpoint.processor, question) for question in questions]

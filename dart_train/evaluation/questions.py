@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..config import QuestionSet, Recipe
+from ..config import Recipe
 from ..data.images import ImageStore
 from ..data.issues import BadRowError
 from ..data.sample import ImageRef, Sample, Turn
@@ -24,7 +24,8 @@ _LIMITS_VERSION = 2  # raise it when images within the same pixel limits may cha
 @dataclass(frozen=True)
 class Question:
     """turns: the prompt, with the question last. answers: all that count as correct. key: a digest of the turns, the
-    images and the answers."""
+    images and the answers. prefilled: how many turns have a prefill of their own, whose cache goes on (see
+    `second_turn`)."""
 
     set: str
     id: str
@@ -33,6 +34,7 @@ class Question:
     answers: tuple[str, ...]
     key: str
     store: ImageStore
+    prefilled: int = 0
 
     @property
     def text(self) -> str:
@@ -64,11 +66,6 @@ def open_sets(recipe: Recipe, number: int | None = None) -> list[DataSource]:
     data, sets = recipe.data, recipe.compare.sets
     images = ImageStore.from_config(data)
     return open_sources(sets if number is None else sets[number : number + 1], images)
-
-
-def set_configs(recipe: Recipe) -> dict[str, QuestionSet]:
-    """The configuration of each set, by the name that its questions have."""
-    return {source.name: each for source, each in zip(open_sets(recipe), recipe.compare.sets, strict=True)}
 
 
 def questions_of(source: DataSource) -> Iterator[Question | BadRowError]:
