@@ -34,7 +34,7 @@ from data.real_base.parts import PretrainedPart, checksum, fetch_part
 from data.real_base.train.command import RealStages
 from data.real_base.train.features import compute_features, tower_features
 from data.real_base.train.measure import measure, right_answers
-from data.real_base.train.model import folded
+from data.real_base.train.model import additive, folded
 from data.real_base.train.recipe import RealRecipe, load_real
 from data.real_base.train.rows import IGNORED, RowMaker
 from data.real_base.train.words import WordTargets
@@ -269,10 +269,10 @@ def test_a_projector_that_is_perfect_has_all_words_right(small: Any) -> None:
     model, processor = small
     targets = WordTargets(processor.tokenizer, model.get_input_embeddings().weight.detach(), 16, 0.5)
     labels = targets.labels(scene(0, "train", 0), 14)
-    perfect = (targets.words[labels] + targets.places).unsqueeze(0)
-    loss, right = targets.loss(perfect, labels.unsqueeze(0))
+    perfect, places = targets.words[labels] + targets.places, torch.arange(256)
+    loss, right = targets.loss(perfect, labels, places)
     assert right == 1
-    assert targets.loss(perfect.flip(1), labels.unsqueeze(0))[0] > loss
+    assert targets.loss(perfect.flip(0), labels, places)[0] > loss
 
 
 def test_rows_equal_the_chat_template(small: Any) -> None:
@@ -299,7 +299,10 @@ def test_questions_do_not_attend_to_each_other(small: Any) -> None:
     for batch in (alone, together):
         embeds = model.get_input_embeddings()(batch.ids)
         output = model.model.language_model(
-            inputs_embeds=embeds, attention_mask=batch.mask(), position_ids=batch.positions, use_cache=False
+            inputs_embeds=embeds,
+            attention_mask=additive(batch.mask(), embeds.dtype),
+            position_ids=batch.positions,
+            use_cache=False,
         ).last_hidden_state
         hidden.append(output[batch.group == batch.group.max()])
     assert torch.allclose(hidden[0], hidden[1], atol=1e-5)

@@ -22,6 +22,7 @@ from .recipe import LanguageStage, RealRecipe
 from .rows import RowMaker
 from .words import WordTargets
 
+BACKGROUND = 0.3  # share of the background's patches that the projector stage uses
 VALIDATION_IMAGES = 8  # scenes on which a stage is observed while it is trained
 
 
@@ -80,7 +81,11 @@ class RealStages:
         source, rng = self.recipe.pictures, PortableRandom(f"projector-{step}")
         indices = [rng.below(source.train) for _ in range(self.recipe.stages.projector.batch_size)]
         labels = torch.stack([self.targets.labels(scene(source.seed, "train", i), self.patch) for i in indices])
-        return self.targets.loss(self.parts.projector(self.store.batch(indices)), labels)
+        # Background is most of an image, and all of it has the same target.
+        used = (labels > 0) | (torch.rand(labels.shape, generator=torch.Generator().manual_seed(step)) < BACKGROUND)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.precision == "bfloat16"):
+            projected = self.parts.projector(self.store.batch(indices)[used])
+        return self.targets.loss(projected.float(), labels[used], used.nonzero()[:, 1])
 
     def answer_loss(self, stage: LanguageStage, step: int, offset: int) -> tuple[Tensor, float]:
         batch = self.rows.batch(stage, self.recipe.pictures.seed, self.recipe.pictures.train, step, offset)
@@ -91,7 +96,9 @@ class RealStages:
     def validate_words(self) -> dict[str, float]:
         scenes, features = self.validation
         labels = torch.stack([self.targets.labels(one, self.patch) for one in scenes])
-        return {"validation_right": self.targets.loss(self.parts.projector(features), labels)[1]}
+        projected = self.parts.projector(features).flatten(0, 1)
+        places = torch.arange(labels.shape[1]).repeat(len(scenes))
+        return {"validation_right": self.targets.loss(projected, labels.flatten(), places)[1]}
 
     @torch.no_grad()
     def validate_answers(self, stage: LanguageStage) -> dict[str, float]:

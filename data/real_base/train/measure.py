@@ -22,6 +22,7 @@ from data.things import KINDS, STYLES, Question, draw, questions, scene
 
 from ..build import assembled, with_trained
 from .features import tower_features
+from .model import additive
 from .recipe import RealRecipe
 from .rows import IGNORED, RowBatch, RowMaker
 
@@ -77,7 +78,10 @@ def _token_hits(model: Any, batch: RowBatch, features: Tensor) -> tuple[Tensor, 
     embeds = model.get_input_embeddings()(batch.ids)
     embeds = embeds.masked_scatter((batch.ids == model.config.image_token_id).unsqueeze(-1), patches)
     hidden = model.model.language_model(
-        inputs_embeds=embeds, attention_mask=batch.mask(), position_ids=batch.positions, use_cache=False
+        inputs_embeds=embeds,
+        attention_mask=additive(batch.mask(), embeds.dtype),
+        position_ids=batch.positions,
+        use_cache=False,
     ).last_hidden_state
     supervised = batch.labels[:, 1:] != IGNORED
     logits = F.linear(hidden[:, :-1][supervised], model.lm_head.weight)

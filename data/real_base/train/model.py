@@ -20,6 +20,9 @@ class TrainedParts(nn.Module):
     def __init__(self, recipe: RealRecipe, model: Any) -> None:
         super().__init__()
         self.projector = copy.deepcopy(model.model.multi_modal_projector).float()
+        model.set_attn_implementation(
+            "eager"
+        )  # on the CPU faster in bfloat16 than the fused kernel, its backward above all
         self.language_model = add_adapter(recipe, model.model.language_model)
         self.embeddings = model.get_input_embeddings()
         self.image_token = model.config.image_token_id
@@ -48,13 +51,21 @@ class TrainedParts(nn.Module):
         embeds = self.embeddings(batch.ids)
         embeds = embeds.masked_scatter((batch.ids == self.image_token).unsqueeze(-1), patches)
         hidden = self.language_model(
-            inputs_embeds=embeds, attention_mask=batch.mask(), position_ids=batch.positions, use_cache=False
+            inputs_embeds=embeds,
+            attention_mask=additive(batch.mask(), embeds.dtype),
+            position_ids=batch.positions,
+            use_cache=False,
         ).last_hidden_state
         targets = batch.labels[:, 1:]
         supervised = targets != IGNORED
         logits = F.linear(hidden[:, :-1][supervised], self.embeddings.weight).float()
         labels = targets[supervised]
         return F.cross_entropy(logits, labels), logits.argmax(-1) == labels
+
+
+def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """The mask as a term added to attention scores: 0 where it is True, the smallest number elsewhere."""
+    return torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
 
 
 def add_adapter(recipe: RealRecipe, language_model: Any) -> Any:

@@ -34,17 +34,15 @@ class WordTargets:
         """[patches], the index of each patch's word."""
         return torch.tensor([self.index[word] for word in patch_words(scene, patch).flatten()])
 
-    def loss(self, projected: Tensor, labels: Tensor) -> tuple[Tensor, float]:
-        """projected: [B, patches, D]; labels: [B, patches]. The share of things and texts whose word is the nearest."""
-        words = (projected - self.places).flatten(0, 1)
-        labels = labels.flatten()
+    def loss(self, projected: Tensor, labels: Tensor, patches: Tensor) -> tuple[Tensor, float]:
+        """projected: [N, D]; labels, patches: [N], the word and the place of each. The second value is the share of
+        things and texts whose word is the nearest."""
+        words = projected - self.places[patches]
         squares = words.square().sum(1, keepdim=True) + self.words.square().sum(1)
         distances = (squares - 2 * words @ self.words.T) / self.scale  # faster than `cdist`, its backward above all
-        weight = torch.where(labels > 0, 1.0, 0.3)
-        near = distances.gather(1, labels.unsqueeze(1)).squeeze(1)
-        losses = F.cross_entropy(-10 * distances, labels, reduction="none") + near
+        near = distances.gather(1, labels.unsqueeze(1)).mean()
         right = (distances.argmin(1) == labels)[labels > 0].float().mean()
-        return (losses * weight).sum() / weight.sum(), float(right)
+        return F.cross_entropy(-10 * distances, labels) + near, float(right)
 
 
 def _embedding(tokenizer: Any, embeddings: Tensor, word: str) -> Tensor:
