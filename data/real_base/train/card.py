@@ -47,8 +47,8 @@ embeddings: of the word that names what a patch shows (zero for background), plu
 
 ## Accuracy
 
-Exact match in percent at full tokens, with 95% Wilson intervals, on scenes of the split `{split}` ({images} a column,
-at most {each} questions of each kind). *unseen*: things that no training image shows. *other style*: the things of
+Exact match in percent at full tokens in {precision}, with 95% Wilson intervals, on scenes of the split `{split}`
+({images} a column, at most {each} questions of each kind). *unseen*: things that no training image shows. *other style*: the things of
 training, drawn by others. The bar was set before training: at least 80% of seen things named (`what`, `seen`).
 
 {table}
@@ -60,6 +60,7 @@ def write_card(recipe: RealRecipe, scores: Scores) -> str:
         size=recipe.pictures.size,
         tokens=(recipe.pictures.size // 14) ** 2,
         parts="\n".join(f"- `{part.requirement}` ({part.licence}): {part.contents}" for part in PARTS.values()),
+        precision=recipe.precision,
         rank=recipe.adapter.rank,
         layer=13 + recipe.pictures.feature_layer,
         stages="\n".join(_describe(recipe)),

@@ -23,7 +23,7 @@ from .rows import RowMaker
 from .words import WordTargets
 
 BACKGROUND = 0.3  # share of the background's patches that the projector stage uses
-VALIDATION_IMAGES = 8  # scenes on which a stage is observed while it is trained
+VALIDATION_IMAGES = 6  # scenes on which a stage is observed while it is trained
 
 
 def train(recipe: RealRecipe, until: str | None = None) -> None:

@@ -40,7 +40,8 @@ def evaluate(recipe: RealRecipe) -> None:
     from .card import write_card
 
     model, processor = assembled(Path(recipe.parts_dir), recipe.pictures.feature_layer, recipe.pictures.size)
-    scores = measure(with_trained(model, Path(recipe.output_dir)), processor, recipe)
+    model = with_trained(model, Path(recipe.output_dir)).to(getattr(torch, recipe.precision))
+    scores = measure(model, processor, recipe)
     (Path(recipe.output_dir) / "measured.json").write_text(json.dumps(scores, indent=1) + "\n")
     print(write_card(recipe, scores))
 
