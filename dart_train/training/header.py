@@ -28,6 +28,21 @@ def header(feed: TrainFeed, model: Any, resume: Path | None) -> str:
     return "\n".join(f"{name:<10} {text}" for name, text in lines.items())
 
 
+def run_facts(feed: TrainFeed, model: Any) -> dict[str, Any]:
+    """What the recipe alone does not determine, for trackers. model: as for `header`."""
+    counts = count_parameters(model)
+    return {
+        "world_size": feed.ranks.world,
+        "effective_batch_size": feed.rows_per_step,
+        "steps": feed.steps,
+        "rows_per_epoch": None if feed.order is None else len(feed.order),
+        "zero_stage": optimizer_sharding(feed.recipe.train, feed.ranks)["stage"],
+        "trained_parameters": sum(trained for trained, _ in counts.values()),
+        "parameters": sum(total for _, total in counts.values()),
+        "trained_parameters_by_part": {name: trained for name, (trained, _) in counts.items()},
+    }
+
+
 def _trained(recipe: Recipe, model: Any) -> str:
     counts = count_parameters(model)
     modes = {name: part.mode for name, part in recipe.parts.named().items()}

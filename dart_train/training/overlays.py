@@ -107,20 +107,24 @@ class Overlays(TrainerCallback):
             return
         with self.eval_mode() as forward, self.budgets.temporarily(*self.budgets.served):
             drawn = [self._draw(forward, sample, state.is_world_process_zero) for sample in self.samples]
-        images = [image for image in drawn if image is not None]
-        if images:
+        found = [each for each in drawn if each is not None]
+        if found:
+            images, captions = [image for image, _ in found], [caption for _, caption in found]
             _write(self.folder / f"step-{state.global_step:06d}", images)
             for tracker in self.trackers:
-                tracker.show("overlays", images, state.global_step)
+                tracker.show("overlays", images, captions, state.global_step)
 
-    def _draw(self, forward: EvalForward, sample: OverlaySample, draw: bool) -> Image.Image | None:
+    def _draw(self, forward: EvalForward, sample: OverlaySample, draw: bool) -> tuple[Image.Image, str] | None:
+        """The image and its caption."""
         forward(sample.batch)
         last = self.attached.last
         if not draw or last is None:
             return None
         choice = choice_of_row(last, 0, sample.batch["input_ids"][0], self.tokenizer)
         title = " + ".join(type(reducer).name or type(reducer).__name__ for reducer in self.attached.reducers)
-        return side_by_side([overlay_panel(sample.images, sample.places, choice, title, WIDTH)], sample.question)
+        image = side_by_side([overlay_panel(sample.images, sample.places, choice, title, WIDTH)], sample.question)
+        before, after = last.visual_before[0], last.visual_after[0]
+        return image, f"{title}, {after} of {before} visual tokens kept: {sample.question}"
 
 
 def _write(folder: Path, images: Sequence[Image.Image]) -> None:

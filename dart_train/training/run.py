@@ -24,7 +24,7 @@ from .arguments import reset_deepspeed_state, training_arguments
 from .callbacks import MetricsFile, ProgressLine
 from .data_feed import TrainFeed
 from .deepspeed_config import deepspeed_config, uses_deepspeed
-from .header import header
+from .header import header, run_facts
 from .liveness import RankMonitor, StopRequest
 from .overlays import Overlays, OverlaySample, overlay_samples
 from .resume import check_same_rows, choose_checkpoint, was_surveyed, with_grouping
@@ -169,6 +169,8 @@ def build(prepared: PreparedRun, stop: StopRequest | None = None) -> DartTrainer
         stop,
         reporters,
     )
+    if trainer.trackers and prepared.validation is not None:
+        prepared.validation.show_predictions(prepared.processor.tokenizer)
     if prepared.overlay_samples and attached is not None:
         tokenizer = prepared.processor.tokenizer
         overlays = Overlays(
@@ -182,7 +184,8 @@ def _reporters(prepared: PreparedRun) -> list[TrainerCallback]:
     """On the first rank alone: these rewrite their files when they are made."""
     recipe, folder = prepared.recipe, Path(prepared.recipe.train.output_dir)
     log = recipe.log
-    run = TrackedRun(folder, log.project, log.name, log.group, log.tags, log.mode, recipe.to_dict())
+    config = {**recipe.to_dict(), "run": run_facts(prepared.feed, prepared.meta_model)}
+    run = TrackedRun(folder, log.project, log.name, log.group, log.tags, log.mode, config)
     return [MetricsFile(folder, prepared.start_step), ProgressLine(), *make_trackers(log.report_to, run)]
 
 

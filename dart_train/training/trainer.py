@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from ..checkpoints import is_complete
+from ..common.trackers import Tracker
 from ..config import Recipe
 from ..hooks import Attached
 from ..models.structure import find_parts
@@ -30,6 +31,7 @@ from .objective import (
     forward_supervised,
     forward_with_teacher,
 )
+from .predictions import COLUMNS
 from .row_guard import RowGuard
 from .scorer_training import loss_with_scorer
 from .throughput import ThroughputMeter
@@ -168,6 +170,11 @@ class DartTrainer(CompatTrainer):
     def on_optimizer_step(self, taken: bool) -> None:
         self.guard.step_was_taken = taken
 
+    @property
+    def trackers(self) -> list[Tracker]:
+        """On the first rank; the others have none."""
+        return [callback for callback in self.callback_handler.callbacks if isinstance(callback, Tracker)]
+
     # validation and metrics -----------------------------------------------------------------------------------
 
     @contextmanager
@@ -190,6 +197,10 @@ class DartTrainer(CompatTrainer):
             return {}
         metrics = self.validation.evaluate(self.budgets, self.eval_mode, self.accelerator)
         self.log(metrics)
+        if self.validation.predictions is not None:
+            rows = self.validation.predictions.take()
+            for tracker in self.trackers:
+                tracker.show_table("validation/predictions", COLUMNS, rows, self.state.global_step)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 

@@ -22,6 +22,7 @@ from ..data.survey import sample_dropped_rows
 from ..reduction.budget import Keep
 from .data_feed import SAMPLED_ROWS
 from .objective import StepBudgets, SupervisedLogits
+from .predictions import PredictionTable
 
 # A forward of a collated batch on the model in eval mode, without gradient.
 EvalForward = Callable[[Mapping[str, Any]], SupervisedLogits]
@@ -36,6 +37,7 @@ class Validation:
 
     budgets: dict[str, tuple[Keep, ...] | None]
     batches: DataLoader[Any]
+    predictions: PredictionTable | None = None  # of the served budget, on the rank that has trackers
 
     @classmethod
     def open(cls, recipe: Recipe, ranks: RankInfo, processor: Any) -> Validation | None:
@@ -56,6 +58,12 @@ class Validation:
         collator = Collator(processor, data.pad_to_multiple_of)
         return cls(_budgets(recipe), DataLoader(rows, batch_sampler=mine, collate_fn=collator))
 
+    def show_predictions(self, tokenizer: Any) -> None:
+        """From now on `predictions` has a few rows of each validation."""
+        rows: Any = self.batches.dataset
+        numbers: Any = self.batches.batch_sampler
+        self.predictions = PredictionTable.open(rows, list(numbers), tokenizer)
+
     def evaluate(self, budgets: StepBudgets, eval_mode: EvalMode, accelerator: Any) -> dict[str, float]:
         """Collective. `eval_loss` and `eval_accuracy` are those at the served budget; the others have its suffix."""
         metrics: dict[str, float] = {}
@@ -63,8 +71,10 @@ class Validation:
             for suffix, keep in self.budgets.items():
                 sums = torch.zeros(3)  # loss, correct targets, targets
                 with budgets.temporarily(*(keep or ())):
-                    for host in self.batches:
+                    for number, host in enumerate(self.batches):
                         output = forward(host)
+                        if self.predictions is not None and not suffix:
+                            self.predictions.add(number, host, output)
                         sums += torch.tensor([float(output.loss()), output.correct(), output.targets.numel()])
                 loss, correct, targets = accelerator.reduce(sums.to(accelerator.device), "sum").tolist()
                 metrics[f"eval_loss{suffix}"] = loss / max(targets, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from dart_train.common.distributed import RankInfo
 from dart_train.common.trackers import wandb_mode
 from dart_train.config import load_recipe
 from dart_train.training.callbacks import MetricsFile, progress_line, read_metrics
+from dart_train.training.predictions import PREDICTED_ROWS
 from dart_train.training.run import build, prepare
 from tests.fixtures.run_scene import losses, make_recipe
 
@@ -101,6 +103,60 @@ def test_wandb_run_id_is_kept_on_resume(tmp_path: Path, monkeypatch: pytest.Monk
     _, headers = wandb_history(run)
     assert len({header.run_id for header in headers}) == 1
     assert len(list(run.glob("wandb/offline-run-*"))) == 2
+
+
+def test_trackers_show_repeated_steps_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that was lost after step 8 continues from its checkpoint of step 4: steps 5 to 8 are trained again."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    recipe, run = make_recipe(tmp_path), tmp_path / "run"
+    rows = json.dumps([{"path": str(tmp_path / "rows.json"), "images": str(tmp_path / "images"), "limit": 20}])
+    more = ["log.report_to=[wandb, tensorboard]", "train.per_device_batch_size=2", "train.save_steps=4",
+            f"data.validation={rows}", "train.eval_budgets=[1.0]", "train.overlay_steps=4"]  # fmt: skip
+    train(recipe, [*more, "train.max_steps=8"])
+    settled_history(run)
+    shutil.rmtree(run / "checkpoint-8")
+    train(recipe, [*more, "train.max_steps=8", "train.epochs=2"])
+    assert [line["step"] for line in losses(run)] == list(range(1, 9))
+    train(recipe, [*more, "train.max_steps=10"])
+    deadline = time.monotonic() + 60
+    while True:
+        history, headers = wandb_history(run)
+        steps = [row["train/global_step"] for row in history if "train/loss" in row]
+        if len(steps) >= 10 or time.monotonic() > deadline:
+            break
+        time.sleep(0.5)
+    assert steps == list(range(1, 11)) and len({header.run_id for header in headers}) == 1
+    for name, expected in (("eval/loss", [4, 8, 10]), ("validation/predictions", [4, 8, 10]), ("overlays/0", [4, 8])):
+        found = [row["train/global_step"] for row in history if any(key.startswith(name) for key in row)]
+        assert found == expected, name
+    assert sorted(_scalars(run, "train/loss")) == steps
+    predictions_are_those_of_the_rows(run, json.loads((tmp_path / "rows.json").read_text()))
+    captions_name_method_budget_and_question(history)
+    config = {item.key: json.loads(item.value_json) for item in headers[0].config.update}
+    facts = config["run"]
+    assert (facts["world_size"], facts["effective_batch_size"], facts["steps"]) == (1, 2, 8)
+    assert facts["trained_parameters"] == sum(facts["trained_parameters_by_part"].values()) < facts["parameters"]
+
+
+def predictions_are_those_of_the_rows(run: Path, rows: list[dict[str, Any]]) -> None:
+    (file, *_) = sorted(run.glob("wandb/offline-run-*/files/media/table/validation/*.json"))
+    table = json.loads(file.read_text())
+    names = ["row", "question", "target", "right", "image"]
+    assert set(names) < set(table["columns"]) and len(table["data"]) == PREDICTED_ROWS
+    row, question, target, right, image = (table["columns"].index(name) for name in names)
+    (answer,) = set(range(len(table["columns"]))) - {row, question, target, right, image}
+    for number, entries in enumerate(table["data"]):
+        turns = [turn["value"].replace("<image>\n", "") for turn in rows[number]["conversations"]]
+        assert [entries[question], entries[target]] == turns
+        assert entries[right] == (entries[answer] == entries[target])
+        assert (entries[image] is not None) == ("image" in rows[number])
+
+
+def captions_name_method_budget_and_question(history: list[dict[str, Any]]) -> None:
+    captions = [text for row in history for key, text in row.items() if key.startswith("overlays/0.caption")]
+    assert len(captions) == 2
+    for text in captions:
+        assert text.startswith("dart, 16 of 64 visual tokens kept: ") and len(text.split(": ")[1].split()) > 2, text
 
 
 def test_wandb_mode_without_a_key_is_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
