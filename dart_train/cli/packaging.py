@@ -39,6 +39,8 @@ def export(argv: Sequence[str]) -> int:
             force=options.force,
             dtype=options.dtype,
             base=options.base,
+            for_engine=options.engine,
+            convert=options.convert,
         )
     except RuntimeError as error:  # the verification failed; no folder was written
         return cli.report_error("export", error, cli.FAILED)
@@ -62,6 +64,10 @@ def _export_parser() -> argparse.ArgumentParser:
     parser.add_argument("--force", action="store_true", help="replace an earlier export")
     parser.add_argument("--dtype", choices=cli.DTYPES, help="of the weights (default: the dtype of the training)")
     parser.add_argument("--base", help="path of an adapter's base model, if it was moved")
+    parser.add_argument(
+        "--for", dest="engine", choices=("vllm",), help="refuse a reduction that this inference engine cannot apply"
+    )
+    parser.add_argument("--convert", action="store_true", help="with --for: write the nearest reduction that it can")
     return parser
 
 

@@ -21,7 +21,10 @@ from ..checkpoints.scorer_file import SCORER_FILE
 from ..common.io import ProblemCollector, fsync_path
 from ..models.loading import read_model
 from ..models.peft_compat import merge_adapter
+from ..reduction import Reducer
 from ..reduction.reducer_file import read_reducer_file
+from .engine_names import rename_for_engines
+from .engines import append_serving_section, stages_for_engine
 from .model_card import collect_provenance, write_card
 from .verify import ReferenceRun, run_reference, verify_export
 
@@ -39,6 +42,8 @@ class ExportJob:
     out: Path
     dtype: torch.dtype | str
     adapter_only: bool
+    engine: str | None = None
+    stages: list[Reducer] | None = None  # for the engine, in place of those of the training
 
 
 def export_model(
@@ -49,13 +54,18 @@ def export_model(
     force: bool,
     dtype: str | None,
     base: str | Path | None,
+    engine: str | None,
+    convert: bool,
 ) -> Path:
     """See `exporting.export`. Raises ValueError before a weight is read, RuntimeError if the check fails; in both
     cases nothing is left at `out`, and an earlier export there is kept."""
     out = Path(out)
     found = _resolve(run, out, checkpoint, adapter_only, force, dtype, base)
+    if convert and engine is None:
+        raise ValueError("convert changes the reduction to one that an engine can apply: name the engine (--for vllm)")
+    stages = None if engine is None else stages_for_engine(engine, found, adapter_only, convert)
     with _draft_folder(out) as folder:
-        job = ExportJob(found, folder, out, dtype or found.dtype, adapter_only)
+        job = ExportJob(found, folder, out, dtype or found.dtype, adapter_only, engine, stages)
         with _progress(("read the weights", "write", "verify in a fresh process")) as begin:
             begin("read the weights")
             model = read_model(found.source, job.dtype, found.attn_implementation, merge=False)
@@ -153,6 +163,7 @@ def _write_weights(job: ExportJob, model: Any, reference: ReferenceRun) -> None:
         full = merge_adapter(model) if location.is_adapter else model
         reference.record_weights(full)
         full.save_pretrained(job.folder)
+        rename_for_engines(job.folder)
 
 
 def _write_metadata(job: ExportJob) -> None:
@@ -162,8 +173,10 @@ def _write_metadata(job: ExportJob) -> None:
     if found.trained is not None:
         saved = read_reducer_file(found.location.folder)
         assert saved is not None
-        trained, budgets = saved.trained_stages, found.provenance.budgets
-        write_reducers(folder, found.trained, trained, budgets, saved.calibration, saved.tower)
+        stages, trained, calibration = found.trained, saved.trained_stages, saved.calibration
+        if job.stages is not None and list(stages) != job.stages:  # converted for the engine
+            stages, trained, calibration = job.stages, trained or found.trained, None
+        write_reducers(folder, stages, trained, found.provenance.budgets, calibration, saved.tower)
     if (found.location.folder / SCORER_FILE).is_file():
         shutil.copy(found.location.folder / SCORER_FILE, folder / SCORER_FILE)
     recipe = found.location.folder / "recipe.yaml"
@@ -172,6 +185,10 @@ def _write_metadata(job: ExportJob) -> None:
     provenance = collect_provenance(found)
     write_provenance(folder, provenance)
     write_card(folder, provenance, found, job.out.name, job.adapter_only)
+    if job.engine is not None:
+        stages = job.stages or []
+        as_trained = list(found.trained or []) == stages
+        append_serving_section(folder / "README.md", job.out.name, job.adapter_only, stages, as_trained)
 
 
 @contextmanager
