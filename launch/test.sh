@@ -5,15 +5,16 @@
 #   bash launch/test.sh --transformers 5.25.0   the laws and a short run on another release of a library; also
 #                                    --accelerate, --datasets, --deepspeed, --peft and --trl, one or several
 #   bash launch/test.sh --bounds     the same on the oldest and the newest releases that pyproject.toml allows
+#   bash launch/test.sh --vllm       the plug-in in the real engine, in an environment of its own (.venvs/vllm)
 #   bash launch/test.sh --gpu-dry-run   every stage of launch/gpu.sh, on the CPU
 #   bash launch/test.sh -k recipe    whatever follows goes to pytest (so: -m gpu on a machine with a GPU)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . launch/setup.sh
 
-markers="not slow and not drill and not gpu"
+markers="not slow and not drill and not gpu and not vllm"
 if [ "${1:-}" = "--all" ]; then
-    markers="not gpu"
+    markers="not gpu and not vllm"
     shift
 fi
 
@@ -23,6 +24,11 @@ export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 WANDB_MOD
 case "${1:-}" in
     --gpu-dry-run)
         exec python -m pytest -m slow tests/launch/test_gpu_run.py
+        ;;
+    --vllm)
+        shift
+        bash launch/vllm_env.sh
+        exec python -m pytest -m vllm tests/vllm "$@"
         ;;
     --bounds | --transformers* | --accelerate* | --datasets* | --deepspeed* | --peft* | --trl*)
         exec python -m launch.versions "$@"

@@ -20,7 +20,7 @@ SHIMS = {"families", "processors"}
 # From the bottom up. A package imports lower layers only, never another package of its own layer.
 LAYERS = (
     ("common", "reduction"),
-    ("kernels",),
+    ("kernels", "vllm_plugin"),
     ("config",),
     ("models",),
     ("hooks",),
@@ -40,6 +40,7 @@ ONLY_IN = {
     "peft": {"checkpoints", "exporting", "models/peft_compat.py", "training"},
     "triton": {"kernels"},
     "trl": set[str](),
+    "vllm": {"vllm_plugin"},
     "wandb": {"common/trackers.py", "evaluation", "training"},
 }
 
@@ -147,6 +148,22 @@ def test_reduction_is_pure_torch() -> None:
     }
     allowed = set(sys.stdlib_module_names) | {"dart_train", "numpy", "torch"}
     assert not {(file, library) for file, library in libraries if library not in allowed}
+
+
+def test_vllm_plugin_needs_nothing_of_the_training_environment() -> None:
+    """It runs next to another transformers: it imports `reduction`, and libraries that vLLM has too."""
+    allowed = set(sys.stdlib_module_names) | {"huggingface_hub", "numpy", "safetensors", "torch", "vllm"}
+    wrong = set()
+    for name, file in modules().items():
+        if name.startswith("vllm_plugin"):
+            wrong |= {
+                (relative(file), used)
+                for used in own_imports(file)
+                if package_of(used) not in ("reduction", "vllm_plugin")
+            }
+            libraries = {module.split(".")[0] for module, _ in imports_of(file)} - {"dart_train"}
+            wrong |= {(relative(file), library) for library in libraries - allowed}
+    assert not wrong, wrong
 
 
 @pytest.mark.parametrize("library", ONLY_IN)

@@ -7,7 +7,7 @@ import pkgutil
 
 import dart_train
 
-PLUGINS = ("dart_train.lmms_eval.",)  # import a program that is not a dependency
+PLUGINS = ("dart_train.lmms_eval.", "dart_train.vllm_plugin.")  # import a program that is not a dependency
 
 
 def test_every_module_can_be_imported() -> None:

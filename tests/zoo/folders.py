@@ -6,18 +6,22 @@ import json
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedConfig
+
 from tests.zoo.models import build
 from tests.zoo.processors import processor_of
 
 
-def save_folder(name: str, path: str | Path, older_layout: bool = False) -> Path:
+def save_folder(
+    name: str, path: str | Path, older_layout: bool = False, config: PreTrainedConfig | None = None
+) -> Path:
     """Model, tokenizer and processor of a family in one folder.
 
     `older_layout` is how most published repositories still look: the image processor in a file of its own,
     which also names the processor's class, the chat template in a JSON file, nothing about videos.
     """
     folder = Path(path)
-    build(name).save_pretrained(folder)
+    build(name, config=config).save_pretrained(folder)
     processor_of(name).save_pretrained(folder)
     if older_layout:
         _split(folder)

@@ -188,9 +188,9 @@ CONFIGS: dict[str, Callable[[str], PreTrainedConfig]] = {
 }
 
 
-def build(name: str, attn: str = "sdpa") -> PreTrainedModel:
+def build(name: str, attn: str = "sdpa", config: PreTrainedConfig | None = None) -> PreTrainedModel:
     """The tiny model of a family in eval mode; the same weights every time."""
-    config = CONFIGS[name](name)
+    config = config or CONFIGS[name](name)
     kind = hf.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
