@@ -175,7 +175,7 @@ def _write_metadata(job: ExportJob) -> None:
         assert saved is not None
         stages, trained, calibration = found.trained, saved.trained_stages, saved.calibration
         if job.stages is not None and list(stages) != job.stages:  # converted for the engine
-            stages, trained, calibration = job.stages, trained or found.trained, None
+            stages, trained, calibration = job.stages, trained or tuple(found.trained), None
         write_reducers(folder, stages, trained, found.provenance.budgets, calibration, saved.tower)
     if (found.location.folder / SCORER_FILE).is_file():
         shutil.copy(found.location.folder / SCORER_FILE, folder / SCORER_FILE)

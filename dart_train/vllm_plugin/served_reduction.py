@@ -93,6 +93,11 @@ def decide(
     if not isinstance(untrained, bool):
         raise ValueError(f"--hf-overrides: {UNTRAINED}={untrained!r}: expected true or false")
     file = ReducerFile(()) if file is None else file
+    if file.tower is not None:
+        raise ValueError(
+            f"{folder} has a stage in the vision tower, which vLLM does not run; train without it, or serve the model with "
+            "python -m dart_train serve"
+        )
     stages = list(file.stages)
     if not stages and keep is None:
         return None
@@ -116,7 +121,8 @@ def _contradictions(stage: Reducer, file: ReducerFile) -> list[str]:
         if trained != [stage]:
             was = ", then ".join(map(describe_reducer, file.trained_stages)) or "without a reduction"
             problems.append(f"the model was trained {'with ' * bool(trained)}{was}, not with {describe_reducer(stage)}")
-    if problem := _untrained_budget(stage.keep, file.trained_budgets):
+    calibrated = file.calibration is not None and stage.keep == file.stages[0].keep  # chosen on purpose, and measured
+    if not calibrated and (problem := _untrained_budget(stage.keep, file.trained_budgets)):
         problems.append(problem)
     return problems
 

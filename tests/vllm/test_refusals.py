@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ def test_what_contradicts_the_training() -> None:
     assert HOW_TO_ALLOW in str(no.value)
     with pytest.raises(ValueError, match="trained without a reduction"):
         decided([SERVABLE], trained_stages=())
+    assert decided([replace(SERVABLE, keep=32)], calibration={"rule": "any"}, **known) is not None
     allowed = {"dart_untrained": True, "dart_keep": 32}
     served = decided([SERVABLE], allowed, trained_stages=(DART(keep=64),), trained_budgets=ELASTIC)
     assert served is not None and served.reducer.keep == 32
