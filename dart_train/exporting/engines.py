@@ -28,6 +28,8 @@ def stages_for_engine(engine: str, found: ResolvedModel, adapter_only: bool, con
             f"the reduction of {architecture} is not served by vLLM; it is for {', '.join(FAMILIES)}. "
             "python -m dart_train serve serves it as it was trained"
         )
+    if found.trained_tower is not None:
+        problems.append("the model has a stage in the vision tower, which vLLM does not run")
     if adapter_only and (saved := _modules_to_save(found.location.folder)):
         problems.append(f"vLLM loads no adapter with fully trained modules ({saved}); leave out --adapter-only")
     if (reasons := why_not_servable(stages)) and not convert:

@@ -95,8 +95,8 @@ def decide(
     file = ReducerFile(()) if file is None else file
     if file.tower is not None:
         raise ValueError(
-            f"{folder} has a stage in the vision tower, which vLLM does not run; train without it, or serve the model with "
-            "python -m dart_train serve"
+            f"{folder} has a stage in the vision tower, which vLLM does not run; train without it, or serve the model "
+            "with python -m dart_train serve"
         )
     stages = list(file.stages)
     if not stages and keep is None:

@@ -11,6 +11,7 @@ import pytest
 
 from dart_train import DART, FastV, Learned
 from dart_train.reduction.reducer_file import REDUCER_FILE, ReducerFile
+from dart_train.reduction.tower import TowerDART
 from dart_train.reduction.trained_budgets import TrainedBudgets
 from dart_train.vllm_plugin.served_reduction import ServedReduction, decide
 from tests.vllm.conftest import ROOT, Engine, Expected, run_job, save_served
@@ -62,6 +63,8 @@ def test_what_contradicts_the_training() -> None:
     with pytest.raises(ValueError, match="trained without a reduction"):
         decided([SERVABLE], trained_stages=())
     assert decided([replace(SERVABLE, keep=32)], calibration={"rule": "any"}, **known) is not None
+    with pytest.raises(ValueError, match="a stage in the vision tower"):
+        decided([SERVABLE], tower=TowerDART())
     allowed = {"dart_untrained": True, "dart_keep": 32}
     served = decided([SERVABLE], allowed, trained_stages=(DART(keep=64),), trained_budgets=ELASTIC)
     assert served is not None and served.reducer.keep == 32
