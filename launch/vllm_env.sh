@@ -32,8 +32,10 @@ install --no-deps -e .
 cat >>"$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torchvision/extension.py" <<'END'
 
 if not _has_ops():
+    from torch import library
+
     for name in ("nms", "qnms"):
-        torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 END
 "$python" -c "import torchvision, vllm; print('vllm:', vllm.__version__)"
 printf '%s\n' "$pins" >"$stamp"
