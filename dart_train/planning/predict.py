@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -187,9 +188,9 @@ class PlanInputs:
         return measure_rates(self.config, self.setup, self.batches, works, self.device, seconds, trained)
 
     def flops(self) -> Rates:
-        one_layer = self.setup.build_one_layer(self.config, "meta", "eager")
+        build = functools.partial(self.setup.build_one_layer, self.config, "meta", "eager")
         checkpointing = self.recipe.train.gradient_checkpointing
-        found = flop_rates(self.model, self.setup.modes, checkpointing, self._patches_per_token(), one_layer)
+        found = flop_rates(self.model, self.setup.modes, checkpointing, self._patches_per_token(), build)
         return Rates(found.layer, found.forward, QuadraticCost(token=found.head), found.tower)
 
     def _patches_per_token(self) -> float:

@@ -66,12 +66,15 @@ class TrainingSetup:
         """The complete model, every weight with its size and dtype, none of them in memory."""
         return self._prepare(trainable_meta_model(self.recipe).to(self._loaded_dtype))
 
-    def build_one_layer(self, config: Any, device: torch.device | str, kernel: str | None = None) -> Any:
-        """The model with one decoder layer and random weights (none on `meta`), prepared for training."""
+    def build_one_layer(
+        self, config: Any, device: torch.device | str, kernel: str | None = None, layer: int | None = None
+    ) -> Any:
+        """The model with one decoder layer, by default the first with attention, and random weights (none on `meta`),
+        prepared for training."""
         kernel = kernel or resolve_attention(self.recipe.model)
         with torch.device(device):
             model = AutoModelForImageTextToText.from_config(
-                one_layer_config(config), dtype=self._loaded_dtype, attn_implementation=kernel
+                one_layer_config(config, layer), dtype=self._loaded_dtype, attn_implementation=kernel
             )
             return self._prepare(choose_parameters(model, self.recipe.parts))
 

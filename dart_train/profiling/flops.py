@@ -7,7 +7,7 @@ on the attention kernel, so it is counted with the kernel of the device that is 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -21,7 +21,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForImageTextToText
 
-from ..models.structure import PartName, find_parts, part_of
+from ..models.structure import RECURRENT, PartName, find_parts, part_of, unwrap_model
 from .op_count import tensors_in
 
 LayerCall = tuple[Any, Tensor, tuple[Any, ...], dict[str, Any]]  # (layer, hidden states, other arguments, keywords)
@@ -53,6 +53,9 @@ class QuadraticCost:
     def scaled(self, token: float, pair: float = 1.0) -> QuadraticCost:
         return QuadraticCost(self.call, self.token * token, self.pair * pair)
 
+    def times(self, share: float) -> QuadraticCost:
+        return QuadraticCost(self.call * share, self.token * share, self.pair * share)
+
     @classmethod
     def fit(cls, points: Sequence[tuple[int, int, float]], pairs: bool = True) -> QuadraticCost:
         """points: (rows, length, cost). Least squares of the relative errors, no term negative."""
@@ -70,13 +73,23 @@ class QuadraticCost:
         return cls(*found.tolist())
 
 
-def one_layer_config(config: Any) -> Any:
-    """The same model with a single decoder layer; the vision tower and the head keep their size."""
+def layer_kinds(config: Any) -> list[tuple[int, float]]:
+    """(a layer, the share of layers like it), with full attention first: layers with a recurrent state cost other than
+    those, which all cost the same."""
+    types = getattr(config.get_text_config(), "layer_types", None) or [""]
+    kinds = [[n for n, kind in enumerate(types) if (kind in RECURRENT) == recurrent] for recurrent in (False, True)]
+    return [(layers[0], len(layers) / len(types)) for layers in kinds if layers]
+
+
+def one_layer_config(config: Any, layer: int | None = None) -> Any:
+    """The same model with a single decoder layer, by default the first with attention; the vision tower and the head
+    keep their size."""
     short = copy.deepcopy(config)
     text = short.get_text_config()
+    layer = layer_kinds(config)[0][0] if layer is None else layer
     text.num_hidden_layers = 1
     if getattr(text, "layer_types", None):
-        text.layer_types = text.layer_types[:1]
+        text.layer_types = [text.layer_types[layer]]
     return short
 
 
@@ -90,7 +103,7 @@ class FakeLayer:
         self.device, self.dtype, self.autocast = device, dtype, autocast
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         with self.mode:
-            self.text = find_parts(model.to_empty(device=device)).text
+            self.text = unwrap_model(model.to_empty(device=device)).get_decoder()
         self.saved_bytes = cache(self._saved_bytes)
 
     def _saved_bytes(self, rows: int, length: int, padded: bool = False) -> int:
@@ -211,19 +224,21 @@ def flop_rates(
     modes: Mapping[str, str],
     gradient_checkpointing: bool,
     patches_per_token: float,
-    one_layer: Any | None = None,
+    build_one_layer: Callable[[int], Any] | None = None,
 ) -> FlopRates:
     """model: any copy of it, on `meta` too. modes: part (vision, projector, language) -> frozen, lora or full.
-    patches_per_token: vision patches that make one visual token. one_layer: the model as it trains, adapters included,
-    as `layer_flops` takes it; without it, one without adapters.
+    patches_per_token: vision patches that make one visual token. build_one_layer: given the number of a layer, the
+    model with it alone as it trains, adapters included, as `layer_flops` takes it; without it, one without adapters.
+    Where layers differ, the rates are those of the mean layer.
 
     Attention within the vision tower and the selection of tokens are not counted; both are small next to the layers.
     """
     config = find_parts(model).top.config
-    if one_layer is None:
-        with torch.device("meta"):
-            one_layer = AutoModelForImageTextToText.from_config(one_layer_config(config), attn_implementation="eager")
-    forward, backward = layer_flops(one_layer)
+    forward, backward = QuadraticCost(), QuadraticCost()
+    for layer, share in layer_kinds(config):
+        one_layer = build_one_layer(layer) if build_one_layer is not None else _one_layer_on_meta(config, layer)
+        ahead, back = layer_flops(one_layer)
+        forward, backward = forward + ahead.times(share), backward + back.times(share)
     weights = multiplied_weights(model)
     used = {"vision": weights["vision"] * patches_per_token, "projector": float(weights["projector"])}
     passes = {part: _PASSES[modes[part]] for part in used}
@@ -237,6 +252,11 @@ def flop_rates(
         head=float(_MULTIPLY_ADD * text.hidden_size * text.vocab_size * (3 if modes["language"] == "full" else 2)),
         tower=_MULTIPLY_ADD * sum(number * (passes[part] + recomputed) for part, number in used.items()),
     )
+
+
+def _one_layer_on_meta(config: Any, layer: int) -> Any:
+    with torch.device("meta"):
+        return AutoModelForImageTextToText.from_config(one_layer_config(config, layer), attn_implementation="eager")
 
 
 def multiplied_weights(model: Any) -> dict[PartName, int]:

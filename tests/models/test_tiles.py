@@ -12,7 +12,7 @@ from transformers import LlavaNextConfig
 from dart_train.models.families import Tile, UnknownGridError, find_family
 from dart_train.models.structure import find_parts
 from dart_train.reduction.batch_layout import BatchLayout, SampleLayout
-from tests.zoo import FAMILIES, FAMILIES_WITH_VIDEO, encode, make_image, make_video_batch
+from tests.zoo import FAMILIES, FAMILIES_WITH_VIDEO, HYBRIDS, encode, make_image, make_video_batch
 
 SIZES = [(64, 64), (64, 40), (32, 64), (48, 48), (97, 20), (20, 97), (61, 50), (33, 64), (200, 130), (16, 16)]
 PIXELS = ("pixel_values", "pixel_values_videos")
@@ -28,7 +28,7 @@ def encoded(name: str, *rows: list[tuple[int, int]]) -> dict[str, torch.Tensor]:
 
 def tiles_of(name: str, inputs: dict[str, torch.Tensor]) -> tuple[list[list[Tile]], BatchLayout]:
     """Found from the inputs that the record reads; and the batch, with its images separated."""
-    parts = find_parts(FAMILIES[name].model())
+    parts = find_parts((FAMILIES | HYBRIDS)[name].model())
     batch = BatchLayout.of(inputs["input_ids"], parts.visual_ids, inputs["attention_mask"])
     read = {key: value for key, value in inputs.items() if key in parts.family.reads}
     tiles = parts.family.tiles(parts.top.config, read, batch.rows())
@@ -59,14 +59,14 @@ def test_tiles_have_as_many_tokens_as_the_prompt(name: str) -> None:
         assert sum(map(len, tiles)) == int(shown.flatten(1).any(1).sum())
 
 
-@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"])
 @pytest.mark.parametrize("video", [False, True])
 def test_qwen_grids_are_those_of_its_positions(name: str, video: bool) -> None:
     inputs = make_video_batch(name) if video else encoded(name, [(64, 40)], [(48, 48), (32, 64)])
     tiles, batch = tiles_of(name, inputs)
     assert [len(images) for images in batch.images] == ([1, 1] if video else [1, 2])
     inputs = {key: value for key, value in inputs.items() if key not in PIXELS}
-    positions = FAMILIES[name].model().model.get_rope_index(**inputs)[0]
+    positions = (FAMILIES | HYBRIDS)[name].model().model.get_rope_index(**inputs)[0]
     mine = [(row, column) for image in tiles for r, c in image for row in range(r) for column in range(c)]
     theirs = []
     for place, each in enumerate(batch.rows()):
