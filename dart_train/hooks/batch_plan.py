@@ -163,11 +163,6 @@ def _checked_ids(inputs: Mapping[str, Any], past: int, parts: ModelParts) -> Ten
     refuse_static_cache(cache_of(inputs))
     if packed := [name for name in PACKING if inputs.get(name) is not None]:
         raise _packed_sequences(", ".join(packed))
-    if past and parts.family.bidirectional_images:
-        raise NotImplementedError(
-            "adding an image to a non-empty KV cache is not supported for models with bidirectional image attention "
-            "(Gemma 3): start a new cache"
-        )
     return ids
 
 

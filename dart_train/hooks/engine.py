@@ -48,12 +48,13 @@ from .observers import (
 from .outputs import ReducedLoss, SupervisedTargets
 from .router_loss import RouterLoss
 from .teacher import ReductionPass, TeacherPass, append_teacher
-from .transformers_compat import CACHE_NAMES, cache_argument, cache_in_output, cache_of
+from .transformers_compat import CACHE_NAMES, cache_argument, cache_in_output, cache_of, needs_positions
 
 Output = Literal["expand", "compact"]
 CPU = torch.device("cpu")
-# labels: some models pass them on to every layer, which does not use them.
-KNOWN_KEYWORDS = {"attention_mask", "labels", "position_embeddings", "position_ids", *CACHE_NAMES}
+TOKEN_KEYWORDS = ("moe_mm_token_type_ids",)  # [B, L], one entry for each token
+# Labels reach the layers of some families in **kwargs, where nothing reads them.
+KNOWN_KEYWORDS = {"attention_mask", "position_embeddings", "position_ids", "labels", *TOKEN_KEYWORDS, *CACHE_NAMES}
 
 
 class Engine:
@@ -99,8 +100,9 @@ class Engine:
             parts.top.register_forward_pre_hook(eager(self.on_model_start), with_kwargs=True),
             parts.top.register_forward_hook(eager(self.on_model_end), always_call=True),
             parts.inner.register_forward_pre_hook(eager(self.on_inner_start), with_kwargs=True),
-            parts.inner.register_forward_hook(eager(self.on_inner_end), always_call=True),
             parts.text.register_forward_hook(eager(self.on_decoder_end)),
+            # After the decoder's: in some families it is the inner model.
+            parts.inner.register_forward_hook(eager(self.on_inner_end), always_call=True),
             parts.norm.register_forward_hook(eager(self.scale.on_forward)),
         ]
         if adds_features_inside(parts.text):
@@ -182,7 +184,10 @@ class Engine:
             record_row = torch.compiler.disable(functools.partial(self._record_attention_row, state))
             module.config = RecordingAttentionConfig(module.config, record_row)
         record = torch.compiler.disable(functools.partial(_record_keys, state))
-        return args, {**kwargs, cache_argument(module.forward): RecordingCache(cache_of(kwargs), record)}
+        return args, {
+            **kwargs,
+            cache_argument(module.forward): RecordingCache(cache_of(kwargs), record, self.parts.text_config),
+        }
 
     def _record_attention_row(
         self, state: ForwardState, module: nn.Module, query: Tensor, key: Tensor, scaling: Any, softcap: Any
@@ -215,7 +220,7 @@ class Engine:
         kwargs = {**kwargs, "attention_mask": self._mask(state, stage, layer, self._active(hidden), kwargs)}
         if state.decoding:
             return (hidden, *args[1:]), kwargs
-        _gather_kwargs(state, stage, kwargs)
+        _gather_kwargs(state, stage, kwargs, needs_positions(module, self.parts.text_config))
         return (hidden, *_gather_positional(state, stage, args[1:])), kwargs
 
     def _reduce(
@@ -329,23 +334,28 @@ def _record_keys(state: ForwardState, key: Tensor, value: Tensor) -> None:
     state.observed = Observed(key.detach(), value.detach(), state.observed.attention)
 
 
-def _gather_kwargs(state: ForwardState, stage: int, kwargs: dict[str, Any]) -> None:
+def _gather_kwargs(state: ForwardState, stage: int, kwargs: dict[str, Any], with_positions: bool) -> None:
     """The rotary embeddings carry the kept tokens' own positions; position ids with gaps would make flash attention
-    believe in packed sequences."""
-    length = state.stages[stage].kept.source_length
-    rotary = kwargs.get("position_embeddings")
+    believe in packed sequences, so only layers that compute with them get them."""
+    kept = state.stages[stage].kept
+    length, rotary = kept.source_length, kwargs.get("position_embeddings")
     if rotary is not None:
         kwargs["position_embeddings"] = tuple(
             state.gather_rotary(t, stage) if t.shape[-2] == length else t for t in rotary
         )
-    if kwargs.get("position_ids") is not None:
-        kwargs["position_ids"] = None
+    positions = kwargs.get("position_ids")
+    if positions is not None:
+        wanted = (with_positions or rotary is None) and positions.shape[-1] == length
+        kwargs["position_ids"] = kept.gather(positions, -1, positions.ndim - 2) if wanted else None
+    for name in TOKEN_KEYWORDS:
+        if kwargs.get(name) is not None:
+            kwargs[name] = kept.gather(kwargs[name])
     unknown = [
         name
         for name, x in kwargs.items()
         if name not in KNOWN_KEYWORDS and isinstance(x, Tensor) and x.ndim > 1 and length in x.shape[1:3]
     ]
-    if unknown:
+    if unknown and not kept.keeps_all:
         raise NotImplementedError(
             f"a decoder layer is given {', '.join(unknown)} of full length {length}, which the reduction does not "
             "know how to shorten"

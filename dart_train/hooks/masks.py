@@ -78,8 +78,12 @@ def layer_mask(state: ForwardState, stage: int, given: Any, cache: Any, hidden: 
     else:
         valid, places = state.cached_and_kept(stage)
         length = plan.past + state.stages[stage].kept.source_length
-    if reaches_window(config, layer, length) and config._attn_implementation in MASKED_KERNELS:
-        return window_mask(config, layer, hidden, valid, places, cache)
+    windowed = reaches_window(config, layer, length) and config._attn_implementation in MASKED_KERNELS
+    own = window_mask(config, layer, hidden, valid, places, cache) if windowed else None
+    if not state.decoding and isinstance(given, Tensor) and given.ndim == 4:
+        return continued_mask(given, state.stages[stage].kept, valid, own, plan.past)
+    if own is not None:
+        return own
     check_window(config, layer, length)
     one_row = valid.shape[0] == 1  # it has no padding once it is short
     return build_causal_mask(config, hidden, None if one_row else valid, cache, layer)
@@ -123,6 +127,32 @@ def last_rows(mask: Any, number: int) -> Any:
     if not isinstance(mask, Tensor) or mask.ndim != 4 or mask.shape[2] == number:
         return mask
     return mask[:, :, mask.shape[2] - number :]
+
+
+def continued_mask(mask: Tensor, kept: KeptTokens, valid: Tensor, windowed: Tensor | None, past: int) -> Tensor:
+    """[B, 1, S, cached + S] of a prefill after a filled cache, from its full-length mask [B, 1, L, cached + L].
+
+    New tokens see each other as in the full mask, in both directions where images do. They see all cached ones, valid
+    [B, cached + S], or those that a window over places leaves: `windowed` [B, 1, S, keys of this layer]."""
+    length = kept.source_length
+    # Sized to the first layer with this kind of attention, which may be a reduced one. The columns of new tokens are
+    # the last ones all the same, but padding would be looked up at the wrong places.
+    to_full_length = mask.shape[-1] == past + length or windowed is not None
+    if not to_full_length and mask.shape[0] > 1:
+        raise NotImplementedError(
+            f"a batch of {mask.shape[0]} samples adds images to {past} cached tokens, and the model sizes its mask "
+            f"{tuple(mask.shape)} to a layer that was reduced: continue one sample at a time, or start a new cache"
+        )
+    new = kept.gather(kept.gather(mask[..., -length:], 2), 3)
+    seen = kept.valid[:, None, None, :]
+    if windowed is not None:
+        cached = windowed[..., : -kept.length]
+    else:
+        cached = valid[:, None, None, : -kept.length].expand(-1, 1, kept.length, -1)
+        if new.dtype != torch.bool:
+            cached = new.new_zeros(()).expand_as(cached).masked_fill(~cached, torch.finfo(new.dtype).min)
+    hidden = new & seen if new.dtype == torch.bool else new.masked_fill(~seen, torch.finfo(new.dtype).min)
+    return torch.cat([cached, hidden], 3)
 
 
 def build_causal_mask(config: Any, hidden: Tensor, valid: Tensor | None, cache: Any, layer: int) -> Any:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..common.deepspeed_compat import gathered, is_partitioned, weight_without_gathering
@@ -24,19 +25,25 @@ ROW_OBSERVER = "dart_train_row_observer"
 
 
 class RecordingCache:
-    """Replaces the cache of one attention call: records what it is given, and passes the call on."""
+    """Replaces the cache of one attention call: records what it is given, and passes the call on.
 
-    def __init__(self, cache: Any, record: Callable[[Tensor, Tensor], None]) -> None:
-        self._cache, self._record = cache, record
+    Where the forward has no cache, keys and values are returned as they came, and every other method (that of an
+    indexer, or of a convolution's state) is one of a cache that is thrown away.
+    """
+
+    def __init__(self, cache: Any, record: Callable[[Tensor, Tensor], None], config: Any = None) -> None:
+        self._cache, self._record, self._config = cache, record, config
 
     def update(self, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         self._record(key, value)
         return (key, value) if self._cache is None else self._cache.update(key, value, *args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
-        if self._cache is None:
-            raise AttributeError(name)
-        return getattr(self._cache, name)
+        if self._cache is not None:
+            return getattr(self._cache, name)
+        if "_thrown_away" not in vars(self):
+            self._thrown_away = DynamicCache(config=self._config)
+        return getattr(self._thrown_away, name)
 
 
 class RecordingAttentionConfig:

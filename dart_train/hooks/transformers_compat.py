@@ -7,6 +7,7 @@ the field of a model's output. The private names below are the same in both.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
 from collections.abc import Callable, Mapping
@@ -45,6 +46,21 @@ def refuse_static_cache(cache: Any) -> None:
             f"{type(cache).__name__}: a static cache has one length for all layers, and layers >= K hold fewer "
             "tokens. Use the dynamic cache: generate(cache_implementation='dynamic')."
         )
+
+
+def needs_positions(layer: nn.Module, config: Any) -> bool:
+    """Whether a layer that is given rotary embeddings computes with its position ids as well (Ministral 3 scales its
+    queries by them). Flash kernels take position ids that are passed on to them for packed sequences: there they are
+    left out."""
+    attention = getattr(layer, "self_attn", None)
+    return attention is not None and _takes_positions(type(attention), "flash" in str(config._attn_implementation))
+
+
+@functools.cache
+def _takes_positions(attention: type[nn.Module], flash: bool) -> bool:
+    if "position_ids" not in inspect.signature(attention.forward).parameters:
+        return False
+    return not flash or "position_ids=position_ids" not in inspect.getsource(attention.forward)
 
 
 def attention_kernel(module: nn.Module, config: Any) -> Callable[..., Any]:

@@ -72,6 +72,8 @@ _TEXT: dict[str, Any] = {
     "n_groups": 2,
     "vocab_size_per_layer_input": VOCABULARY,
     "hidden_size_per_layer_input": 8,
+    "attention_dropout": 0.0,  # losses are compared
+    "hidden_dropout": 0.0,
     "altup_num_inputs": 2,
     "laurel_rank": 8,
 }
@@ -173,7 +175,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "glm46v": _MROPE,
     "glmga": _MROPE,
     "glm4v": _MROPE,
-    "glm4v_moe": _MROPE,
+    "glm4v_moe": {"text_config": {"rope_parameters": {**_mrope(2, 1, 1), "partial_rotary_factor": 0.5}}},
     "glm_ocr": _MROPE,
     "glm5_next": {"text_config": {"num_key_value_heads": 4, "qk_rope_head_dim": 0}},
     "granite4_vision": {
@@ -203,6 +205,7 @@ CHANGES: dict[str, dict[str, Any]] = {
         "audio_config": {"text_hidden_size": 64},
         "text_config": _INKLING,
     },
+    "kimi_k25": {"text_config": {"num_key_value_heads": 4, "head_dim": 8}},
     "janus": {"vq_config": {"base_channels": 32, "embed_dim": 8, "latent_channels": 32, "num_embeddings": 16}},
     "lfm2_vl": {"text_config": {"layer_types": ["conv", "full_attention", "conv", "conv", "full_attention"]}},
     "llama4": {"vision_config": {"vision_output_dim": 64, "projector_input_dim": 64, "projector_output_dim": 64}},
@@ -232,8 +235,9 @@ CHANGES: dict[str, dict[str, Any]] = {
         "projector_hidden_size": 32,
     },
     "ovis2": {"vision_config": {"vocab_size": 32}},
+    "paddleocr_vl": _MROPE,
     "perception_lm": {"vision_config": {**CLIP, "model_args": {"embed_dim": 32}}},
-    "qwen2_5_omni_thinker": {**_MROPE, "audio_config": _AUDIO},
+    "qwen2_5_omni_thinker": {**_MROPE, "audio_config": _AUDIO, "vision_start_token_id": 118},
     "qwen3_omni_moe_thinker": {
         **_MROPE,
         "audio_config": _AUDIO | {"downsample_hidden_size": 32},
@@ -241,6 +245,7 @@ CHANGES: dict[str, dict[str, Any]] = {
         "vision_config": {"deepstack_visual_indexes": [0, 1]},
     },
     "qwen2_5_vl": _MROPE,
+    "step3p7": {"text_config": {"sliding_window": 4096}},
     "qwen2_vl": _MROPE,
     "qwen3_5": _MROPE,
     "qwen3_5_moe": _MROPE,
@@ -277,7 +282,7 @@ def _merge(into: dict[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _value(config: PreTrainedConfig, name: str) -> Any:
-    return vars(config).get(name, getattr(type(config), name, None))
+    return vars(config).get(name, vars(type(config)).get(name))
 
 
 def _small(config: PreTrainedConfig, table: Mapping[str, Any]) -> dict[str, Any]:
@@ -371,13 +376,17 @@ def adapt_features(model: Any, encoded: Any, images: int, tokens: int) -> None:
     def of_one_level() -> tuple[torch.Tensor, ...]:
         return tuple(torch.randn(tokens, width, generator=generator) for _ in range(images))
 
+    if config.model_type == "ovis2":
+        encoded["visual_indicator_features"] = torch.randn(len(config.visual_indicator_token_ids), width)
+    if config.model_type == "granite_docling":
+        encoded["router_logits"] = None
     if config.model_type == "granite4_vision":
         encoded["deepstack_features"] = [
             *((layer, of_one_level()) for _, layer in config.deepstack_layer_map),
             *((layer, of_one_level()) for layer in config.spatial_target_layers),
         ]
         return
-    places = [vars(config), vars(config.vision_config)] if hasattr(config, "vision_config") else []
+    places = [vars(part) for part in (config, getattr(config, "vision_config", None)) if part is not None]
     indexes = next((place[DEEPSTACK] for place in places if DEEPSTACK in place), None)
     if indexes:
         encoded["deepstack_features"] = [of_one_level() for _ in indexes]

@@ -158,35 +158,44 @@ def fresh(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def hidden(mask: Any, keep: Tensor, queries: int) -> Tensor:
-    """mask [B, 1, Q, N] (bool or additive) or None, keep [B, N] -> the same with dropped columns hidden. A dropped
-    token still sees itself, so that no row is empty; its output is unused."""
+    """mask [B, 1, Q, N] (bool or additive) or None, keep [B, total] -> the same with dropped columns hidden; N is
+    total, or less in a cache of a sliding window. A dropped token still sees itself, so that no row is empty; its
+    output is unused."""
     total = keep.shape[1]
     if mask is None:
         mask = torch.ones(queries, total, dtype=torch.bool).tril(total - queries)[None, None]
     own = torch.eye(total, dtype=torch.bool)[total - queries :][None, None] & ~keep[:, None, None, :]
-    column = keep[:, None, None, :]
+    own, column = own[..., -mask.shape[-1] :], keep[:, None, None, -mask.shape[-1] :]
     if mask.dtype == torch.bool:
         return (mask & column) | own
     return mask.masked_fill(~column, torch.finfo(mask.dtype).min).masked_fill(own, 0.0)
 
 
 @contextmanager
-def hiding(model: Any, keep: Tensor) -> Iterator[None]:
-    """Inside, layers >= K of the plain model do not see dropped tokens. keep [B, N]: cached tokens included."""
+def hiding(model: Any, keep: Tensor, past: int = 0) -> Iterator[None]:
+    """Inside, layers >= K of the plain model do not see dropped tokens. keep [B, N]: `past` cached tokens included;
+    tokens of later forwards are all seen."""
+    totals: dict[int, int] = {}
 
-    layers = model.get_decoder().layers[K:]
+    layers = model.get_decoder().layers
     if RECURRENT & set(getattr(model.get_decoder().config, "layer_types", None) or ()):
-        with gathering(layers, keep):  # a recurrent state runs over hidden tokens, too
+        with gathering(layers[K:], keep):  # a recurrent state runs over hidden tokens, too
             yield
         return
 
-    def before(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        mask = kwargs.get("attention_mask")
+    def before(layer: int, module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        mask, queries = kwargs.get("attention_mask"), args[0].shape[-2]
         if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 4):
             raise PlainModelFails(f"the layers get a mask of type {type(mask).__name__}")
-        return args, {**kwargs, "attention_mask": hidden(mask, keep, args[0].shape[-2])}
+        totals[layer] = totals.get(layer, past) + queries
+        more = keep.new_ones(keep.shape[0], max(0, totals[layer] - keep.shape[1]))
+        seen = torch.cat([keep, more], 1)[:, : totals[layer]]
+        return args, {**kwargs, "attention_mask": hidden(mask, seen, queries)}
 
-    handles = [layer.register_forward_pre_hook(before, with_kwargs=True) for layer in layers]
+    handles = [
+        layers[layer].register_forward_pre_hook(partial(before, layer), with_kwargs=True)
+        for layer in range(K, len(layers))
+    ]
     try:
         yield
     finally:
@@ -234,16 +243,17 @@ def reduced(model: Any, reducer: Reducer, side: str, use_cache: bool = False) ->
 
 
 def generation(model: Any, reducer: Reducer) -> float:
-    """Each step of cached generation, against the full-length forward over the complete sequence."""
+    """Each step of cached generation, against that of the plain model, which hides the same tokens and is made to
+    generate the same ones."""
     inputs = ragged(model, "left")
-    visual = image_id(model.config)
+    length = inputs["input_ids"].shape[1]
     options = {
         "max_new_tokens": NEW,
         "min_new_tokens": NEW,
         "do_sample": False,
         "output_logits": True,
         "return_dict_in_generate": True,
-        "suppress_tokens": [visual],
+        "suppress_tokens": [image_id(model.config)],
         "pad_token_id": every_model.PAD,
     }
     with torch.no_grad():
@@ -254,22 +264,13 @@ def generation(model: Any, reducer: Reducer) -> float:
         with attach(model, reducer) as attached:
             out = model.generate(**fresh(inputs), **options)
             keep = attached.last.mask
-        new = out.sequences[:, inputs["input_ids"].shape[1] :]
-        longer = lengthened(inputs, new)
-        with hiding(model, torch.cat([keep, torch.ones_like(new).bool()], 1)):
-            wanted = plain(model, longer, use_cache=False).logits[:, -NEW - 1 : -1]
-    got = torch.stack(out.logits, 1)
-    return difference(got, wanted, torch.ones(got.shape[:2]).bool())
-
-
-def lengthened(inputs: Mapping[str, Any], new: Tensor) -> dict[str, Any]:
-    """The same inputs with more text."""
-    longer = {**inputs, "input_ids": torch.cat([inputs["input_ids"], new], 1)}
-    for name in ("attention_mask", "mm_token_type_ids", "token_type_ids", "moe_mm_token_type_ids"):
-        if name in inputs:
-            more = torch.full_like(new, int(name == "attention_mask"))
-            longer[name] = torch.cat([inputs[name], more], 1)
-    return longer
+        assert int(keep.sum()) < int(inputs["attention_mask"].sum()), "nothing was dropped"
+        same = lambda row, ids: [int(out.sequences[row, len(ids)])]  # noqa: E731
+        with hiding(model, keep):
+            wanted = model.generate(**fresh(inputs), **options, prefix_allowed_tokens_fn=same)
+    assert torch.equal(wanted.sequences[:, length:], out.sequences[:, length:])
+    one, other = torch.stack(out.logits, 1), torch.stack(wanted.logits, 1)
+    return difference(one, other, torch.ones(one.shape[:2]).bool())
 
 
 def second_turn(model: Any, reducer: Reducer | None, image: bool) -> float:
@@ -304,7 +305,8 @@ def kept_or_all(attached: Any, length: int, rows: int) -> Tensor:
 
 def hidden_run(keeps: list[Tensor], model: Any, inputs: Mapping[str, Any], **options: Any) -> Any:
     total = inputs["attention_mask"].shape[1]
-    with hiding(model, next(keep for keep in keeps if keep.shape[1] == total)):
+    past = total - inputs["input_ids"].shape[1]
+    with hiding(model, next(keep for keep in keeps if keep.shape[1] == total), past):
         return plain(model, inputs, **options)
 
 
