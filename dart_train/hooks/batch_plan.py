@@ -21,7 +21,7 @@ from ..reduction.batch_layout import BatchLayout, to_cpu_in_one_copy
 from ..reduction.token_groups import TokenGroups, upload
 from .answers import INPUTS, AnswerLocator, CallInputs
 from .cache_state import CacheState
-from .transformers_compat import cache_of, refuse_static_cache
+from .transformers_compat import cache_of, has_two_way_attention, refuse_static_cache
 
 PIXELS = ("pixel_values", "pixel_values_videos", "pixel_values_images")
 PACKING = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx")
@@ -43,6 +43,7 @@ class BatchPlan:
     past: tokens in the cache before this forward.
     groups, real [B, L], visual [B, L]: on the device, of the full sequence.
     grid_shapes: per group, (rows, columns) of each tile; only where a method needs the grid.
+    two_way_images: the tokens of an image may see each other in both directions.
     """
 
     attention_mask: Tensor | None  # the full-length 2-D mask, cached tokens included
@@ -54,6 +55,7 @@ class BatchPlan:
     visual: Tensor | None = None
     grid_shapes: Sequence[Sequence[tuple[int, int]]] | None = None
     labels: Tensor | None = None
+    two_way_images: bool = False
 
     @property
     def decoding(self) -> bool:
@@ -113,7 +115,8 @@ def plan_batch(
     if groups is None:
         return None
     real, visual = upload(layout.real, ids.device), upload(layout.visual, ids.device)
-    return BatchPlan(mask, cache_state, past, layout, groups.to(ids.device), real, visual, shapes, labels)
+    two_way = has_two_way_attention(type(parts.inner))
+    return BatchPlan(mask, cache_state, past, layout, groups.to(ids.device), real, visual, shapes, labels, two_way)
 
 
 def _read_on_host(

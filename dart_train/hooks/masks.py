@@ -80,7 +80,7 @@ def layer_mask(state: ForwardState, stage: int, given: Any, cache: Any, hidden: 
         length = plan.past + state.stages[stage].kept.source_length
     windowed = reaches_window(config, layer, length) and config._attn_implementation in MASKED_KERNELS
     own = window_mask(config, layer, hidden, valid, places, cache) if windowed else None
-    if not state.decoding and isinstance(given, Tensor) and given.ndim == 4:
+    if plan.two_way_images and isinstance(given, Tensor) and given.ndim == 4:
         return continued_mask(given, state.stages[stage].kept, valid, own, plan.past)
     if own is not None:
         return own

@@ -63,6 +63,14 @@ def _takes_positions(attention: type[nn.Module], flash: bool) -> bool:
     return not flash or "position_ids=position_ids" not in inspect.getsource(attention.forward)
 
 
+@functools.cache
+def has_two_way_attention(model: type[nn.Module]) -> bool:
+    """Whether the modeling file of a class makes masks in which blocks of tokens see each other in both directions:
+    the mask builders take these as `block_sequence_ids` or as an `or_mask_function`."""
+    source = inspect.getsource(sys.modules[model.__module__])
+    return "block_sequence_ids" in source or "or_mask_function" in source
+
+
 def attention_kernel(module: nn.Module, config: Any) -> Callable[..., Any]:
     """The attention function that the model is configured with; eager ones are defined in each modeling file."""
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
