@@ -359,9 +359,11 @@ def kernels(name: str) -> tuple[str, ...]:
 
 
 def forward_parameters(model: Any) -> set[str]:
-    """Names of what the model and its inner model take."""
+    """Names of what the model takes, or passes on to its inner model."""
     inside = getattr(model, "model", model)
-    return {name for module in (model, inside) for name in inspect.signature(module.forward).parameters}
+    own = inspect.signature(model.forward).parameters
+    passed_on = inspect.signature(inside.forward).parameters if "kwargs" in own else {}
+    return {*own, *passed_on}
 
 
 def feature_width(model: Any) -> int:

@@ -13,6 +13,7 @@ A law `holds`, is `refused` (with the package's sentence), `fails` in the plain 
 
 from __future__ import annotations
 
+import copy
 import sys
 import traceback
 import warnings
@@ -178,7 +179,7 @@ def hiding(model: Any, keep: Tensor, past: int = 0) -> Iterator[None]:
     totals: dict[int, int] = {}
 
     layers = model.get_decoder().layers
-    if RECURRENT & set(getattr(model.get_decoder().config, "layer_types", None) or ()):
+    if is_recurrent(model):
         with gathering(layers[K:], keep):  # a recurrent state runs over hidden tokens, too
             yield
         return
@@ -265,6 +266,11 @@ def generation(model: Any, reducer: Reducer) -> float:
             out = model.generate(**fresh(inputs), **options)
             keep = attached.last.mask
         assert int(keep.sum()) < int(inputs["attention_mask"].sum()), "nothing was dropped"
+        if is_recurrent(model):  # its reference runs without a cache
+            new = out.sequences[:, length:]
+            with hiding(model, torch.cat([keep, torch.ones_like(new).bool()], 1)):
+                wanted = plain(model, lengthened(inputs, new), use_cache=False).logits[:, -NEW - 1 : -1]
+            return difference(torch.stack(out.logits, 1), wanted, torch.ones(wanted.shape[:2]).bool())
         same = lambda row, ids: [int(out.sequences[row, len(ids)])]  # noqa: E731
         with hiding(model, keep):
             wanted = model.generate(**fresh(inputs), **options, prefix_allowed_tokens_fn=same)
@@ -292,9 +298,43 @@ def second_turn(model: Any, reducer: Reducer | None, image: bool) -> float:
         keeps: list[Tensor] = []
         logits = now(run, lambda length: keeps.append(kept_or_all(attached, length, len(rows))))
     keep_first, keep_later = keeps
+    if is_recurrent(model):  # its reference runs without a cache
+        with torch.no_grad(), hiding(model, torch.cat([keep_first & first["attention_mask"].bool(), keep_later], 1)):
+            both = plain(model, joined(first, later), use_cache=False).logits
+        return difference(logits, both[:, -logits.shape[1] :], keep_later)
     keeps = [keep_first & first["attention_mask"].bool(), torch.cat([keep_first, keep_later], 1)]
     wanted = now(lambda *a, **o: hidden_run(keeps, *a, **o))
     return difference(logits, wanted, keep_later)
+
+
+def lengthened(inputs: Mapping[str, Any], new: Tensor) -> dict[str, Any]:
+    """The same inputs with more text."""
+    longer = {**inputs, "input_ids": torch.cat([inputs["input_ids"], new], 1)}
+    for name in ("attention_mask", "mm_token_type_ids", "token_type_ids", "moe_mm_token_type_ids"):
+        if name in inputs:
+            more = torch.full_like(new, int(name == "attention_mask"))
+            longer[name] = torch.cat([inputs[name], more], 1)
+    return longer
+
+
+def joined(first: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
+    """Two turns of one image a row, or of none in the later one, as one sequence."""
+    both = {name: torch.cat([x, later[name]], -1) for name, x in first.items()
+            if isinstance(x, Tensor) and name not in ("attention_mask", "image_grid_thw")}  # fmt: skip
+    both["attention_mask"] = later["attention_mask"]
+    encoded = [turn["mm_encoder_outputs"]["image"] for turn in (first, later) if "mm_encoder_outputs" in turn]
+    grids = [turn["image_grid_thw"] for turn in (first, later) if "image_grid_thw" in turn]
+    rows = range(len(both["input_ids"]))
+    together = copy.copy(encoded[0])
+    together["pooler_output"] = [turn.pooler_output[row] for row in rows for turn in encoded]
+    both["mm_encoder_outputs"] = {"image": together}
+    if grids:
+        both["image_grid_thw"] = torch.stack([turn[row] for row in rows for turn in grids])
+    return both
+
+
+def is_recurrent(model: Any) -> bool:
+    return bool(RECURRENT & set(getattr(model.get_decoder().config, "layer_types", None) or ()))
 
 
 def kept_or_all(attached: Any, length: int, rows: int) -> Tensor:
