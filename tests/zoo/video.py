@@ -22,6 +22,7 @@ from tests.zoo.processors import PATCH, processor_of
 MERGE = 2
 FRAMES_PER_PATCH = 2
 FAMILIES_WITH_VIDEO = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+_ENCODED = (*FAMILIES_WITH_VIDEO, "qwen3_5")  # a hybrid, which is not among FAMILIES
 
 
 class PatchedFrames(NoVideo):
@@ -58,8 +59,8 @@ def make_video_batch(
     name: str, frames: tuple[int, ...] = (4, 6), padding_side: str = "left"
 ) -> dict[str, torch.Tensor]:
     """Row i: a video of `frames[i]` frames (an even number), a question, and the prompt to answer."""
-    if name not in FAMILIES_WITH_VIDEO:
-        raise ValueError(f"no tiny videos for {name!r}, only for {', '.join(FAMILIES_WITH_VIDEO)}")
+    if name not in _ENCODED:
+        raise ValueError(f"no tiny videos for {name!r}, only for {', '.join(_ENCODED)}")
     processor = copy.copy(processor_of(name))
     processor.video_processor = PatchedFrames({})
     return encode_videos(processor, frames, padding_side)
