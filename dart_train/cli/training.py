@@ -134,17 +134,18 @@ def data(argv: Sequence[str]) -> int:
     options = _data_parser().parse_args(argv)
     if bool(options.recipe) == bool(options.rows):
         raise ValueError("give either a recipe, or --rows FILE with --images FOLDER")
-    sources, encoder, reducers, limit = _of_recipe(options) if options.recipe else _of_rows(options)
+    sources, encoder, reducers, limit, tolerance = _of_recipe(options) if options.recipe else _of_rows(options)
     from ..data.check import check_rows
     from ..data.check_report import as_text
 
-    result = check_rows(sources, encoder, reducers, max(1, options.workers), options.out, not options.quiet, limit)
+    workers, progress = max(1, options.workers), not options.quiet
+    result = check_rows(sources, encoder, reducers, workers, options.out, progress, limit, tolerance)
     print(as_text(result).encode(errors="backslashreplace").decode())  # rows may have characters a terminal has not
     print(f"\nwritten: {options.out / 'check.json'}, and the issues of each row in check_rows.jsonl next to it")
     return cli.FAILED if result["errors"] or result["too_many_dropped"] else cli.OK
 
 
-_Rows = tuple["list[DataSource]", "Encoder | None", Sequence[Any], "float | None"]
+_Rows = tuple["list[DataSource]", "Encoder | None", Sequence[Any], "float | None", "float | None"]
 
 
 def _of_rows(options: argparse.Namespace) -> _Rows:
@@ -154,8 +155,8 @@ def _of_rows(options: argparse.Namespace) -> _Rows:
 
     sources = open_sources([SourceSpec(options.rows, options.images)], ImageStore(allow_urls=options.allow_urls))
     if options.model is None:
-        return sources, None, (), None
-    return sources, Encoder(_processor(options.model), options.max_length, options.on_too_long), (), None
+        return sources, None, (), None, None
+    return sources, Encoder(_processor(options.model), options.max_length, options.on_too_long), (), None, None
 
 
 def _of_recipe(options: argparse.Namespace) -> _Rows:
@@ -166,7 +167,7 @@ def _of_recipe(options: argparse.Namespace) -> _Rows:
     from ..data.images import ImageStore
     from ..data.sources import open_sources
 
-    config, reducers = recipe.data, recipe.reduction.reducers()
+    config, reducers, tower = recipe.data, recipe.reduction.reducers(), recipe.reduction.tower_stage()
     specs, store = [*config.train, *config.validation], ImageStore.from_config(config)
     try:
         processor = _processor(options.model or recipe.model.path)
@@ -174,9 +175,10 @@ def _of_recipe(options: argparse.Namespace) -> _Rows:
         if options.model is not None:
             raise
         print(f"data check: tokens are not measured: {error}", file=sys.stderr)  # the model may be on another machine
-        return open_sources(specs, store), None, reducers, config.max_bad_fraction
+        return open_sources(specs, store), None, reducers, config.max_bad_fraction, None
     sources = open_sources(specs, store.leave_limits_to(processor))
-    return sources, Encoder(processor, config.max_length, config.on_too_long), reducers, config.max_bad_fraction
+    encoder = Encoder(processor, config.max_length, config.on_too_long)
+    return sources, encoder, reducers, config.max_bad_fraction, None if tower is None else tower.tolerance
 
 
 def _processor(path: str) -> Any:

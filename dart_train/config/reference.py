@@ -49,6 +49,13 @@ Three forms:
     reduction: none
     reduction: {method: dart, keep: 64, layer: 2, schedule: {kind: elastic}}
     reduction: [{method: dart, layer: 2, keep: 288}, {method: dart, layer: 8, keep: 64}]     # stages
+
+`tower` adds a stage in the vision tower, before all others (Qwen2-VL, Qwen2.5-VL, Qwen3-VL, LLaVA-1.5, LLaVA-NeXT,
+LLaVA-OneVision, InternVL, Gemma 3). Dropped units do not run through the rest of the tower and take the features of the
+unit that stands for them, so that what comes later sees as many tokens as ever:
+
+    reduction: {method: dart, keep: 64, tower: {tolerance: 0.0}}        # units whose pixels repeat those of another one
+    reduction: {method: dart, keep: 64, tower: {layer: 4, keep: 0.5}}   # half of the units, chosen before block 4
 """
 
 

@@ -23,6 +23,7 @@ from .check_report import CheckSummary, RowReport
 from .encoder import Encoder
 from .images import fitted_size
 from .issues import ERROR, BadRowError, RowIssue
+from .repeated_pixels import count_repeated_units
 from .sample import Sample
 from .sources import DataSource
 
@@ -51,9 +52,12 @@ def check_rows(
     out: Path | None = None,
     progress: bool = True,
     max_bad_fraction: float | None = None,
+    tower_tolerance: float | None = None,
 ) -> dict[str, Any]:
     """The summary of all sources, as in check.json. With `out`, check.json and check_rows.jsonl (one line for every
-    issue) are written there. Duplicates are found across sources: validation rows among the training rows."""
+    issue) are written there. Duplicates are found across sources: validation rows among the training rows.
+    tower_tolerance: of a stage in the vision tower that drops units of equal pixels; how many it would drop is counted
+    on some of the images."""
     if not sources:
         raise ValueError("nothing to check: give data.train in the recipe, or --rows FILE")
     summary, digests = CheckSummary(reducers, max_bad_fraction), array("q")
@@ -70,6 +74,9 @@ def check_rows(
             summary.note(_label(starts, row), issue)
             _write_issues(file, _label(starts, row), [issue])
     result = {**summary.to_dict(), "sources": {source.name: str(source.store.root) for source in sources}}
+    if tower_tolerance is not None and encoder is not None:
+        repeated = count_repeated_units(sources, encoder.processor, tower_tolerance, progress=progress)
+        result["repeated_units"] = repeated.to_dict(tower_tolerance)
     if out is not None:
         (out / "check.json").write_text(json.dumps(result, indent=1))
     return result

@@ -179,7 +179,17 @@ def as_text(summary: dict[str, Any]) -> str:
             first = item["examples"][0]
             lines.append(f"  {item['count']:>8}  {code}: {item['meaning']}")
             lines.append(f"            first: {first['id']}" + (f": {first['message']}" if first["message"] else ""))
-    return "\n".join([*lines, *_tokens_text(summary["tokens"])])
+    return "\n".join([*lines, *_tokens_text(summary["tokens"]), *_repeated_text(summary.get("repeated_units"))])
+
+
+def _repeated_text(repeated: dict[str, Any] | None) -> list[str]:
+    if not repeated:
+        return []
+    return [
+        "",
+        f"vision tower: {repeated['dropped_share']:.1%} of the units repeat the pixels of another one and are dropped "
+        f"(tolerance {repeated['tolerance']:g}; {repeated['units']:,} units of {repeated['images']} images)",
+    ]
 
 
 def _tokens_text(tokens: dict[str, Any]) -> list[str]:

@@ -33,11 +33,20 @@ class TowerParts:
     def pixels_of_units(self, pixels: Tensor) -> Tensor:
         """The tower's input -> [U, d], one row a unit."""
         if self.packed:
-            return pixels.reshape(len(pixels) // self.unit, -1)
+            return units_of_packed(pixels, self.unit)
         size: Any = self.tower.config.patch_size
-        height, width = (size, size) if isinstance(size, int) else size
-        patches = pixels.unfold(2, height, height).unfold(3, width, width)  # [B, C, rows, columns, height, width]
-        return patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, pixels.shape[1] * height * width)
+        return units_of_patches(pixels, *((size, size) if isinstance(size, int) else size))
+
+
+def units_of_packed(pixels: Tensor, unit: int) -> Tensor:
+    """[U * unit, d] -> [U, unit * d]."""
+    return pixels.reshape(len(pixels) // unit, -1)
+
+
+def units_of_patches(pixels: Tensor, height: int, width: int) -> Tensor:
+    """[B, C, H, W] -> [B * N, C * height * width], row by row of each image."""
+    patches = pixels.unfold(2, height, height).unfold(3, width, width)  # [B, C, rows, columns, height, width]
+    return patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, pixels.shape[1] * height * width)
 
 
 def find_tower(parts: ModelParts) -> TowerParts:

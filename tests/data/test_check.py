@@ -272,3 +272,21 @@ def test_wrong_options_are_refused_with_exit_code_2(tmp_path, capsys):
     ):
         assert main(call) == 2
         assert words in capsys.readouterr().err
+
+
+def test_repeated_pixels_of_the_users_images_are_counted(tmp_path):
+    """Half of each image is one colour; `data check` reports what a stage in the vision tower would drop."""
+    rows = []
+    for number in range(3):
+        image = Image.effect_noise((64, 64), 80).convert("RGB")
+        image.paste((10, 20, 30), (0, 0, 64, 32))
+        image.save(tmp_path / f"{number}.png")
+        turns = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "a ship"}]
+        rows.append({"id": str(number), "image": f"{number}.png", "conversations": turns})
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    sources = open_sources([SourceSpec(str(tmp_path / "rows.json"), str(tmp_path))])
+    encoder = Encoder(FAMILIES["qwen2_5_vl"].processor())
+    result = check_rows(sources, encoder, progress=False, tower_tolerance=0.0)
+    repeated = result["repeated_units"]
+    assert repeated["images"] == 3 and 0.3 < repeated["dropped_share"] < 0.5
+    assert "of the units repeat the pixels" in as_text(result)
