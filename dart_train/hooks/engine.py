@@ -81,6 +81,8 @@ class Engine:
         self.router_loss = RouterLoss(parts)
         self.deepstack = InlineDeepstack()
         self.inner_signature = inspect.signature(parts.inner.forward)
+        layers = range(len(parts.layers))
+        self.full_attention = {n for n in layers if layer_type(parts.text_config, n) == "full_attention"}
         self.observed_layers = [observed_layer(parts, reducers, stage) for stage in range(len(reducers))]
 
     @property
@@ -211,6 +213,8 @@ class Engine:
         if state is None:
             self._run_idle_scorer(layer, current, self._active(args[0]))
             return None
+        if state.decoding and layer in self.full_attention and self._decodes_unmasked(layer, args, kwargs):
+            return None
         hidden, stage = args[0], sum(reducer.layer <= layer for reducer in current.reducers) - 1
         if state.reduced:
             hidden = self.deepstack.add(layer, state.kept, hidden)
@@ -232,6 +236,13 @@ class Engine:
         with self.timer.running(hidden.device):
             task, active = self.task if scorer is not None else None, self.parts.active_stream
             return state.reduce(reducer, hidden, self.scale.read(), self.seed, scorer, task, active)
+
+    def _decodes_unmasked(self, layer: int, args: Any, kwargs: Mapping[str, Any]) -> bool:
+        """One new token of one row sees its entire cache, and the model gives no mask: nothing changes. The first
+        reduced layer is left to `layer_mask`, which refuses static caches."""
+        if layer == self.reducers[0].layer or kwargs.get("attention_mask") is not None:
+            return False
+        return bool(self._active(args[0]).shape[:2] == (1, 1))
 
     def _active(self, hidden: Tensor) -> Tensor:
         """[B, L, D]: of several streams the one that attention reads."""
