@@ -297,6 +297,8 @@ def _notes(recipe: Recipe, timed: Rates | None) -> tuple[str, ...]:
     if timed is None:
         return ("activations of the vision tower and the projector are not counted without timing",)
     notes = list(timed.notes)
+    if recipe.reduction.tower is not None:
+        notes.append("the vision tower is counted with all of its units, without reduction.tower: an upper bound")
     if recipe.train.gradient_checkpointing and recipe.parts.vision.mode != "frozen":
         notes.append("activations of the vision tower are counted as without checkpointing: an upper bound")
     if recipe.distill.enabled:
