@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,20 +20,27 @@ import torch
 from dart_train.common.environment import read_environment
 from dart_train.common.io import free_port
 
-from .claim import Verdict, evaluate_claim, summarize, write_claim
+from .claim import SECOND_SET, SET, Verdict, evaluate_claim, summarize, write_claim
+from .publish import publish
 
-TRAIN, COMPARE = "recipes/tiny_dart.yaml", "recipes/compare.yaml"
+SCORER, TRAIN, COMPARE = "recipes/tiny_scorer.yaml", "recipes/tiny_learned.yaml", "recipes/compare.yaml"
 BASE = "data/tiny_base"
-# The last two answer open questions of the papers, at the smallest budget alone: do pivots in the question help, and
-# with which kinds; are dropped tokens better lost or merged?
+BUDGETS = [0.222, 0.111, 0.056]
 METHODS = [
+    {"method": "learned", "share": 1.0, "name": "learned", "checkpoints": ["base", "adapted"]},
+    # The same scorer decides a quarter of the budget, and DART, which looks at no question, the rest.
+    {
+        "method": "learned",
+        "share": 0.25,
+        "name": "learned, a quarter",
+        "checkpoints": ["base", "adapted"],
+        "budgets": [0.111],
+    },
     "dart",
-    "random",
-    "pooling",
-    "fastv",
-    {"method": "dart", "text_pivots": 0, "name": "dart, unguided", "budgets": [0.111]},
     {"method": "dart", "merge": "nearest", "name": "dart, merged", "budgets": [0.111]},
+    {"method": "fastv", "budgets": [0.111]},
 ]
+SECOND_TURN_QUESTIONS = 210  # of the test set
 
 
 def main() -> int:
@@ -40,15 +48,19 @@ def main() -> int:
     folder, commands = Path(options.out), Commands()
     draw_scenes(commands, options, folder)
     verdicts = [run_seed(commands, options, folder, seed) for seed in range(options.seeds)]
-    export(commands, folder / "seed-0" / "adapted", folder / "exported")
+    adapted = folder / "seed-0" / "adapted"
+    calibrate(commands, options, folder, adapted)
+    export(commands, adapted, folder / "exported")
     write_claim(verdicts, folder, _facts(options, commands))
+    if options.publish:
+        publish(folder)
     print(f"\n{summarize(verdicts)}\n\n{commands.summary()}\n\n{_written(folder)}")
     return 0
 
 
 @dataclass
 class Commands:
-    """Runs commands in order, shown as a user types them. The first that fails ends the demo with its exit code."""
+    """Runs commands, shown as a user types them. The first that fails ends the demo with its exit code."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -56,6 +68,27 @@ class Commands:
         print(f"\n== {title}\n$ {shlex.join(command)}", flush=True)
         start = time.perf_counter()
         code = subprocess.run(command, check=False).returncode
+        self._finish(title, start, code)
+
+    def run_together(self, title: str, chains: dict[str, Sequence[Sequence[str]]], logs: Path) -> None:
+        """Chains of commands, side by side; the output of each goes to a file of its name in `logs`."""
+        logs.mkdir(parents=True, exist_ok=True)
+        files = {name: logs / f"{name}.log" for name in chains}
+        for name, commands in chains.items():
+            print(f"\n== {title}: {name}, output in {files[name]}", flush=True)
+            print("\n".join(f"$ {shlex.join(command)}" for command in commands), flush=True)
+        start = time.perf_counter()
+        with ThreadPoolExecutor(len(chains)) as pool:
+            codes = dict(zip(chains, pool.map(_run_chain, chains.values(), files.values()), strict=True))
+        for name, code in codes.items():
+            if code:
+                print("".join(files[name].read_text().splitlines(keepends=True)[-20:]), file=sys.stderr)
+            self._finish(f"{title}: {name}", start, code)
+        for name in chains:  # they ran at the same time: their time counts once
+            self.seconds.pop(f"{title}: {name}")
+        self.seconds[title] = time.perf_counter() - start
+
+    def _finish(self, title: str, start: float, code: int) -> None:
         self.seconds[title] = time.perf_counter() - start
         if code:
             print(f"demo: stopped, because this failed with exit code {code}: {title}", file=sys.stderr)
@@ -70,6 +103,16 @@ class Commands:
         return "\n".join([*lines, f"{self.total:7.0f} s  in total"])
 
 
+def _run_chain(commands: Sequence[Sequence[str]], log: Path) -> int:
+    """Exit code of the first command that fails, or 0."""
+    with log.open("w", encoding="utf-8") as output:
+        for command in commands:
+            code = subprocess.run(command, check=False, stdout=output, stderr=subprocess.STDOUT).returncode
+            if code:
+                return code
+    return 0
+
+
 def _python(*arguments: str) -> list[str]:
     return [sys.executable, *arguments]
 
@@ -81,29 +124,40 @@ def _deepspeed(ranks: int, script: str, *arguments: str) -> list[str]:
 
 
 def draw_scenes(commands: Commands, options: argparse.Namespace, folder: Path) -> None:
-    """For training, all questions of an image are one conversation: one forward trains them all."""
     shapes = folder / "shapes"
-    learned = ("--out", str(shapes / "learned"), "--train", str(options.train), "--group")
-    questions = ("--out", str(shapes / "asked"), "--validation", "40", "--test", str(options.test))
+    learned = ("--out", str(shapes / "learned"), "--train", str(options.train))
+    questions = ("--out", str(shapes / "asked"), "--validation", str(options.validation), "--test", str(options.test))
     commands.run("Draw images for training", _python("data/shapes.py", *learned))
     commands.run("Draw other images for validation and test", _python("data/shapes.py", *questions))
 
 
 def run_seed(commands: Commands, options: argparse.Namespace, folder: Path, seed: int) -> Verdict:
-    """The adapted model and its control: the same samples and as many steps, but full tokens; then the comparison."""
+    """The choice first: a scorer on the frozen base. Then the model adapts to it. At the same time the control: the
+    same samples and as many steps, with full tokens. Then the comparison."""
     here, title = folder / f"seed-{seed}", f" (seed {seed})" if options.seeds > 1 else ""
-    shapes = folder / "shapes"
-    data = [f"data.{split}={json.dumps([_rows(shapes, split)])}" for split in ("train", "validation")]
-    common = [f"model.path={BASE}", *data, f"train.seed={seed}", f"data.seed={seed}", *precision(), *options.change]
-    runs = {"control": ["reduction=none"], "adapted": []}
-    for name, changes in runs.items():
-        what = "with DART in the forward" if name == "adapted" else "as long with full tokens: the control"
-        overrides = [*common, *changes, f"train.output_dir={here / name}", "log.report_to=[wandb]"]
-        command = _deepspeed(options.ranks, "launch/train.py", TRAIN, *overrides)
-        commands.run(f"Fine-tune {what}{title}", command)
-    checkpoints = {"base": BASE} | {name: str(here / name) for name in runs}
-    compare(commands, f"Compare{title}", options, shapes, checkpoints, here / "compare")
+    scorer, adapted, control = (str(here / name) for name in ("scorer", "adapted", "control"))
+    rows = [f"data.train={json.dumps([_rows(folder / 'shapes', 'train')])}", f"train.seed={seed}", f"data.seed={seed}"]
+    common = [f"model.path={BASE}", *rows, *precision(), "log.report_to=[wandb]"]
+    trained = [*common, *options.change]
+    learned = [f"scorer.path={scorer}"]
+    chains = {
+        "scorer, then the model": [
+            _train(SCORER, [*common, *options.change_scorer, f"train.output_dir={scorer}"]),
+            _train(TRAIN, [*trained, *learned, f"train.output_dir={adapted}"]),
+        ],
+        "control": [
+            _train(TRAIN, [*trained, "reduction=none", "distill.enabled=false", f"train.output_dir={control}"])
+        ],
+    }
+    commands.run_together(f"Train{title}", chains, here / "logs")
+    checkpoints = {"base": scorer, "control": control, "adapted": adapted}
+    compare(commands, f"Compare{title}", options, folder / "shapes", checkpoints, here / "compare")
     return evaluate_claim(here / "compare", seed)
+
+
+def _train(recipe: str, overrides: Sequence[str]) -> list[str]:
+    """With one rank: two trainings run side by side."""
+    return _deepspeed(1, "launch/train.py", recipe, *overrides)
 
 
 def precision() -> list[str]:
@@ -115,11 +169,23 @@ def precision() -> list[str]:
 def compare(
     commands: Commands, title: str, options: argparse.Namespace, shapes: Path, checkpoints: dict[str, str], out: Path
 ) -> None:
-    sets = json.dumps([{**_rows(shapes, "test"), "name": "shapes", "metrics": ["exact_match"]}])
-    overrides = [f"model.path={BASE}", f"compare.checkpoints={json.dumps(checkpoints)}", f"compare.sets={sets}"]
+    test = {**_rows(shapes, "test"), "metrics": ["exact_match"]}
+    some = {"name": SECOND_SET, "limit": SECOND_TURN_QUESTIONS, "second_turn": ["anew", "cached"]}
+    sets = [{**test, "name": SET}, {**test, **some}]
+    overrides = [f"model.path={BASE}", f"compare.checkpoints={json.dumps(checkpoints)}"]
+    overrides += [f"compare.sets={json.dumps(sets)}", f"compare.budgets={json.dumps(BUDGETS)}"]
     overrides += [f"compare.methods={json.dumps(METHODS)}", "compare.batch_size=64", "compare.timing_repeats=3"]
     overrides += [f"compare.output_dir={out}", "log.report_to=[wandb]", *options.compare]
     commands.run(title, _deepspeed(options.ranks, "launch/compare.py", COMPARE, *overrides))
+
+
+def calibrate(commands: Commands, options: argparse.Namespace, folder: Path, run: Path) -> None:
+    """On validation questions: which budget keeps the answers? The export is then served at it."""
+    sets = [{**_rows(folder / "shapes", "validation"), "name": "validation", "metrics": ["exact_match"]}]
+    overrides = [f"compare.sets={json.dumps(sets)}", "compare.budgets=[0.222,0.167,0.111,0.056]"]
+    overrides += ["compare.batch_size=64", f"compare.output_dir={folder / 'seed-0'}"]
+    command = _python("-m", "dart_train", "calibrate", str(run), COMPARE, *overrides, "--max-loss", "2")
+    commands.run("Calibrate: the smallest budget that loses at most 2 points, with confidence 0.95", command)
 
 
 def export(commands: Commands, run: Path, out: Path) -> None:
@@ -149,7 +215,7 @@ def _written(folder: Path) -> str:
         [
             f"report            {compared / 'report.html'}   (opens from disk)",
             f"table             {compared / 'table.md'}, {compared / 'table.csv'}; every answer in results.jsonl",
-            f"exported model    {folder / 'exported'}",
+            f"exported model    {folder / 'exported'}   (its README.md: where it breaks)",
             f"W&B, offline      {folder / 'seed-0' / 'adapted' / 'wandb'}   (wandb sync sends it)",
             f"claim             {folder / 'claim.md'}",
         ]
@@ -160,11 +226,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bash launch/demo.sh", description=__doc__)
     parser.add_argument("--out", default="runs/demo", help="folder of all that is written (runs/demo)")
     parser.add_argument("--seeds", type=int, default=1, help="repetitions of training and comparison (1)")
-    parser.add_argument("--ranks", type=int, default=min(2, os.cpu_count() or 1), help="processes (2)")
+    parser.add_argument("--ranks", type=int, default=min(2, os.cpu_count() or 1), help="processes of a comparison (2)")
     parser.add_argument("--train", type=int, default=4800, help="images to train on")
+    parser.add_argument("--validation", type=int, default=1000, help="images whose questions choose the budget")
     parser.add_argument("--test", type=int, default=85, help="images whose questions are compared")
-    parser.add_argument("--change", nargs="*", default=[], metavar="key=value", help="of the training recipe")
+    parser.add_argument("--change", nargs="*", default=[], metavar="key=value", help="of the model's training recipe")
+    parser.add_argument("--change-scorer", nargs="*", default=[], metavar="key=value", help="of the scorer's recipe")
     parser.add_argument("--compare", nargs="*", default=[], metavar="key=value", help="of the comparison's recipe")
+    parser.add_argument("--publish", action="store_true", help="write the results to data/results/demo and README.md")
     return parser
 
 

@@ -4,6 +4,7 @@
     {method: dart, text_pivots: 0, name: unguided}        with options, and optionally a name for the tables
     {name: pyramid, stages: [{method: dart, layer: 2, keep: 0.5}, {method: dart, layer: 8, keep: 0.222}]}
     {method: dart, merge: nearest, budgets: [0.111]}      at these budgets instead of compare.budgets
+    {method: learned, checkpoints: [adapted]}             with these checkpoints alone
     {method: dart, tower: {layer: 4, keep: 0.5}}          with a stage in the vision tower before it
     reduction                                             the recipe's reduction, with all its stages
 
@@ -25,18 +26,20 @@ if TYPE_CHECKING:
 
 Given = str | Mapping[str, Any]
 REDUCTION_ALIAS = "reduction"
-_RESERVED_KEYS = ("name", "stages", "budgets", "tower")
+_RESERVED_KEYS = ("name", "stages", "budgets", "tower", "checkpoints")
 
 
 @dataclass(frozen=True)
 class Method:
     """factors: what each stage keeps, as a multiple of the budget; 1 for the last. budgets: empty: compare.budgets.
-    tower: a stage in the vision tower, the same at every budget."""
+    tower: a stage in the vision tower, the same at every budget. checkpoints: names of those that are measured with it;
+    empty: all."""
 
     stages: tuple[Reducer, ...]
     factors: tuple[float, ...] = (1.0,)
     budgets: tuple[Keep, ...] = ()
     tower: TowerDART | None = None
+    checkpoints: tuple[str, ...] = ()
 
     def at(self, keep: Keep) -> tuple[Reducer, ...]:
         return tuple(
@@ -63,12 +66,19 @@ def read_method(given: Given) -> Method:
         return Method((_reducer({"method": given}),))
     budgets = _own_budgets(given["budgets"]) if "budgets" in given else ()
     tower = _tower(given["tower"]) if "tower" in given else None
+    checkpoints = _own_checkpoints(given["checkpoints"]) if "checkpoints" in given else ()
     if "stages" in given:
-        return replace(_staged(given), budgets=budgets, tower=tower)
+        return replace(_staged(given), budgets=budgets, tower=tower, checkpoints=checkpoints)
     if "keep" in given:
         raise ValueError("keep: every method is measured at compare.budgets; leave it out, or give it `budgets`")
     options = {key: value for key, value in given.items() if key not in _RESERVED_KEYS}
-    return Method((_reducer(options),), budgets=budgets, tower=tower)
+    return Method((_reducer(options),), budgets=budgets, tower=tower, checkpoints=checkpoints)
+
+
+def _own_checkpoints(given: Any) -> tuple[str, ...]:
+    if not isinstance(given, list | tuple) or not given or not all(isinstance(name, str) for name in given):
+        raise ValueError(f"checkpoints: given {given!r}, expected a list of names of compare.checkpoints")
+    return tuple(given)
 
 
 def _own_budgets(given: Any) -> tuple[Keep, ...]:

@@ -177,7 +177,12 @@ def _methods(recipe: Recipe) -> Iterator[ConfigIssue]:
         try:
             if method == REDUCTION_ALIAS and not recipe.reduction.stages:
                 raise ValueError("the recipe's reduction is none; name a method, or give a reduction")
-            read_method(given[i])
+            unknown = set(read_method(given[i]).checkpoints) - set(recipe.compare.checkpoints)
+            if unknown:
+                known = ", ".join(recipe.compare.checkpoints) or "none"
+                raise ValueError(
+                    f"checkpoints: {', '.join(sorted(unknown))} not in compare.checkpoints, which has {known}"
+                )
         except ValueError as error:
             wrong = True
             yield ConfigIssue(f"compare.methods.{i}", str(error))

@@ -122,7 +122,9 @@ def _metric(recipe: Recipe) -> Metric:
 def _with_checkpoint(recipe: Recipe, found: ResolvedModel) -> Recipe:
     """The recipe of a comparison of full tokens and of this checkpoint's reduction at each budget."""
     compare = recipe.compare
-    method = {"name": METHOD, "stages": [stage.to_dict() for stage in found.trained or ()]}
+    method: dict[str, Any] = {"name": METHOD, "stages": [stage.to_dict() for stage in found.trained or ()]}
+    if found.trained_tower is not None:
+        method["tower"] = found.trained_tower.to_dict()
     changes: dict[str, Any] = {
         "checkpoints": {"model": found.location.source},
         "methods": (method,),

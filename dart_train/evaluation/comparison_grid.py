@@ -78,6 +78,8 @@ def grid_cells(recipe: Recipe) -> list[ComparisonCell]:
     for checkpoint in checkpoint_paths(recipe):
         cells.append(ComparisonCell(checkpoint, FULL, 1.0, ()))
         for label, method in _methods(recipe).items():
+            if method.checkpoints and checkpoint not in method.checkpoints:
+                continue
             budgets = method.budgets or recipe.compare.budgets
             keeps = [1.0] if method.stages[0].name == KeepAll.name else _distinct_reduced(budgets)
             cells += [ComparisonCell(checkpoint, label, keep, method.at(keep), method.tower) for keep in keeps]

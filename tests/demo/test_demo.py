@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from dart_train.config import load_recipe
+from dart_train.evaluation.comparison_grid import grid_cells
 from launch import demo
+from launch.claim import PARTS, SECOND_SET, SECOND_TURN, SET, SHOWN
 from tests.demo.test_claim import answers
 from tests.fixtures.run_scene import ROOT
 
@@ -21,11 +24,16 @@ SEEDS = 2
 def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """All commands of a demo of two seeds, whose comparisons have answers."""
     ran: list[list[str]] = []
+
+    def run_together(self: object, title: str, chains: dict[str, list[list[str]]], logs: Path) -> None:
+        ran.extend(list(command) for chain in chains.values() for command in chain)
+
     monkeypatch.setattr(demo.Commands, "run", lambda self, title, command: ran.append(list(command)))
+    monkeypatch.setattr(demo.Commands, "run_together", run_together)
     monkeypatch.setattr(sys, "argv", ["demo", "--out", str(tmp_path), "--seeds", str(SEEDS)])
     monkeypatch.chdir(ROOT)
     for seed in range(SEEDS):
-        answers(tmp_path / f"seed-{seed}/compare", control=300, adapted=400, control_full=470, adapted_full=465)
+        answers(tmp_path / f"seed-{seed}/compare")
     assert demo.main() == 0
     return ran
 
@@ -36,16 +44,23 @@ def recipes(commands: Sequence[Sequence[str]], script: str) -> list[tuple[str, l
     return [(command[at + 1], list(command[at + 2 :])) for command, at in found]
 
 
-def test_demo_draws_trains_compares_and_exports(commands: list[list[str]]) -> None:
-    kinds = ["data/shapes.py", "launch/train.py", "launch/compare.py", "export"]
+def test_demo_draws_trains_compares_calibrates_and_exports(commands: list[list[str]]) -> None:
+    kinds = ["data/shapes.py", "launch/train.py", "launch/compare.py", "calibrate", "export"]
     order = [next(kind for kind in kinds if kind in command) for command in commands]
-    once = ["launch/train.py", "launch/train.py", "launch/compare.py"]
-    assert order == ["data/shapes.py", "data/shapes.py", *once * SEEDS, "export"]
+    once = ["launch/train.py"] * 3 + ["launch/compare.py"]
+    assert order == ["data/shapes.py", "data/shapes.py", *once * SEEDS, "calibrate", "export"]
+
+
+def test_scorer_comes_first_and_the_model_adapts_to_it(commands: list[list[str]]) -> None:
+    scorer, adapted, _ = (load_recipe(*each) for each in recipes(commands, "launch/train.py")[:3])
+    assert scorer.trains_scorer_alone and not adapted.trains_scorer
+    assert adapted.scorer.path == scorer.train.output_dir
+    assert adapted.reduction.reducers() == scorer.reduction.reducers()
 
 
 def test_adapted_and_control_differ_in_the_reduction_alone(commands: list[list[str]]) -> None:
-    control, adapted = (load_recipe(*each) for each in recipes(commands, "launch/train.py")[:2])
-    assert not control.reduction.stages and adapted.reduction.reducers()[0].name == "dart"
+    _, adapted, control = (load_recipe(*each) for each in recipes(commands, "launch/train.py")[:3])
+    assert not control.reduction.stages and adapted.reduction.reducers()[0].name == "learned"
     for name in ("model", "parts", "data"):
         assert getattr(control, name) == getattr(adapted, name)
     one, two = vars(control.train), vars(adapted.train)
@@ -54,9 +69,24 @@ def test_adapted_and_control_differ_in_the_reduction_alone(commands: list[list[s
 
 def test_comparison_has_all_cells_of_the_claim(commands: list[list[str]]) -> None:
     for recipe in (load_recipe(*each) for each in recipes(commands, "launch/compare.py")):
-        assert list(recipe.compare.checkpoints) == ["base", "control", "adapted"]
-        assert recipe.compare.budgets == (0.5, 0.222, 0.111)
-        assert list(recipe.compare.methods) == demo.METHODS
+        cells = {cell.key for cell in grid_cells(recipe)}
+        wanted = {*SHOWN, *(cell for part in PARTS for cell in (part.cell, part.against))}
+        assert wanted | {(*pair, "0.111") for pair in SECOND_TURN} <= cells
+        assert [config.name for config in recipe.compare.sets] == [SET, SECOND_SET]
+        trained = load_recipe(*recipes(commands, "launch/train.py")[1]).reduction.reducers()[0]
+        learned = {cell.reducer for cell in grid_cells(recipe) if cell.method == "learned"}
+        assert {replace(reducer, keep=trained.keep) for reducer in learned if reducer is not None} == {trained}
+
+
+def test_chains_run_side_by_side_and_a_failure_ends_the_demo(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    commands, say = demo.Commands(), [sys.executable, "-c", "print('hello')"]
+    commands.run_together("Train", {"one": [say, say], "two": [say]}, tmp_path)
+    assert (tmp_path / "one.log").read_text() == "hello\nhello\n" and list(commands.seconds) == ["Train"]
+    fail = [sys.executable, "-c", "import sys; print('the reason'); sys.exit(3)"]
+    with pytest.raises(SystemExit) as stopped:
+        commands.run_together("Train", {"one": [fail, say], "two": [say]}, tmp_path)
+    assert stopped.value.code == 3 and (tmp_path / "one.log").read_text() == "the reason\n"
+    assert "the reason" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("fast", [True, False])

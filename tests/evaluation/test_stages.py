@@ -48,6 +48,16 @@ def test_stages_without_a_name_are_named_by_their_methods(done: Path) -> None:
     assert {cell.method for cell in found} == {"dart at 1 then random at 3", "plain"}
 
 
+def test_method_may_be_measured_with_some_checkpoints_alone(done: Path) -> None:
+    both = f"compare.checkpoints={{one: {done}/llava, two: {done}/llava}}"
+    found = cells(done, both, "compare.methods=[dart, {method: random, checkpoints: [two]}]", "compare.budgets=[8]")
+    assert [cell.key[:2] for cell in found if cell.method != "full"] == [
+        ("one", "dart"),
+        ("two", "dart"),
+        ("two", "random"),
+    ]
+
+
 def test_method_may_have_budgets_of_its_own(done: Path) -> None:
     merged = "{method: dart, merge: nearest, name: merged, budgets: [0.25, 8]}"
     found = cells(done, f"compare.methods=[dart, {merged}]", "compare.budgets=[0.5, 0.25]")
@@ -58,6 +68,8 @@ def test_method_may_have_budgets_of_its_own(done: Path) -> None:
 
 @pytest.mark.parametrize(("methods", "message"), [
     ("[{method: dart, budgets: []}]", "expected a list of ratios or numbers of tokens"),
+    ("[{method: dart, checkpoints: []}]", "expected a list of names of compare.checkpoints"),
+    ("[{method: dart, checkpoints: [other]}]", "other not in compare.checkpoints"),
     ("[{method: dart, budgets: [0.1, 0]}]", "budgets: keep=0"),
     ("[{method: dart, keep: 0.1}]", "or give it `budgets`"),
     ("[{stages: [{method: dart}, {method: dart, layer: 3, keep: 0.5}]}]", "stages.0: keep is missing"),
