@@ -413,6 +413,8 @@ def add_positions(model: Any, first: dict[str, Any], later: dict[str, Any]) -> N
         more = later.get("image_grid_thw")
         both["image_grid_thw"] = torch.cat([torch.cat([g, more[:1]]) if more is not None else g for g in grids])
     takes = inspect.signature(count).parameters
+    if "target_sizes" in takes:  # MiniCPM-V 4.7 counts from the patches of pixels; here it counts tokens
+        return
     positions = count(**{name: value for name, value in both.items() if name in takes})[0]
     length = first["input_ids"].shape[1]
     first["position_ids"], later["position_ids"] = positions[..., :length], positions[..., length:]

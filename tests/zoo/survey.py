@@ -40,6 +40,7 @@ IMAGE_TOKENS = GRID[0] * GRID[1]
 NEW = 6  # generated tokens
 SMALL_WINDOW = 24  # shorter than the prompts
 TOLERANCE = 1e-4  # relative, float32
+RECURRENT_TOLERANCE = 1e-3  # a recurrence adds up rounding: embeddings moved by 3e-7 move its logits by 3e-4
 RECURRENT = {"conv", "linear_attention"}  # types of layers
 IMAGE_IDS = ("image_token_id", "image_token_index", "image_patch_id")
 
@@ -432,7 +433,8 @@ def evaluate(law: str, kernel: str, model: Any, test: Callable[[Any], float]) ->
     except Exception as error:
         verdict: Verdict = "refused" if is_refusal(error) else "crashes"
         return Finding(law, kernel, verdict, note=first_line(error))
-    return Finding(law, kernel, "holds" if number < TOLERANCE else "wrong", number)
+    allowed = RECURRENT_TOLERANCE if is_recurrent(model) else TOLERANCE
+    return Finding(law, kernel, "holds" if number < allowed else "wrong", number)
 
 
 def is_refusal(error: Exception) -> bool:
