@@ -36,7 +36,7 @@ from .batch_plan import GenerateCall, last_state_alone, plan_batch, position_ids
 from .cache_state import store_cache_state
 from .forward_state import ForwardState, TaskGradient
 from .inline_deepstack import InlineDeepstack, adds_features_inside
-from .masks import last_rows, layer_mask, layer_type
+from .masks import check_selected_keys, last_rows, layer_mask, layer_type
 from .observers import (
     FinalNormWeight,
     RecordingAttentionConfig,
@@ -48,7 +48,14 @@ from .observers import (
 from .outputs import ReducedLoss, SupervisedTargets
 from .router_loss import RouterLoss
 from .teacher import ReductionPass, TeacherPass, append_teacher
-from .transformers_compat import CACHE_NAMES, cache_argument, cache_in_output, cache_of, needs_positions
+from .transformers_compat import (
+    CACHE_NAMES,
+    cache_argument,
+    cache_in_output,
+    cache_of,
+    needs_positions,
+    shorten_kept_prefill,
+)
 
 Output = Literal["expand", "compact"]
 CPU = torch.device("cpu")
@@ -221,6 +228,11 @@ class Engine:
         if not state.decoding and len(state.stages) == stage:
             scorer = self.scorers.get(layer) if current is self.student else None
             hidden = self._reduce(state, stage, current.reducers[stage], hidden, scorer)
+        new = hidden.shape[-2] if state.decoding else state.stages[stage].kept.source_length
+        if state.decoding or not state.stages[stage].kept.keeps_all:
+            check_selected_keys(self.parts.text_config, layer, state.plan.past + new)
+        if not state.decoding and not state.plan.past:
+            shorten_kept_prefill(cache_of(kwargs), layer, new, state.stages[stage].kept.length)
         kwargs = {**kwargs, "attention_mask": self._mask(state, stage, layer, self._active(hidden), kwargs)}
         if state.decoding:
             return (hidden, *args[1:]), kwargs

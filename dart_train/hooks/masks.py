@@ -42,6 +42,33 @@ def check_window(config: Any, layer: int, length: int, by_position: bool = False
         )
 
 
+def check_selected_keys(config: Any, layer: int, length: int) -> None:
+    """An indexer selects keys, or blocks of keys, by scores over places. It selects all of a short sequence; of a
+    longer one it would not select the same among kept tokens, and padding moves the blocks."""
+    if layer_type(config, layer) in RECURRENT:
+        return
+    budgets = {name: getattr(config, name, None) for name in ("index_topk", "indexer_budget")}
+    blocks, size = getattr(config, "index_topk_blocks", None), getattr(config, "index_block_size", None)
+    if blocks is not None and size is not None:
+        budgets["index_topk_blocks * index_block_size"] = blocks * size
+    for name, budget in budgets.items():
+        if isinstance(budget, int) and length > budget:
+            raise NotImplementedError(
+                f"layer {layer} attends to {budget} keys ({name}) that an indexer selects, and {length} tokens came "
+                "in: among the kept tokens it would select others. Use fewer tokens, or a larger budget."
+            )
+
+
+def check_chunks(config: Any, layer: int, length: int) -> None:
+    """Chunks are cut by position; a mask that is built for the kept tokens would cut them by kept tokens."""
+    size = getattr(config, "attention_chunk_size", None)
+    if layer_type(config, layer) == "chunked_attention" and size is not None and length > size:
+        raise NotImplementedError(
+            f"layer {layer} attends within chunks of {size} tokens, and {length} tokens came in: while decoding, and "
+            "without a mask of single tokens, chunks would be cut by kept tokens. Use fewer tokens."
+        )
+
+
 def window_mask(config: Any, layer: int, hidden: Tensor, valid: Tensor, places: Tensor, cache: Any) -> Tensor:
     """[B, 1, new, keys of the layer's cache] of a sliding window over places in the full sequence.
 
@@ -57,6 +84,22 @@ def window_mask(config: Any, layer: int, hidden: Tensor, valid: Tensor, places: 
     return torch.zeros_like(visible, dtype=hidden.dtype).masked_fill(~visible, torch.finfo(hidden.dtype).min)
 
 
+def window_after_prefill_mask(
+    config: Any, layer: int, hidden: Tensor, valid: Tensor, places: Tensor, cache: Any
+) -> Tensor:
+    """[B, 1, new, keys of the layer's cache] of UnlimitedOCR's attention: to the prefill, which the cache holds first,
+    and to the last `sliding_window` places after it. valid, places [B, all tokens of the stage]."""
+    new, held = hidden.shape[1], cache.layers[layer].prefill_length
+    keys, _ = cache.get_mask_sizes(new, layer)
+    first = valid.shape[1] - (keys - held)  # of the tokens that the cache holds after the prefill
+    query, key = places[:, -new:, None], places[:, None, first:]
+    later = (key <= query) & (key > query - config.sliding_window) & valid[:, None, first:]
+    visible = torch.cat([valid[:, None, :held].expand(-1, new, -1), later | (key == query)], 2)[:, None]
+    if config._attn_implementation != "eager":
+        return visible
+    return torch.zeros_like(visible, dtype=hidden.dtype).masked_fill(~visible, torch.finfo(hidden.dtype).min)
+
+
 def layer_mask(state: ForwardState, stage: int, given: Any, cache: Any, hidden: Tensor, config: Any, layer: int) -> Any:
     """The mask of a layer of `stage`, whose hidden states are short, from the one that the model gave it."""
     plan = state.plan
@@ -66,6 +109,8 @@ def layer_mask(state: ForwardState, stage: int, given: Any, cache: Any, hidden: 
         kept = state.stages[stage].kept
         by_position = isinstance(given, Tensor) and given.ndim == 4
         check_window(config, layer, kept.source_length, by_position)
+        if not by_position:
+            check_chunks(config, layer, kept.source_length)
         return prefill_mask(given, kept, hidden, config, layer)
     refuse_static_cache(cache)
     if state.decoding and hidden.shape[:2] == (1, 1) and layer_type(config, layer) == "full_attention":
@@ -78,6 +123,8 @@ def layer_mask(state: ForwardState, stage: int, given: Any, cache: Any, hidden: 
     else:
         valid, places = state.cached_and_kept(stage)
         length = plan.past + state.stages[stage].kept.source_length
+    if layer_type(config, layer) == "reference_sliding_attention":
+        return window_after_prefill_mask(config, layer, hidden, valid, places, cache)
     windowed = reaches_window(config, layer, length) and config._attn_implementation in MASKED_KERNELS
     own = window_mask(config, layer, hidden, valid, places, cache) if windowed else None
     if plan.two_way_images and isinstance(given, Tensor) and given.ndim == 4:
@@ -85,6 +132,7 @@ def layer_mask(state: ForwardState, stage: int, given: Any, cache: Any, hidden: 
     if own is not None:
         return own
     check_window(config, layer, length)
+    check_chunks(config, layer, length)
     one_row = valid.shape[0] == 1  # it has no padding once it is short
     return build_causal_mask(config, hidden, None if one_row else valid, cache, layer)
 

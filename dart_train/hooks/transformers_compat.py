@@ -40,6 +40,14 @@ def cache_in_output(output: Any) -> Any:
     return next((getattr(output, name) for name in CACHE_NAMES if getattr(output, name, None) is not None), None)
 
 
+def shorten_kept_prefill(cache: Any, layer: int, full: int, short: int) -> None:
+    """A cache layer that never drops its prefill gets the prefill's length from `generate` (UnlimitedOCR); that of a
+    layer on kept tokens is shorter, or the first answer tokens would pass for prompt."""
+    layers = getattr(cache, "layers", ())
+    if layer < len(layers) and getattr(layers[layer], "prefill_length", None) == full:
+        layers[layer].prefill_length = short
+
+
 def refuse_static_cache(cache: Any) -> None:
     if cache is not None and getattr(cache, "is_compileable", False):
         raise NotImplementedError(

@@ -13,7 +13,8 @@ from .families import Family, find_family, projector_names
 
 PartName = Literal["vision", "projector", "language", "scorer"]
 SCORERS = "dart_scorers"  # the submodule that holds the trained scorers of a reduction
-FINAL_NORMS = ("norm", "embedding_norm")  # names of a decoder's final norm; the second is LFM2's
+# Names of a decoder's final norm: the second is LFM2's, then Persimmon's and OPT's.
+FINAL_NORMS = ("norm", "embedding_norm", "final_layernorm", "final_layer_norm")
 # Layer types without keys and values: linear attention, and short convolutions. Their state runs over the tokens.
 RECURRENT = frozenset({"linear_attention", "conv"})
 
@@ -73,7 +74,11 @@ def unwrap_model(model: Any) -> Any:
 
 def find_parts(model: Any) -> ModelParts:
     top = unwrap_model(model)
+    if reason := _unsuitable(top):
+        raise NotImplementedError(f"{type(top).__name__}: the reduction cannot be attached: {reason}.")
     inner = getattr(top, "model", None)
+    if inner is None and _takes(top, "pixel_values"):
+        inner = top  # it merges images and text itself, as Llama 4 does
     text = _decoder(top)
     layers = getattr(text, "layers", None)
     norm = next((getattr(text, name) for name in FINAL_NORMS if hasattr(text, name)), None)
@@ -120,11 +125,44 @@ def part_of(model: Any) -> Callable[[str], PartName]:
     return part
 
 
+def _unsuitable(top: Any) -> str | None:
+    """Why a model has no visual tokens that could be dropped inside its language model, or cannot lose any."""
+    config = getattr(top, "config", None)
+    if config is None or not hasattr(config, "get_text_config"):
+        return None
+    text = config.get_text_config(decoder=True)
+    if getattr(config, "is_encoder_decoder", False) or getattr(text, "is_encoder_decoder", False):
+        return "it is an encoder-decoder model, whose decoder reads the image through cross-attention"
+    if hasattr(text, "cross_attention_layers") or hasattr(text, "cross_layer_interval") or config.model_type == "blip":
+        return "its language model reads the image through cross-attention layers, not as tokens of the sequence"
+    if hasattr(config, "canvas_length"):
+        return "it generates by denoising blocks of tokens (block diffusion), not token by token"
+    if _takes(top, "image_embeds_position_mask"):
+        return "it marks the places of the image by `image_embeds_position_mask`, not by a token of their own"
+    if hasattr(config, "qformer_config") and not hasattr(top, "model"):
+        return "its `generate` runs the language model alone, past this model's forward (and past the reduction in it)"
+    if hasattr(top, "git"):
+        return "it puts the image before the text by itself, without tokens for it in `input_ids`"
+    if _takes(top, "actions"):
+        return "it predicts actions of a robot from one forward, and generates no text"
+    if hasattr(text, "rel_extent") and hasattr(text, "conv_kernel_size"):
+        return (
+            "its attention counts distances by place in the sequence, and short convolutions run over neighbouring "
+            "places: without the dropped tokens both would change for all that are kept"
+        )
+    return None
+
+
 def _decoder(top: Any) -> Any:
+    """The stack of layers: inside a causal language model, where that is what a model calls its decoder (Llama 4)."""
     try:
-        return top.get_decoder()
+        found = top.get_decoder()
     except (AttributeError, NotImplementedError):
         return None
+    for name in ("model", "decoder"):
+        if not hasattr(found, "layers") and hasattr(found, name):
+            found = getattr(found, name)
+    return found
 
 
 def _visual_ids(config: Any) -> tuple[int, ...]:

@@ -118,6 +118,16 @@ _INKLING = {
     "swa_head_dim": 16,
     "unpadded_vocab_size": VOCABULARY,
 }
+_LLAMA = {
+    "model_type": "llama",
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.3,
+}
 _MROPE = {"text_config": {"rope_parameters": _mrope(4, 2, 2)}}
 _AUDIO = {"d_model": 32, "encoder_ffn_dim": 32, "encoder_layers": 1, "encoder_attention_heads": 2, "output_dim": 64}
 
@@ -154,6 +164,9 @@ CHANGES: dict[str, dict[str, Any]] = {
         "vision_config": {"mlp_layer_types": ["dense", "dense"], "adapter_in_dim": 32, "adapter_out_dim": 64},
         "audio_config": {"adapter_input_size": 32, "downsample_hidden_size": 32, "adapter_out_dim": 64},
     },
+    "blip-2": {"image_token_index": 120, "num_query_tokens": 12},
+    "instructblip": {"image_token_index": 120, "text_config": _LLAMA, "num_query_tokens": 12},
+    "instructblipvideo": {"image_token_index": 120, "text_config": _LLAMA, "num_query_tokens": 12},
     "emu3": {
         "vocabulary_map": {"<image>": 150, **{f"<|visual token {n:06d}|>": 20 + n for n in range(8)}},
         "vq_config": {"codebook_size": 8, "embed_dim": 32, "latent_channels": 4, "base_channels": 32},
@@ -245,6 +258,7 @@ CHANGES: dict[str, dict[str, Any]] = {
         "vision_config": {"deepstack_visual_indexes": [0, 1]},
     },
     "qwen2_5_vl": _MROPE,
+    "unlimited_ocr": {"text_config": {"sliding_window": 3, "num_key_value_heads": 4}},
     "step3p7": {"text_config": {"sliding_window": 4096}},
     "qwen2_vl": _MROPE,
     "qwen3_5": _MROPE,
@@ -266,7 +280,22 @@ CHANGES: dict[str, dict[str, Any]] = {
     },
 }
 # The same classes with a mechanism that some checkpoints turn on: name -> (model type, changes).
-VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {}
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "minimax_m3_vl+few_blocks": (
+        "minimax_m3_vl",
+        {
+            "text_config": {
+                "index_block_size": 4,
+                "index_topk_blocks": 3,
+                "index_local_blocks": 1,
+                "layer_types": ["minimax_m3_sparse"] * LAYERS,
+            }
+        },
+    ),
+    "dots3_note+few_keys": ("dots3_note", {"text_config": {"index_topk": 12}}),
+    "gemma4+no_per_layer_inputs": ("gemma4", {"text_config": {"hidden_size_per_layer_input": 0}}),
+    "llama4+small_chunks": ("llama4", {"text_config": {"attention_chunk_size": 16}}),
+}
 
 
 def _merge(into: dict[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
@@ -323,7 +352,7 @@ def names() -> dict[str, type[nn.Module]]:
     """Model type -> the class that AutoModelForImageTextToText makes of it, variants included."""
     mapping = hf.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     found = {config.model_type: kind for config, kind in mapping.items()}
-    return dict(sorted(found.items()))
+    return dict(sorted((found | {name: found[base] for name, (base, _) in VARIANTS.items()}).items()))
 
 
 def tiny_config(name: str, window: int | None = None) -> PreTrainedConfig:
@@ -355,7 +384,16 @@ def has_window(name: str) -> bool:
 
 def kernels(name: str) -> tuple[str, ...]:
     model = build(name, "eager", meta=True)
-    return ("sdpa", "eager") if model.get_decoder()._supports_sdpa else ("eager",)
+    return ("sdpa", "eager") if decoder(model)._supports_sdpa else ("eager",)
+
+
+def decoder(model: Any) -> Any:
+    """The stack of layers of the language model."""
+    found = model.get_decoder()
+    for name in ("model", "decoder"):
+        if not hasattr(found, "layers") and hasattr(found, name):
+            found = getattr(found, name)
+    return found
 
 
 def forward_parameters(model: Any) -> set[str]:
@@ -373,6 +411,12 @@ def feature_width(model: Any) -> int:
 def adapt_features(model: Any, encoded: Any, images: int, tokens: int) -> None:
     """What a family reads of its encoder's output in addition to `pooler_output`: the features of deepstack layers."""
     config, width = model.config, feature_width(model)
+    if config.model_type in ("llama4", "fuyu"):
+        encoded["last_hidden_state"] = (
+            encoded.pooler_output if config.model_type == "fuyu" else torch.stack(list(encoded.pooler_output))
+        )
+    for name in ("qformer_outputs", "vision_outputs"):  # of the BLIP-2 family: returned as they are
+        encoded[name] = None
     generator = torch.Generator().manual_seed(images)
 
     def of_one_level() -> tuple[torch.Tensor, ...]:
@@ -395,7 +439,10 @@ def adapt_features(model: Any, encoded: Any, images: int, tokens: int) -> None:
 
 
 def adapt_inputs(model: Any, inputs: dict[str, Any]) -> None:
-    """What a family wants in addition to ids, mask and the output of its encoder."""
+    """What a family wants in addition to ids, mask and the output of its encoder: positional arguments."""
+    for name, parameter in inspect.signature(model.forward).parameters.items():
+        if parameter.default is inspect.Parameter.empty and name in ("pixel_values", "qformer_input_ids"):
+            inputs[name] = None
 
 
 def add_positions(model: Any, first: dict[str, Any], later: dict[str, Any]) -> None:

@@ -159,15 +159,17 @@ def fresh(inputs: Mapping[str, Any]) -> dict[str, Any]:
 # the slow reference ----------------------------------------------------------------------------------------------
 
 
-def hidden(mask: Any, keep: Tensor, queries: int) -> Tensor:
+def hidden(mask: Any, keep: Tensor, queries: int, prefill: int = 0) -> Tensor:
     """mask [B, 1, Q, N] (bool or additive) or None, keep [B, total] -> the same with dropped columns hidden; N is
-    total, or less in a cache of a sliding window. A dropped token still sees itself, so that no row is empty; its
-    output is unused."""
+    total, or less in a cache that slides: then these are the first `prefill` tokens and the last ones. A dropped token
+    still sees itself, so that no row is empty; its output is unused."""
     total = keep.shape[1]
     if mask is None:
         mask = torch.ones(queries, total, dtype=torch.bool).tril(total - queries)[None, None]
     own = torch.eye(total, dtype=torch.bool)[total - queries :][None, None] & ~keep[:, None, None, :]
-    own, column = own[..., -mask.shape[-1] :], keep[:, None, None, -mask.shape[-1] :]
+    places, prefill = torch.arange(total), min(prefill, mask.shape[-1])
+    columns = torch.cat([places[:prefill], places[total - (mask.shape[-1] - prefill) :]])
+    own, column = own[..., columns], keep[:, None, None, columns]
     if mask.dtype == torch.bool:
         return (mask & column) | own
     return mask.masked_fill(~column, torch.finfo(mask.dtype).min).masked_fill(own, 0.0)
@@ -178,8 +180,10 @@ def hiding(model: Any, keep: Tensor, past: int = 0) -> Iterator[None]:
     """Inside, layers >= K of the plain model do not see dropped tokens. keep [B, N]: `past` cached tokens included;
     tokens of later forwards are all seen."""
     totals: dict[int, int] = {}
+    stays = "reference_sliding_attention" in (getattr(every_model.decoder(model).config, "layer_types", None) or ())
+    prefill = (past or keep.shape[1]) if stays else 0
 
-    layers = model.get_decoder().layers
+    layers = every_model.decoder(model).layers
     if is_recurrent(model):
         with gathering(layers[K:], keep):  # a recurrent state runs over hidden tokens, too
             yield
@@ -192,7 +196,7 @@ def hiding(model: Any, keep: Tensor, past: int = 0) -> Iterator[None]:
         totals[layer] = totals.get(layer, past) + queries
         more = keep.new_ones(keep.shape[0], max(0, totals[layer] - keep.shape[1]))
         seen = torch.cat([keep, more], 1)[:, : totals[layer]]
-        return args, {**kwargs, "attention_mask": hidden(mask, seen, queries)}
+        return args, {**kwargs, "attention_mask": hidden(mask, seen, queries, prefill)}
 
     handles = [
         layers[layer].register_forward_pre_hook(partial(before, layer), with_kwargs=True)
@@ -335,7 +339,7 @@ def joined(first: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]
 
 
 def is_recurrent(model: Any) -> bool:
-    return bool(RECURRENT & set(getattr(model.get_decoder().config, "layer_types", None) or ()))
+    return bool(RECURRENT & set(getattr(every_model.decoder(model).config, "layer_types", None) or ()))
 
 
 def kept_or_all(attached: Any, length: int, rows: int) -> Tensor:
@@ -377,7 +381,7 @@ def training(model: Any, reducer: Reducer, checkpointing: bool) -> float:
     real = inputs["attention_mask"].bool()
     last = real & (real.long().flip(1).cumsum(1).flip(1) <= 3)
     labels = inputs["input_ids"].masked_fill(~last, -100)
-    weight = model.get_decoder().layers[0].parameters()
+    weight = every_model.decoder(model).layers[0].parameters()
     few = [p for p in weight if p.ndim > 1][:1]
     found = []
     model.train()
