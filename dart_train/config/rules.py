@@ -111,6 +111,9 @@ def _data(recipe: Recipe) -> Iterator[ConfigIssue]:
             "needs all lengths in advance, which a streaming source does not have",
             "set it to false",
         )
+    if streamed and data.turns == "apart":
+        what = "apart, but the answers of streamed rows cannot be counted in advance"
+        yield ConfigIssue("data.turns", what, "choose together, or write one row for each answer")
     if streamed and recipe.train.max_steps is None:
         yield ConfigIssue("train.max_steps", "missing", "a streaming source has no length to count epochs by")
 

@@ -188,6 +188,11 @@ class Data(Section):
     on_too_long: Literal["drop", "error", "truncate_text"] = Field(
         default="drop", description="what happens to longer samples; image tokens are never cut"
     )
+    turns: Literal["together", "apart"] = Field(
+        default="together",
+        description="together: a conversation is one row, and an image is reduced as for the first answer after it; "
+        "apart: one row for each answer, with the turns before it as its prompt, reduced as for that answer",
+    )
     on_bad_row: Literal["skip", "error"] = Field(default="skip", description="skipped rows are logged and counted")
     max_bad_fraction: Fraction = Field(default=0.01, description="a larger share of bad rows ends the run")
     allow_urls: bool = Field(default=False, description="fetch images from the network")

@@ -13,7 +13,7 @@ from datasets.fingerprint import Hasher
 from PIL import Image
 
 from ..models.prompts import special_tokens
-from .chat_template import ChatTemplate
+from .chat_template import ChatTemplate, Span
 from .issues import BadRowError, RowIssue
 from .sample import Sample
 from .supervision import IGNORED, SampleTokens, make_tokens
@@ -154,7 +154,7 @@ class Encoder:
             raise BadRowError("template_failed", f"the processor refuses the images: {error}") from error
 
     def _tokenise(self, sample: Sample, replacements: list[str]) -> SampleTokens:
-        text, answers = self.template.answers(sample.messages())
+        text, answers = self._answers(sample)
         texts, found = self.processor.get_text_with_replacements([text], list(replacements))
         output = self.processor.tokenizer(texts[0], return_offsets_mapping=True, **special_tokens(self.processor, text))
         return make_tokens(output["input_ids"], output["offset_mapping"], text, answers, found[0] if found else [])
@@ -163,7 +163,7 @@ class Encoder:
         self, sample: Sample, images: Sequence[Image.Image]
     ) -> tuple[dict[str, torch.Tensor], SampleTokens, list[dict[str, Any]]]:
         self._refuse_control_tokens(sample)
-        text, answers = self.template.answers(sample.messages())
+        text, answers = self._answers(sample)
         try:
             output = self.processor(
                 text=[text],
@@ -178,6 +178,11 @@ class Encoder:
         tokens = make_tokens(output["input_ids"][0], offsets, text, answers, found)
         features = dict(output.convert_to_tensors("pt"))
         return {**features, "labels": torch.from_numpy(tokens.labels)[None]}, tokens, found
+
+    def _answers(self, sample: Sample) -> tuple[str, list[Span]]:
+        """The text, and the spans that are supervised."""
+        text, answers = self.template.answers(sample.messages())
+        return text, answers[-1:] if sample.last_answer_only else answers
 
     def _refuse_control_tokens(self, sample: Sample) -> None:
         for turn in sample.turns:

@@ -34,13 +34,27 @@ class Turn:
 
 @dataclass(frozen=True)
 class Sample:
+    """A conversation. last_answer_only: earlier answers are part of the prompt, as in a prefill of the last turn."""
+
     id: str
     turns: tuple[Turn, ...]
+    last_answer_only: bool = False
 
     @property
     def images(self) -> list[ImageRef]:
         """Every image reference, in the order of the conversation."""
         return [part for turn in self.turns for part in turn.parts if isinstance(part, ImageRef)]
+
+    @property
+    def answers(self) -> list[int]:
+        """The turns of the assistant, by number."""
+        return [number for number, turn in enumerate(self.turns) if turn.role == "assistant"]
+
+    def up_to_answer(self, number: int) -> Sample:
+        """The conversation up to answer `number`, from 0, which alone is supervised; itself where it has no answer."""
+        if not self.answers:
+            return self
+        return replace(self, turns=self.turns[: self.answers[number] + 1], last_answer_only=True)
 
     def messages(self) -> list[dict[str, Any]]:
         """The input of a chat template. Images are only marked here; the processor gets them separately."""

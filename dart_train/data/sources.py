@@ -9,10 +9,11 @@ import copy
 import hashlib
 import json
 import re
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 import datasets
 from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_from_disk
@@ -21,10 +22,12 @@ from datasets.exceptions import DatasetNotFoundError
 from ..common.hub import cached_first, require_hub
 from .formats import find_id, normalise
 from .images import ImageStore
+from .issues import BadRowError
 from .sample import Sample
 
 _BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
 _JSON = (".json", ".jsonl", ".ndjson")
+Turns = Literal["together", "apart"]
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 CHUNK = 1 << 20  # characters
 LONGEST_ROW = 1 << 27
@@ -48,17 +51,29 @@ class SourceSpec:
 
 
 @dataclass(frozen=True)
+class AnswerRows:
+    """Where there is one row for each answer: the row of the data, and the number of its answer."""
+
+    rows: array[int]
+    answers: array[int]
+
+
+@dataclass(frozen=True)
 class DataSource:
-    """An opened source: its rows, and how one becomes a `Sample` and its images."""
+    """An opened source: its rows, and how one becomes a `Sample` and its images. by_answer: None where a row is for all
+    of its answers."""
 
     name: str
     rows: Dataset | IterableDataset
     store: ImageStore
     format: str = "auto"
     columns: Mapping[str, str] = field(default_factory=dict)
+    by_answer: AnswerRows | None = None
 
     def row_id(self, index: int) -> str:
-        return f"{self.name}:{index}"
+        if self.by_answer is None:
+            return f"{self.name}:{index}"
+        return f"{self.name}:{self.by_answer.rows[index]}, answer {self.by_answer.answers[index]}"
 
     def label(self, row: Mapping[str, Any], index: int) -> str:
         """The place of a row, and its own id if it has one, for messages; also of a row that cannot be used."""
@@ -67,7 +82,26 @@ class DataSource:
 
     def sample(self, row: Mapping[str, Any], index: int) -> Sample:
         """Raises `BadRowError`."""
-        return normalise(_content(row), self.columns, self.format, self.row_id(index))
+        sample = normalise(_content(row), self.columns, self.format, self.row_id(index))
+        return sample if self.by_answer is None else sample.up_to_answer(self.by_answer.answers[index])
+
+    def one_row_an_answer(self) -> DataSource:
+        """The same rows, once for each answer of their conversations. Reads every row, but no image."""
+        if isinstance(self.rows, IterableDataset):
+            raise ValueError(f"{self.name}: the answers of a streamed row cannot be counted in advance")
+        found = AnswerRows(array("q"), array("q"))
+        for index, row in enumerate(self.rows):
+            answers = range(self._count_answers(row, index))
+            found.rows.extend(index for _ in answers)
+            found.answers.extend(answers)
+        return replace(self, rows=self.rows.select(found.rows), by_answer=found)
+
+    def _count_answers(self, row: Mapping[str, Any], index: int) -> int:
+        """1 for a row that cannot be used: it is reported where it is read."""
+        try:
+            return max(1, len(self.sample(row, index).answers))
+        except BadRowError:
+            return 1
 
 
 def _content(row: Mapping[str, Any]) -> Any:
@@ -75,11 +109,14 @@ def _content(row: Mapping[str, Any]) -> Any:
     return row["text"] if list(row) == ["text"] else row
 
 
-def open_sources(specs: Sequence[Any], store: ImageStore | None = None) -> list[DataSource]:
-    """All sources of a recipe, under unique names."""
+def open_sources(specs: Sequence[Any], store: ImageStore | None = None, turns: Turns = "together") -> list[DataSource]:
+    """All sources of a recipe, under unique names. turns: whether the turns of a conversation are one row, or one row
+    each."""
     sources: list[DataSource] = []
     for spec in specs:
         source = open_source(spec, store)
+        if turns == "apart":
+            source = source.one_row_an_answer()
         taken = sum(re.fullmatch(re.escape(source.name) + r"(#\d+)?", other.name) is not None for other in sources)
         sources.append(replace(source, name=f"{source.name}#{taken + 1}") if taken else source)
     return sources

@@ -98,7 +98,8 @@ def is_surveyed(sources: Sequence[DataSource], encoder: Encoder) -> bool:
 
 def _cache_file(source: DataSource, encoder: Encoder) -> Path:
     """In the cache of `datasets` and not next to the rows, whose folder may be read-only."""
-    key = (source.rows._fingerprint, repr(source.store), source.format, dict(source.columns), encoder.key())
+    key: tuple[Any, ...] = (source.rows._fingerprint, repr(source.store), source.format, dict(source.columns))
+    key += (encoder.key(),) if source.by_answer is None else (encoder.key(), "by answer")
     return Path(datasets.config.HF_DATASETS_CACHE) / "dart_train_survey" / f"{Hasher.hash(key)}.arrow"
 
 

@@ -54,7 +54,9 @@ def shorten_to_fit(
 
 
 def _without_last_exchange(sample: Sample) -> Sample | None:
-    """Without the last question and answer, unless they contain an image or are the only ones."""
+    """Without the last question and answer, unless they contain an image or are the only supervised ones."""
+    if sample.last_answer_only:
+        return None
     last = sample.turns[-2:]
     has_image = any(isinstance(part, ImageRef) for turn in last for part in turn.parts)
     exchanges = sum(turn.role == "assistant" for turn in sample.turns)

@@ -116,7 +116,7 @@ class PlannedRows:
 def read_rows(recipe: Recipe, encoder: Encoder, limit: int = 0) -> PlannedRows:
     """At most about `limit` rows, evenly spaced, as many of each source as its share of all; 0: every row."""
     data = recipe.data
-    sources = open_sources(data.train, ImageStore.from_config(data).leave_limits_to(encoder.processor))
+    sources = open_sources(data.train, ImageStore.from_config(data).leave_limits_to(encoder.processor), data.turns)
     totals = None if any(source.streaming for source in data.train) else tuple(len(s.rows) for s in sources)
     step = max(1, -(-sum(totals) // limit)) if totals and limit else 1
     found = [[_measure_row(encoder, *each) for each in _spaced(source, step, limit)] for source in sources]

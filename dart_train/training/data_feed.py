@@ -45,7 +45,7 @@ class TrainFeed:
     def open(cls, recipe: Recipe, ranks: RankInfo, processor: Any, surveyed: bool | None = None) -> TrainFeed:
         """surveyed: as in the run that is resumed; None: a new run."""
         data = recipe.data
-        sources = open_sources(data.train, ImageStore.from_config(data).leave_limits_to(processor))
+        sources = open_sources(data.train, ImageStore.from_config(data).leave_limits_to(processor), data.turns)
         encoder = Encoder(processor, data.max_length, data.on_too_long)
         reader = RowReader(sources, encoder, data.on_bad_row, data.max_bad_fraction, defer=True)
         collator = Collator(processor, data.pad_to_multiple_of)

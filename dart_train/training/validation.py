@@ -47,7 +47,7 @@ class Validation:
             return None
         if any(source.streaming for source in data.validation):
             raise ValueError("data.validation: streaming is for training rows; leave it out here")
-        sources = open_sources(data.validation, ImageStore.from_config(data).leave_limits_to(processor))
+        sources = open_sources(data.validation, ImageStore.from_config(data).leave_limits_to(processor), data.turns)
         encoder = Encoder(processor, data.max_length, data.on_too_long)
         rows = RowDataset(RowReader(sources, encoder, data.on_bad_row, data.max_bad_fraction))
         if not len(rows):
