@@ -90,6 +90,8 @@ class Engine:
         self.inner_signature = inspect.signature(parts.inner.forward)
         layers = range(len(parts.layers))
         self.full_attention = {n for n in layers if layer_type(parts.text_config, n) == "full_attention"}
+        self.recurrent = {n for n in layers if parts.is_recurrent(n)}
+        self.sharing_keys = {n for n in layers if parts.key_source(n) != n}
         self.observed_layers = [observed_layer(parts, reducers, stage) for stage in range(len(reducers))]
 
     @property
@@ -220,7 +222,7 @@ class Engine:
         if state is None:
             self._run_idle_scorer(layer, current, self._active(args[0]))
             return None
-        if state.decoding and layer in self.full_attention and self._decodes_unmasked(layer, args, kwargs):
+        if state.decoding and (layer in self.recurrent or self._decodes_unmasked(layer, args, kwargs)):
             return None
         hidden, stage = args[0], sum(reducer.layer <= layer for reducer in current.reducers) - 1
         if state.reduced:
@@ -252,7 +254,9 @@ class Engine:
     def _decodes_unmasked(self, layer: int, args: Any, kwargs: Mapping[str, Any]) -> bool:
         """One new token of one row sees its entire cache, and the model gives no mask: nothing changes. The first
         reduced layer is left to `layer_mask`, which refuses static caches."""
-        if layer == self.reducers[0].layer or kwargs.get("attention_mask") is not None:
+        if layer not in self.full_attention or layer == self.reducers[0].layer:
+            return False
+        if kwargs.get("attention_mask") is not None:
             return False
         return bool(self._active(args[0]).shape[:2] == (1, 1))
 
@@ -279,7 +283,7 @@ class Engine:
         config, given = self.parts.text_config, kwargs.get("attention_mask")
         kind = layer_type(config, layer)
         key, latest = (stage, kind, id(given)), ("latest mask", stage, kind)
-        if self.parts.key_source(layer) == layer:
+        if layer not in self.sharing_keys:
             if key not in state.memo:
                 state.memo[key] = (given, layer_mask(state, stage, given, cache_of(kwargs), hidden, config, layer))
             state.memo[latest] = state.memo[key]
