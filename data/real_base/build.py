@@ -12,7 +12,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 from dart_train.models.processors import load_processor
 
 from .assemble import assemble
-from .convert import convert_language, convert_vision
+from .convert import check_readers, convert_language, convert_vision
 from .parts import fetch_part
 
 TRAINED = Path(__file__).with_name("weights")
@@ -23,6 +23,7 @@ def assembled(parts: Path, feature_layer: int, size: int) -> tuple[LlavaForCondi
     """The model with a random projector; downloaded and converted once, then read from `parts`."""
     folder = parts / f"assembled_{size}_{-feature_layer}"
     if not folder.exists():
+        check_readers()
         language, tokenizer = convert_language(fetch_part("language", parts))
         vision = convert_vision(fetch_part("vision", parts))
         model, processor = assemble(language, tokenizer, vision, feature_layer, size)
@@ -36,6 +37,10 @@ def assembled(parts: Path, feature_layer: int, size: int) -> tuple[LlavaForCondi
 
 def with_trained(model: LlavaForConditionalGeneration, trained: Path = TRAINED) -> LlavaForConditionalGeneration:
     """The same model with the trained projector, and the adapter merged into the language model's weights."""
+    if not (trained / PROJECTOR).exists():
+        raise ValueError(
+            f"{trained} has no {PROJECTOR}: train first (python -m data.real_base train), or build with --untrained"
+        )
     state = {name: weight.float() for name, weight in load_file(trained / PROJECTOR).items()}
     model.model.multi_modal_projector.load_state_dict(state)
     adapted = PeftModel.from_pretrained(model.model.language_model, str(trained))

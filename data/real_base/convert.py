@@ -6,6 +6,7 @@ Nothing is trained or rounded here: GGUF's 4-bit weights are expanded to float32
 from __future__ import annotations
 
 import math
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, Dinov2Config, Dinov2Model, LlamaForCausalLM
 
 ENCODER_LAYER = "backbone.encoder.layer."
+
+
+def check_readers() -> None:
+    """Raises ValueError if a package that reads the weight files is missing."""
+    if missing := [name for name in ("gguf", "onnx") if find_spec(name) is None]:
+        raise ValueError(f"{' and '.join(missing)} not installed: the pretrained parts need it (pip install .[real])")
 
 
 def convert_language(weights: Path) -> tuple[LlamaForCausalLM, Any]:

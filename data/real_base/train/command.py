@@ -105,10 +105,11 @@ class RealStages:
         """Share of the tokens of answers that are right, of naming questions and of all, on the validation scenes."""
         scenes, features = self.validation
         found = {}
-        for name, others in (("naming", 0), ("others", 6)):
-            asked = stage.model_copy(
-                update={"batch_size": len(scenes), "naming": 4 if name == "naming" else 0, "others": others}
-            )
+        for name in ("naming", "others"):
+            if not getattr(stage, name):
+                continue
+            counts = {"naming": 0, "others": 0, name: 4}
+            asked = stage.model_copy(update={"batch_size": len(scenes), **counts})
             batch = self.rows.batch(asked, self.recipe.pictures.seed, len(scenes), 0, 0, "validation")
             loss, right = self.parts.answer_loss(batch, features)
             found |= {f"validation_{name}_loss": float(loss), f"validation_{name}_right": float(right.float().mean())}
