@@ -3,7 +3,8 @@
 The `deepspeed` command with the same arguments, for a terminal. That command handles no signal: on Ctrl-C it prints a
 traceback and returns while its ranks still write their checkpoint, and DeepSpeed kills ranks that take longer than 30
 seconds. Here Ctrl-C, SIGTERM or a closed terminal is one request to the ranks to stop; the exit code is theirs (75: a
-checkpoint was written). A second one ends them at once."""
+checkpoint was written). A second one ends them at once. DeepSpeed's own lines are left out;
+--log_level info shows them."""
 
 from __future__ import annotations
 
@@ -22,7 +23,9 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main(arguments: list[str]) -> int:
-    command = [sys.executable, "-m", "deepspeed.launcher.runner", *arguments]
+    levels = {"-q", "--quiet", "--log_level"}
+    quiet = [] if levels & {each.split("=")[0] for each in arguments} else ["--log_level", "critical"]
+    command = [sys.executable, "-m", "deepspeed.launcher.runner", *quiet, *arguments]
     # A session of its own: the terminal's Ctrl-C reaches this process alone.
     runner = subprocess.Popen(command, start_new_session=True, preexec_fn=_end_with_parent)
     requests = 0
@@ -33,6 +36,8 @@ def main(arguments: list[str]) -> int:
         ranks = ranks_of(runner.pid) if requests == 1 else []
         for rank in ranks:
             rank.send_signal(signal.SIGUSR1)  # one is enough, but one may be about to end
+        if ranks:
+            print("train: the step is finished and a checkpoint written; Ctrl-C again ends at once", file=sys.stderr)
         if not ranks:  # none yet, or on other hosts, where DeepSpeed's own launcher ends them; or a second request
             _end(runner, at_once=requests > 1)
 

@@ -57,7 +57,8 @@ def _rows(feed: TrainFeed) -> str:
     if feed.left_out:
         rows += f" ({len(feed.left_out):,} unusable left out, see {SKIPPED_ROWS_FILE})"
     epochs = feed.epoch(feed.steps)
-    return f"{rows}, {sources} sources, {feed.steps:,} steps" + (f", {epochs:.3g} epochs" if epochs else "")
+    of = "1 source" if sources == 1 else f"{sources} sources"
+    return f"{rows}, {of}, {feed.steps:,} steps" + (f", {epochs:.3g} epochs" if epochs else "")
 
 
 def _batch(feed: TrainFeed) -> str:

@@ -35,6 +35,7 @@ def test_ctrl_c_saves_exits_with_75_and_prints_no_traceback(tmp_path: Path, numb
     os.killpg(began.pid, number)  # as a terminal: the command, and not the session that it made for the ranks
     code, text = began.wait(300), log.read_text(errors="replace")
     assert code == STOPPED and "Traceback" not in text, text[-3000:]
+    assert text.count("Ctrl-C again ends at once") == 1 and "Killing subprocess" not in text
     assert text.count("Run the same command to resume from") == 1
     assert latest_complete(run)[0] == run / f"checkpoint-{logged_step(run)}"
     assert not psutil.wait_procs(below, timeout=30)[1]
