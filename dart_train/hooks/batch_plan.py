@@ -115,7 +115,8 @@ def plan_batch(
     if groups is None:
         return None
     real, visual = upload(layout.real, ids.device), upload(layout.visual, ids.device)
-    two_way = has_two_way_attention(type(parts.inner))
+    kind: Any = type(parts.inner)
+    two_way = has_two_way_attention(kind)
     return BatchPlan(mask, cache_state, past, layout, groups.to(ids.device), real, visual, shapes, labels, two_way)
 
 

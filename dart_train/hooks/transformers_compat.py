@@ -61,7 +61,8 @@ def needs_positions(layer: nn.Module, config: Any) -> bool:
     queries by them). Flash kernels take position ids that are passed on to them for packed sequences: there they are
     left out."""
     attention = getattr(layer, "self_attn", None)
-    return attention is not None and _takes_positions(type(attention), "flash" in str(config._attn_implementation))
+    kind: Any = type(attention)
+    return attention is not None and _takes_positions(kind, "flash" in str(config._attn_implementation))
 
 
 @functools.cache
