@@ -100,10 +100,18 @@ class GenerationContext:
         """Of each row, the numbers of the visual tokens kept in the last forward; None if all are kept.
         visual: the number of visual tokens of each row."""
         last = None if self.attached is None or not any(visual) else self.attached.last
-        if last is None:
-            return None
-        rows = zip(last.kept_visual.cpu(), last.visual.cpu(), strict=True)  # both [L], bool
-        return [kept[is_visual].nonzero().flatten().tolist() for kept, is_visual in rows]
+        return None if last is None else _numbers(last.kept_visual, last.visual)
+
+    def scored_tokens(self, visual: Sequence[int]) -> list[list[int]] | None:
+        """Of these, the ones that a trained scorer decided on; None where there is no scorer."""
+        last = None if self.attached is None or not any(visual) else self.attached.last
+        return None if last is None or last.scored is None else _numbers(last.scored, last.visual)
+
+
+def _numbers(chosen: Tensor, visual: Tensor) -> list[list[int]]:
+    """Both [B, L] bool: which of a row's visual tokens are chosen, counted from 0."""
+    rows = zip(chosen.cpu(), visual.cpu(), strict=True)
+    return [mine[is_visual].nonzero().flatten().tolist() for mine, is_visual in rows]
 
 
 class LoadedCheckpoint:
@@ -226,13 +234,13 @@ def answer_batch(
         first = context.encoder.batch([first_turn(question) for question in questions])
         check_continues(first["input_ids"], batch["input_ids"], questions[0])
         cache = context.prefill(checkpoint.to_device(first))
-        kept = context.kept_tokens(visual)
+        kept, scored = context.kept_tokens(visual), context.scored_tokens(visual)
         text = {name: batch[name] for name in ("input_ids", "attention_mask")}  # images are in the cache
         continued = {**checkpoint.to_device(text), cache_argument(checkpoint.model.generate): cache}
         generated = context.generate(continued, max_new_tokens)
     else:
         generated = context.generate(checkpoint.to_device(batch), max_new_tokens)
-        kept = context.kept_tokens(visual)
+        kept, scored = context.kept_tokens(visual), context.scored_tokens(visual)
     texts = context.encoder.processor.batch_decode(generated, skip_special_tokens=True)
     before = visual
     if isinstance(work.cell.reducer, FewerPixels):
@@ -252,6 +260,7 @@ def answer_batch(
             "visual_tokens": before[row],
             "kept": visual[row] if kept is None else len(kept[row]),
             "kept_tokens": None if kept is None or not visual[row] else to_ranges(kept[row]),
+            **({} if scored is None or not visual[row] else {"scored_tokens": to_ranges(scored[row])}),
             "key": question.key,
         }
         for row, question in enumerate(questions)

@@ -42,7 +42,8 @@ class Kept:
     mask [B, L] bool: kept tokens after the last stage, text included; visual [B, L] bool: visual tokens of the input;
     stages: the mask after each stage; visual_before, visual_after: numbers per sample, on the host; length: of the
     reduced sequence; pivots [B, L] bool: image and text tokens that the last stage's selection started from, None
-    where its method has none.
+    where its method has none; scored [B, L] bool: visual tokens that the last stage kept for the scores of a trained
+    scorer, None where it has no scorer.
     """
 
     mask: Tensor
@@ -52,6 +53,7 @@ class Kept:
     visual_after: tuple[int, ...]
     length: int
     pivots: Tensor | None = None
+    scored: Tensor | None = None
 
     @classmethod
     def of(cls, state: ForwardState) -> Kept:
@@ -66,9 +68,14 @@ class Kept:
             places, count = last.pivots
             pivots = torch.zeros_like(masks[-1])
             pivots[groups.rows[:, None].expand_as(places)[count], places[count]] = True
+        scored = None
+        if last.scores is not None and last.scores.kept is not None:
+            chosen, places = last.scores.kept, last.scores.positions
+            scored = torch.zeros_like(masks[-1])
+            scored[groups.rows[:, None].expand_as(places)[chosen], places[chosen]] = True
         before = tuple(layout.visual.sum(1).tolist())
         visual = layout.visual.to(masks[-1].device)
-        return cls(masks[-1], visual, masks, before, tuple(after), last.kept.length, pivots)
+        return cls(masks[-1], visual, masks, before, tuple(after), last.kept.length, pivots, scored)
 
     @property
     def kept_visual(self) -> Tensor:

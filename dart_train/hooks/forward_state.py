@@ -27,6 +27,7 @@ class TokenScores:
     logits: Tensor  # [R, N], differentiable
     positions: Tensor  # [R, N] of the full sequence
     valid: Tensor  # [R, N] bool
+    kept: Tensor | None = None  # [R, N] bool: those kept because of their scores
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,9 @@ class ForwardState:
         positions = self.groups.slots
         if self.stages:
             positions = self.kept.index[self.groups.rows].gather(1, positions)
-        return TokenScores(context.token_scores, positions, self.groups.valid)
+        choice = context.scored_choice
+        kept = None if choice is None else choice.kept
+        return TokenScores(context.token_scores, positions, self.groups.valid, kept)
 
     def gather_rotary(self, x: Tensor, stage: int) -> Tensor:
         """Rotary embeddings [B or 1, L, d], or [3, B, L, d], gathered once a stage."""

@@ -18,6 +18,7 @@ SHADE_SHARE = 0.74
 EDGE: Colour = (255, 255, 255)
 PIVOT: Colour = (255, 64, 129)
 PIVOT_EDGE: Colour = (60, 0, 24)
+SCORED: Colour = (255, 159, 28)  # kept by a trained scorer
 UNCOVERED: Colour = (150, 156, 168)  # hatching where the image has no token
 KEPT: Colour = (236, 240, 246)  # legend
 DROPPED: Colour = (74, 77, 85)  # legend: white in the shade
@@ -117,6 +118,7 @@ def legend() -> Image.Image:
         (_swatch(KEPT), "kept"),
         (_swatch(DROPPED), "dropped"),
         (_ring_mark(), "pivot"),
+        (_scored_mark(), "scorer"),
         (_hatch_mark(), "no token here"),
     ]
     return hstack([hstack([mark, text_image([name], 11, colour=PALE)], 5) for mark, name in marks], GAP)
@@ -133,6 +135,12 @@ def _ring_mark() -> Image.Image:
     pen = ImageDraw.Draw(mark)
     pen.rectangle((0, 0, _MARK - 1, _MARK - 1), outline=PIVOT_EDGE)
     pen.rectangle((1, 1, _MARK - 2, _MARK - 2), outline=PIVOT, width=3)
+    return mark
+
+
+def _scored_mark() -> Image.Image:
+    mark = Image.new("RGB", (_MARK, _MARK), KEPT)
+    ImageDraw.Draw(mark).rectangle((0, 0, _MARK - 1, _MARK - 1), outline=SCORED, width=3)
     return mark
 
 

@@ -19,6 +19,7 @@ from .draw import (
     PALE,
     PIVOT,
     PIVOT_EDGE,
+    SCORED,
     SHADE,
     SHADE_SHARE,
     UNCOVERED,
@@ -40,11 +41,13 @@ Numbered = Sequence[tuple[int, TokenPlace]]  # (number of the visual token, its 
 @dataclass(frozen=True)
 class Choice:
     """What one method kept in one sample. kept, pivots [N] bool over the sample's visual tokens, in the order of the
-    prompt; pivots is None where a method has none. words: the pivots among the text tokens."""
+    prompt; pivots is None where a method has none. words: the pivots among the text tokens. scored [N] bool: what a
+    trained scorer decided to keep; None: there is no scorer."""
 
     kept: Sequence[bool]
     pivots: Sequence[bool] | None = None
     words: tuple[str, ...] = ()
+    scored: Sequence[bool] | None = None
 
     @property
     def number(self) -> int:
@@ -55,13 +58,14 @@ def choice_of_row(kept: Kept, row: int = 0, ids: Tensor | None = None, tokenizer
     """Row `row` of a forward. ids [L] of the row and the tokenizer: for the words of text pivots."""
     visual = kept.visual[row].cpu()
     mine = kept.kept_visual[row].cpu()[visual].tolist()
+    scored = None if kept.scored is None else kept.scored[row].cpu()[visual].tolist()
     if kept.pivots is None:
-        return Choice(mine)
+        return Choice(mine, scored=scored)
     pivots = kept.pivots[row].cpu()
     words: tuple[str, ...] = ()
     if ids is not None and tokenizer is not None:
         words = tuple(tokenizer.decode([token]).strip() or "␣" for token in ids.cpu()[pivots & ~visual].tolist())
-    return Choice(mine, pivots[visual].tolist(), words)
+    return Choice(mine, pivots[visual].tolist(), words, scored)
 
 
 def full_choice(number: int) -> Choice:
@@ -107,6 +111,9 @@ def _caption(places: Sequence[TokenPlace], choice: Choice, title: str, width: in
     if choice.pivots is not None:
         words = " ".join(f"“{word}”" for word in choice.words)
         pivots = f"pivots: {sum(map(bool, choice.pivots))} in the image" + (f", {words}" if words else "")
+    elif choice.scored is not None:
+        by_score = sum(map(bool, choice.scored))
+        pivots = f"{by_score} by the scorer, {choice.number - by_score} by DART"
     name = [text_image([ellipsize(title, width, 16, bold=True)], 16, bold=True, colour=INK)] if title else []
     return vstack([*name, text_image([ellipsize(line, width, 12) for line in (kept, pivots)], 12, colour=PALE)], 0)
 
@@ -131,9 +138,14 @@ def _video_strip(frames: Sequence[Image.Image], tokens: Numbered, choice: Choice
 
 
 def _draw_view(image: Image.Image, tokens: Numbered, choice: Choice, width: int) -> Image.Image:
-    pivots = choice.pivots
+    pivots, scored = choice.pivots, choice.scored
     patches = [
-        OverlayPatch(place.box, bool(choice.kept[i]), pivots is not None and bool(pivots[i]))
+        OverlayPatch(
+            place.box,
+            bool(choice.kept[i]),
+            pivots is not None and bool(pivots[i]),
+            scored is not None and bool(scored[i]),
+        )
         for i, place in tokens
         if place.box is not None
     ]
@@ -145,6 +157,7 @@ class OverlayPatch:
     box: Box
     kept: bool
     pivot: bool = False
+    scored: bool = False
 
 
 def draw_overlay(image: Image.Image, patches: Sequence[OverlayPatch], width: int) -> Image.Image:
@@ -160,6 +173,8 @@ def draw_overlay(image: Image.Image, patches: Sequence[OverlayPatch], width: int
     for at, patch in zip(corners, patches, strict=True):
         if patch.pivot:
             _ring(ImageDraw.Draw(page), at)
+        elif patch.scored:
+            ImageDraw.Draw(page).rectangle(at, outline=SCORED, width=3 if at[2] - at[0] > 14 else 2)
     return page
 
 

@@ -22,6 +22,7 @@ from ...reduction import Reducer
 from ..results import ComparisonResults
 from ..scoring import ALL_KINDS
 from .findings import best_trades, budget_words, paper_questions, primary_rows, smallest_budget, summary_sentences
+from .glance import Glance, glance_of
 from .plots import over_budget, over_latency, save
 from .regressions import TokenImages, answer_title, heat_records, worst_regressions
 from .tables import cell_filters, cost_table, kind_tables, pair_tables, quality_table
@@ -90,6 +91,7 @@ def render(results: ComparisonResults, plots: Sequence[Plot]) -> str:
         script=Markup((_FOLDER / "report.js").read_text(encoding="utf-8")),
         title=f"Comparison: {', '.join(results.prepared.found)}",
         counts=(len(results.prepared.questions), len(results.cells), len(results.records)),
+        glance=_glance(glance_of(results, images)),
         trades=best_trades(results),
         sentences=summary_sentences(results),
         plots=[(plot.title, _data_uri(plot.svg.read_bytes(), "svg+xml")) for plot in plots],
@@ -107,6 +109,33 @@ def render(results: ComparisonResults, plots: Sequence[Plot]) -> str:
         galleries=list(_galleries(results, images)),
         facts=measurement_facts(results),
     )
+
+
+def _glance(found: Glance | None) -> dict[str, Any] | None:
+    """The images as the page embeds them; the shares of the bar in percent."""
+    if found is None:
+        return None
+    names = {
+        "both": "right with both",
+        "gained": "right only when reduced",
+        "lost": "lost",
+        "neither": "wrong with both",
+    }
+    counts = {name: getattr(found, name) for name in names}
+    bar = [
+        {"name": name, "title": title, "number": counts[name], "share": 100 * counts[name] / max(1, found.total)}
+        for name, title in names.items()
+    ]
+    cards = [
+        {
+            "question": each.text,
+            "kind": each.kind,
+            "answers": each.answers,
+            "panels": [{**vars(panel), "image": panel.image and _embedded(panel.image)} for panel in each.panels],
+        }
+        for each in found.questions
+    ]
+    return {"headline": found.headline, "text": found.text, "bar": bar, "cards": cards, "scorer": found.has_scorer}
 
 
 def _heat_map(results: ComparisonResults, images: TokenImages) -> dict[str, str] | None:

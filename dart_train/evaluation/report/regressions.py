@@ -56,15 +56,15 @@ def regressions(records: Sequence[AnswerRecord], checkpoint: str, metric: str, m
 
 def _regression(answers: Sequence[AnswerRecord], metric: str) -> Regression | None:
     full = next((record for record in answers if record["method"] == FULL), None)
-    if full is None or not _is_correct(metric, full):
+    if full is None or not is_correct(metric, full):
         return None
     reduced = [record for record in answers if record["method"] != FULL]
-    wrong = [record for record in reduced if not _is_correct(metric, record)]
+    wrong = [record for record in reduced if not is_correct(metric, record)]
     wrong.sort(key=lambda record: -int(record["kept"]))
     return Regression(full, tuple(wrong), len(reduced) - len(wrong)) if wrong else None
 
 
-def _is_correct(metric: str, record: AnswerRecord) -> bool:
+def is_correct(metric: str, record: AnswerRecord) -> bool:
     score = METRICS[metric].score(record["prediction"], record["answers"])
     if score is None:
         return False
@@ -114,14 +114,19 @@ class TokenImages:
         records = [regression.full, *list(by_method.values())[:_PANELS]]
         return [(record, self.panel(record)) for record in records]
 
-    def panel(self, record: AnswerRecord) -> Image.Image | None:
-        """None if the positions of the tokens are not known."""
+    def panel(self, record: AnswerRecord, title: str | None = None, width: int = PANEL_WIDTH) -> Image.Image | None:
+        """None if the positions of the tokens are not known. title: None: method and budget."""
         tokens = self.tokens(record)
         kept = _kept_mask(record, len(tokens.places)) if tokens is not None else None
         if tokens is None or kept is None:
             return None
         images = self._question(record).images(self._model(record["checkpoint"])[1].processor)
-        return overlay_panel(images, tokens.places, Choice(kept), answer_title(record), PANEL_WIDTH)
+        scored = None
+        if "scored_tokens" in record:
+            of_scorer = set(from_ranges(record["scored_tokens"]))
+            scored = [token in of_scorer for token in range(len(kept))]
+        name = answer_title(record) if title is None else title
+        return overlay_panel(images, tokens.places, Choice(kept, scored=scored), name, width)
 
     def heat_map(self, records: Sequence[AnswerRecord]) -> Image.Image | None:
         """How often each place of the image is kept, one map for each method. records: of one checkpoint and budget."""

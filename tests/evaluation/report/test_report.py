@@ -99,7 +99,7 @@ def browse(reported: Path, folder: Path, width: int) -> dict[str, Any]:
 def test_report_renders_without_an_error(wide: dict[str, Any]) -> None:
     found = wide["shown"]
     assert wide["problems"] == [] and found["title"] == "Comparison: base, twin"
-    sections = ["summary", "plots", "scores", "by-kind", "costs", "pairs", "papers", "regressions", "how"]
+    sections = ["glance", "summary", "plots", "scores", "by-kind", "costs", "pairs", "papers", "regressions", "how"]
     assert found["sections"] == sections and all(found["links"])
     assert len(found["images"]) > 8 and all(found["images"])
     assert found["cards"] and min(found["cards"]) >= 2, "full tokens and a reduction"
