@@ -30,6 +30,8 @@ def reduce_image(
     look at the grid. The image is a sample of its own, without any text: that is what the selection may look at.
     """
     number = embeddings.shape[0]
+    if count_kept(reducer, number) == number:
+        return embeddings, torch.arange(number, device=embeddings.device)
     layout = BatchLayout.of(torch.zeros(1, number, dtype=torch.long), visual_ids=(0,)).with_images([number])
     groups = TokenGroups.of(layout, "image")
     assert groups is not None
