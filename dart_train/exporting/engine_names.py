@@ -33,6 +33,19 @@ def rename_for_engines(folder: Path) -> int:
     return renamed
 
 
+def index_weights(folder: Path) -> None:
+    """Lists the model's weights in an index. Engines read every safetensors file of a folder that has none, and would
+    take a scorer's weights for the model's."""
+    index, file = folder / INDEX, folder / "model.safetensors"
+    if index.is_file() or not file.is_file():
+        return
+    with safe_open(file, "pt") as content:
+        names = list(content.keys())
+    weight_map = dict.fromkeys(sorted(names), file.name)
+    content = {"metadata": {"total_size": file.stat().st_size}, "weight_map": weight_map}
+    index.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
 def engine_name(name: str) -> str:
     return _FLAT.sub(r"\1vision_model.", name)
 

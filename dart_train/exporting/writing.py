@@ -23,7 +23,7 @@ from ..models.loading import read_model
 from ..models.peft_compat import merge_adapter
 from ..reduction import Reducer
 from ..reduction.reducer_file import read_reducer_file
-from .engine_names import rename_for_engines
+from .engine_names import index_weights, rename_for_engines
 from .engines import append_serving_section, stages_for_engine
 from .model_card import collect_provenance, write_card
 from .verify import ReferenceRun, run_reference, verify_export
@@ -179,6 +179,7 @@ def _write_metadata(job: ExportJob) -> None:
         write_reducers(folder, stages, trained, found.provenance.budgets, calibration, saved.tower)
     if (found.location.folder / SCORER_FILE).is_file():
         shutil.copy(found.location.folder / SCORER_FILE, folder / SCORER_FILE)
+        index_weights(folder)
     recipe = found.location.folder / "recipe.yaml"
     if recipe.is_file():
         shutil.copy(recipe, folder / recipe.name)

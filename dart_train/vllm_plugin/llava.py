@@ -65,27 +65,25 @@ class _LinearPositions(ReducedModel):
         return linear_offsets(number)
 
     def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
-        """Text is where it would be with all tokens; which tokens an image's rows are, the encoder will say."""
+        """Text is where it would be with all tokens (compact: with those that are kept); which tokens an image's rows
+        are, the encoder will say."""
         length = len(input_tokens)
         position = torch.arange(length)
-        begin = position.clone()
         images = sorted(mm_features, key=lambda feature: feature.mm_position.offset)
-        for feature in images:
-            start, kept = feature.mm_position.offset, feature.mm_position.length
-            _, number = decode_budget(feature.data[field_name(feature.modality)].data)
-            position[start + kept :] += number - kept
-        end = position.clone()
-        for feature in images:
-            start, kept = feature.mm_position.offset, feature.mm_position.length
-            _, number = decode_budget(feature.data[field_name(feature.modality)].data)
+        spans = [(each.mm_position.offset, each.mm_position.length, self._extent(each)) for each in images]
+        for start, kept, extent in spans:
+            position[start + kept :] += extent - kept
+        begin, end = position.clone(), position.clone()
+        for start, kept, extent in spans:
             begin[start : start + kept] = position[start]
-            end[start : start + kept] = position[start] + number - 1
-        is_image = torch.zeros(length, dtype=torch.bool)
-        for feature in images:
-            is_image[feature.mm_position.offset :][: feature.mm_position.length] = True
-        begin = torch.where(is_image, begin, position)
-        rows = torch.stack([position, begin, end])
-        return rows, int(end[-1]) + 1 - length
+            end[start : start + kept] = position[start] + extent - 1
+        return torch.stack([position, begin, end]), int(end[-1]) + 1 - length
+
+    def _extent(self, feature: Any) -> int:
+        """How many positions an image takes."""
+        if self.served.renumbers:
+            return int(feature.mm_position.length)
+        return decode_budget(feature.data[field_name(feature.modality)].data)[1]
 
     def recompute_mrope_positions(
         self, input_ids: Any, multimodal_embeddings: Sequence[Tensor], mrope_positions: Tensor, num_computed_tokens: int

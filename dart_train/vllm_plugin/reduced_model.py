@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
@@ -11,8 +11,8 @@ from torch import Tensor
 
 from .image_reduction import Scorer, reduce_image
 from .processing import decode_budget, field_name
-from .row_positions import append_offsets, split_offsets
-from .scorer_weights import load_scorer
+from .row_positions import append_offsets, linear_offsets, split_offsets
+from .scorer_weights import is_of_scorer, load_scorer
 from .served_reduction import ServedReduction
 
 
@@ -42,6 +42,12 @@ class ReducedModel:
         """[D]"""
         weight: Tensor = self.language_model.model.norm.weight  # type: ignore[attr-defined]
         return weight.detach()
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
+        """vLLM hands over every safetensors file of the folder, that of the scorer too."""
+        own = (each for each in weights if not is_of_scorer(each[0]))
+        loaded: set[str] = super().load_weights(own)  # type: ignore[misc]
+        return loaded
 
     def offsets(self, modality: str, index: int, number: int, kwargs: Mapping[str, Any]) -> Tensor:
         """[number, 3] long: each token's offset from the position of its image."""
@@ -77,8 +83,11 @@ class ReducedModel:
         short, kept = reduce_image(reducer, image[:, :width], weight, self.tiles(modality, index, kwargs), self.scorer)
         if image.shape[1] > width:
             short = torch.cat([short, image[kept, width:]], 1)
-        offsets = self.offsets(modality, index, number, kwargs)
-        return append_offsets(short, offsets.to(kept.device)[kept])
+        if self.served.renumbers:
+            offsets = linear_offsets(len(kept)).to(kept.device)
+        else:
+            offsets = self.offsets(modality, index, number, kwargs).to(kept.device)[kept]
+        return append_offsets(short, offsets)
 
     def _split_rows(
         self, rows: Sequence[Tensor], input_ids: Any, visual_ids: Sequence[int], num_computed_tokens: int, device: Any

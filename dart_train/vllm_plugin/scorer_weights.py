@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 from safetensors.torch import load_file
 
@@ -12,6 +14,11 @@ from .vllm_compat import find_file
 
 SCORER_FILE = "scorer.safetensors"
 _PREFIX = "layer_0."
+
+
+def is_of_scorer(name: str) -> bool:
+    """Whether the weight of this name, as vLLM reads it from the files, is a scorer's."""
+    return re.match(r"layer_\d+\.", name) is not None
 
 
 def load_scorer(served: ServedReduction, device: torch.device) -> Scorer:

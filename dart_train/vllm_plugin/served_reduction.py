@@ -50,6 +50,11 @@ class ServedReduction:
         text = getattr(config, CONFIG_NAME, None)
         return None if text is None else _parse(text)
 
+    @property
+    def renumbers(self) -> bool:
+        """Kept tokens take the positions 0, 1, 2, ... in place of those that they had among all."""
+        return getattr(self.reducer, "positions", "original") == "compact"
+
     def with_keep(self, keep: object) -> Reducer:
         """The reducer at the budget of a request. Raises ValueError for one that may not be served."""
         if keep is None:

@@ -132,6 +132,9 @@ def _make_updater(is_linear: bool) -> type:
         def verify_and_update_model_config(model_config: Any) -> None:
             text_config = model_config.hf_config.get_text_config()
             problems = list(model_problems(model_config))
+            served = ServedReduction.of(model_config.hf_config)
+            if not is_linear and served is not None and served.renumbers:
+                problems.append("positions='compact': this model's positions are those of a grid; use 'original'")
             if is_linear and (problem := rotary_problem(text_config)):
                 problems.append(problem)
             raise_if_any(iter(problems))

@@ -47,8 +47,11 @@ def test_full_tokens(engine: Engine, tiny: Expected, images: list[Path], tmp_pat
     assert_same(found["rounds"][0], tiny.answers(requests))
 
 
-@pytest.mark.parametrize("reducer", [KEEP_40, MERGED], ids=["keep_40", "merged"])
-@pytest.mark.parametrize("chunks", [{}, CHUNKS], ids=["at_once", "in_chunks"])
+@pytest.mark.parametrize(
+    ("reducer", "chunks"),
+    [(KEEP_40, {}), (KEEP_40, CHUNKS), (MERGED, CHUNKS)],
+    ids=["at_once", "in_chunks", "merged"],
+)
 def test_llava(
     reducer: Reducer, chunks: dict[str, int], engine: Engine, tiny: Expected, images: list[Path], tmp_path: Path
 ) -> None:

@@ -22,7 +22,7 @@ from transformers import AutoModelForImageTextToText
 
 import dart_train
 from dart_train import DART, Learned
-from dart_train.checkpoints.scorer_file import SCORER_FILE, split_state_dict, write_scorers
+from dart_train.checkpoints.scorer_file import SCORER_FILE, load_scorers, split_state_dict, write_scorers
 from dart_train.hooks import attach
 from dart_train.models.structure import SCORERS
 from dart_train.vllm_plugin import scorer_weights
@@ -102,9 +102,13 @@ def test_learned_choice(engine: Engine, images: list[Path], tmp_path: Path) -> N
         _, scorers = split_state_dict(expected.model.state_dict())
         write_scorers(folder, scorers, expected.model)
     requests = requests_of(expected, images)
-    found = engine(folder, [requests])["rounds"][0]
-    dart_train.checkpoints.scorer_file.load_scorers(folder, expected.model)
-    assert_same(found, expected.answers(requests, reducer))
+    full = expected.answers(requests)
+    load_scorers(folder, expected.model)
+    reduced = expected.answers(requests, reducer)
+    assert_same(engine(folder, [requests])["rounds"][0], reduced)
+    exported = dart_train.export(folder, tmp_path / "exported", for_engine="vllm")
+    assert_same(engine(exported, [requests])["rounds"][0], reduced)
+    assert_same(engine(exported, [requests], hf_overrides={"dart_reducer": "none"})["rounds"][0], full)
 
 
 @contextmanager
@@ -113,7 +117,16 @@ def server(python: Path, folder: Path, log: Path) -> Iterator[str]:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
-    options = ["--enforce-eager", "--dtype", "float32", "--max-model-len", "1024", "--max-logprobs", "20"]
+    options = [
+        "--enforce-eager",
+        "--dtype",
+        "float32",
+        "--max-model-len",
+        "1024",
+        "--max-logprobs",
+        "20",
+        "--trust-request-mm-kwargs",
+    ]
     command = [str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--host", "127.0.0.1"]
     environment = {**vllm_environment(), "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
     with log.open("w") as stream:
@@ -180,7 +193,7 @@ def test_http(vllm_python: Path, images: list[Path], tmp_path: Path) -> None:
     expected = Expected(TINY_BASE)
     requests = requests_of(expected, images)
     requests.append(expected.request(SHAPE_QUESTIONS[0], images[1:3]))
-    tokenizer = expected.processor.tokenizer
+    end = expected.processor.tokenizer.eos_token_id
     with server(vllm_python, folder, tmp_path / "log") as address:
         at_24 = [chat(address, folder, request) for request in requests]
         at_48 = [chat(address, folder, request, mm_processor_kwargs={"dart_keep": 48}) for request in requests]
@@ -189,9 +202,12 @@ def test_http(vllm_python: Path, images: list[Path], tmp_path: Path) -> None:
     for keep, found in ((24, at_24), (48, at_48)):
         answers = expected.answers(requests, DART(**{**vars(SERVED), "keep": keep}))
         for mine, right in zip(found, answers, strict=True):
-            [choice] = mine["choices"]
-            assert choice["message"]["content"] == tokenizer.decode(right["tokens"], skip_special_tokens=True)
-            first = choice["logprobs"]["content"][0]["top_logprobs"]
-            for each in first:
-                token = int(each["token"].removeprefix("token_id:"))
-                assert abs(each["logprob"] - right["first"][token]) < TOLERANCE
+            content = mine["choices"][0]["logprobs"]["content"]
+            tokens = [token_of(each) for each in content]
+            assert [each for each in tokens if each != end] == [each for each in right["tokens"] if each != end]
+            for each in content[0]["top_logprobs"]:
+                assert abs(each["logprob"] - right["first"][token_of(each)]) < TOLERANCE
+
+
+def token_of(entry: dict[str, Any]) -> int:
+    return int(entry["token"].removeprefix("token_id:"))
