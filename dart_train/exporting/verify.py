@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers.utils import is_torchvision_available
 
 from ..checkpoints import ResolvedModel
-from ..conformance import ragged_batch
+from ..conformance.measures import ragged_batch
 from ..models.structure import unwrap_model
 from . import verify_process
 

@@ -24,7 +24,8 @@ from dart_train.conformance import (
     only_few_trained,
     relative_difference,
 )
-from dart_train.hooks import engine, forward_state, masks, reference
+from dart_train.conformance.measures import placeholder_ids
+from dart_train.hooks import engine, forward_state, masks, observers, reference
 from dart_train.models.structure import find_parts
 from tests.zoo import FAMILIES, save_folder
 
@@ -38,18 +39,26 @@ def verdicts(report: CheckReport) -> dict[str, str]:
     return {result.law: result.verdict for result in report.results}
 
 
+def has_window(name: str) -> bool:
+    return getattr(find_parts(FAMILIES[name].model()).text_config, "sliding_window", None) is not None
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_holds(name: str) -> None:
     report = checked(name)
-    assert set(verdicts(report).values()) == {"holds"}, str(report)
-    assert report.ok and len(report.results) == 8
+    not_checked = {law for law, verdict in verdicts(report).items() if verdict == "not checked"}
+    # Without position ids, Qwen-VL itself does not continue a cache with an image.
+    assert not_checked <= {"keep-all: an image in a second turn"}, str(report)
+    assert "does not hold" not in verdicts(report).values(), str(report)
+    assert report.ok and len(report.results) == (15 if has_window(name) else 13)
     assert all(0 <= f.number < report.tolerance / 5 for f in report.results if f.number is not None)
 
 
 @pytest.mark.parametrize("name", ["llava_next", "qwen3_vl", "gemma3"])
 def test_every_law_holds_with_eager_attention(name: str) -> None:
     report = checked(name, DART(keep=6, layer=1), attn="eager")
-    assert set(verdicts(report).values()) == {"holds"}, str(report)
+    failed = {law for law, verdict in verdicts(report).items() if verdict != "holds"}
+    assert failed <= {"keep-all: an image in a second turn"} and report.ok, str(report)
 
 
 def test_model_is_unchanged_after_the_check() -> None:
@@ -104,6 +113,40 @@ def test_hook_that_was_not_removed_is_found(monkeypatch: pytest.MonkeyPatch) -> 
     assert "hooks are left" in str(report)
 
 
+def test_entries_of_other_tokens_are_found_where_their_number_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with inputs of full length that a decoder gives to every layer: in a batch whose longest row is text alone
+    the short sequence is as long as the full one."""
+
+    def unless_it_fits(self: Any, x: Tensor, stage: int) -> Tensor:
+        return x if self.stages[stage].kept.length == x.shape[-2] else right(self, x, stage)
+
+    right = forward_state.ForwardState.gather_rotary
+    monkeypatch.setattr(forward_state.ForwardState, "gather_rotary", unless_it_fits)
+    report = checked("llava", Random(keep=8))
+    assert failing(report) == {"right padding, a longer text row"}
+
+
+def test_window_over_kept_tokens_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(masks, "reaches_window", lambda config, layer, length: False)
+    assert "generation past a window" in failing(checked("gemma3", Random(keep=8)))
+
+
+def test_prefill_that_forgets_its_cache_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Doubling(observers.RecordingCache):
+        def update(self, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+            key, value = super().update(key, value, *args, **kwargs)
+            return (key, value) if self._cache is None else (key, 2 * value)
+
+    monkeypatch.setattr(engine, "RecordingCache", Doubling)
+    assert "prefill with a cache = without" in failing(checked("llava", DART(keep=8)))
+
+
+def test_placeholders_of_all_kinds_are_not_generated() -> None:
+    model = FAMILIES["qwen2_vl"].model()
+    model.config.audio_token_id = 7
+    assert {7, model.config.image_token_id, model.config.video_token_id} <= set(placeholder_ids(model))
+
+
 def test_law_that_raises_does_not_hold_and_the_others_still_run(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*args: Any) -> None:
         raise KeyError("deep inside")
@@ -146,7 +189,7 @@ def test_table_is_printed_with_names_verdicts_and_numbers(capsys: pytest.Capture
     check(FAMILIES["llava"].model(), FAMILIES["llava"].processor(), [Random(keep=8)])
     out = capsys.readouterr().out.splitlines()
     assert out[0].startswith("LlavaForConditionalGeneration, float32")
-    assert len(out) == 6 and all(re.search(r"  holds +\d\.\de[-+]\d\d", line) for line in out[1:])
+    assert len(out) == 9 and all(re.search(r"  holds +\d\.\de[-+]\d\d", line) for line in out[1:])
 
 
 def test_unknown_models_are_refused_with_what_is_missing() -> None:

@@ -131,6 +131,8 @@ def batch(model: Any, rows: Sequence[list[int]], side: str = "left", seed: int =
     for name in ("mm_token_type_ids", "token_type_ids", "moe_mm_token_type_ids"):
         if name in takes:
             inputs[name] = (ids == visual).long()
+    if model.config.model_type == "paligemma":
+        inputs["token_type_ids"] = torch.zeros_like(ids)  # 1 marks an answer; before it, attention goes both ways
     if images:
         inputs["mm_encoder_outputs"] = {"image": features(model, images, seed)}
         if "image_grid_thw" in takes:

@@ -6,46 +6,31 @@ compute the same thing, and reports the largest relative difference.
 
 from __future__ import annotations
 
-import math
-import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from PIL import Image, ImageDraw
 from torch import Tensor, nn
-from transformers import GenerationConfig
 
-from .hooks import attach
-from .hooks.reference import masked_logits, plain_logits
-from .models.prompts import build_inputs, prompt_problems, to_device, user_message
-from .models.structure import find_parts
-from .reduction import DART, KeepAll, Random, Reducer
-from .reduction.batch_layout import IGNORED
-
-STEPS = 8  # generated tokens
-SUPERVISED = 4  # tokens at the end of each row
-QUESTIONS = ("What is this?", "Which of the shapes in the picture is the largest, and what is its colour?")
-SIZES = ((448, 336), (336, 336))
-
-Verdict = Literal["holds", "does not hold", "not checked"]
-
-
-@dataclass(frozen=True)
-class LawResult:
-    """number: the largest relative difference; note: what was compared, or why it was not."""
-
-    law: str
-    verdict: Verdict
-    number: float | None = None
-    note: str = ""
-
-    @classmethod
-    def of(cls, law: str, difference: float, tolerance: float, note: str = "") -> LawResult:
-        """NaN fails, too."""
-        return cls(law, "holds" if difference <= tolerance else "does not hold", difference, note)
+from ..hooks import attach
+from ..hooks.reference import masked_logits, plain_logits
+from ..models.structure import find_parts
+from ..reduction import DART, KeepAll, Random, Reducer
+from ..reduction.batch_layout import IGNORED
+from .continued import cached_prefill, merges, past_window, second_turn, text_alongside
+from .measures import (
+    STEPS,
+    SUPERVISED,
+    LawResult,
+    ModelUnderTest,
+    count_hooks,
+    generate_greedily,
+    largest,
+    relative_difference,
+    step_differences,
+)
 
 
 @dataclass(frozen=True)
@@ -73,33 +58,6 @@ class CheckReport:
         return "\n".join([head, *map(str.rstrip, lines)])
 
 
-@dataclass(frozen=True)
-class ModelUnderTest:
-    """tolerance: half of the digits of the model's dtype. plain: its logits [B, L, V] with nothing attached."""
-
-    model: Any
-    inputs: Mapping[str, Any]
-    tolerance: float
-    plain: Tensor
-    hooks: int
-
-    @classmethod
-    def of(cls, model: Any, inputs: Mapping[str, Any]) -> ModelUnderTest:
-        tolerance = math.sqrt(torch.finfo(model.dtype).eps)
-        with torch.no_grad():
-            return cls(model, inputs, tolerance, plain_logits(model, inputs), count_hooks(model))
-
-    @property
-    def real(self) -> Tensor:
-        """[B, L] bool."""
-        return self.inputs["attention_mask"].bool()
-
-    @torch.no_grad()
-    def logits(self) -> Tensor:
-        """[B, L, V]."""
-        return self.model(**self.inputs, use_cache=False).logits
-
-
 def check(model: Any, processor: Any, reducers: Sequence[Reducer] | None = None, *, show: bool = True) -> CheckReport:
     """Test the laws on a model that the package may not know, and print which hold.
 
@@ -112,16 +70,17 @@ def check(model: Any, processor: Any, reducers: Sequence[Reducer] | None = None,
     training = model.training
     model.eval()
     try:
-        tested = ModelUnderTest.of(model, ragged_batch(processor, model))
+        tested = ModelUnderTest.of(model, processor)
         layers = sorted({reducer.layer for reducer in reducers})
         results = [_run_law(keep_all, tested, KeepAll(layer=layer)) for layer in layers]
         for reducer in reducers:
-            results += [_run_law(law, tested, reducer) for law in (reduced, generation, gradients)]
-        results.append(removal(tested))
+            laws = (reduced, generation, gradients, cached_prefill, text_alongside, past_window)
+            results += [_run_law(law, tested, reducer) for law in laws]
+        results += [_run_law(second_turn, tested, reducers[0]), removal(tested)]
     finally:
         model.train(training)
     name = f"{type(find_parts(model).top).__name__}, {str(model.dtype).removeprefix('torch.')}"
-    report = CheckReport(name, tuple(results), tested.tolerance)
+    report = CheckReport(name, tuple(r for r in results if r is not None), tested.tolerance)
     if show:
         print(report)
     return report
@@ -133,10 +92,10 @@ def default_reducers(model: Any) -> list[Reducer]:
     return [DART(keep=0.25, layer=layer), Random(keep=0.25, layer=layer)]
 
 
-Law = Callable[[ModelUnderTest, Reducer], LawResult]
+Law = Callable[[ModelUnderTest, Reducer], LawResult | None]  # None: the law does not apply to the model
 
 
-def _run_law(law: Law, tested: ModelUnderTest, reducer: Reducer) -> LawResult:
+def _run_law(law: Law, tested: ModelUnderTest, reducer: Reducer) -> LawResult | None:
     """A law that raises does not hold; the other laws still run."""
     try:
         return law(tested, reducer)
@@ -168,7 +127,7 @@ def reduced(tested: ModelUnderTest, reducer: Reducer) -> LawResult:
     note = f"kept {after} of {before} visual tokens from layer {reducer.layer} on"
     if after == before:
         return LawResult(law, "not checked", note="nothing was dropped")
-    if reducer.merge != "none" or type(reducer).merge_targets is not Reducer.merge_targets:
+    if merges(reducer):
         return LawResult(law, "not checked", note=f"{note}; dropped tokens are merged into kept ones")
     try:
         with torch.no_grad():
@@ -183,18 +142,9 @@ def generation(tested: ModelUnderTest, reducer: Reducer) -> LawResult:
     law = f"{reducer.name}: generation with a cache = without"
     with attach(tested.model, reducer):
         cached, uncached = (generate_greedily(tested.model, tested.inputs, use_cache) for use_cache in (True, False))
-    differences = [d for row in range(len(tested.real)) for d in _step_differences(cached, uncached, row)]
+    differences = [d for row in range(len(tested.real)) for d in step_differences(cached, uncached, row)]
     note = f"{len(differences)} of {STEPS * len(tested.real)} greedy steps compared"
     return LawResult.of(law, largest(differences), tested.tolerance, note)
-
-
-def _step_differences(one: Any, other: Any, row: int) -> Iterator[float]:
-    """Differences of the logits of one row, up to the step at which the two texts differ."""
-    start = one.sequences.shape[1] - STEPS
-    for step in range(STEPS):
-        yield relative_difference(one.logits[step][row], other.logits[step][row])
-        if one.sequences[row, start + step] != other.sequences[row, start + step]:
-            return
 
 
 def gradients(tested: ModelUnderTest, reducer: Reducer) -> LawResult:
@@ -228,23 +178,6 @@ def removal(tested: ModelUnderTest) -> LawResult:
 # What the laws are made of ----------------------------------------------------------------------------------
 
 
-@torch.no_grad()
-def generate_greedily(model: Any, inputs: Mapping[str, Any], use_cache: bool) -> Any:
-    """STEPS new tokens and their logits. Visual tokens are excluded: no forward takes one without its image."""
-    config = GenerationConfig(
-        do_sample=False,
-        max_new_tokens=STEPS,
-        min_new_tokens=STEPS,
-        use_cache=use_cache,
-        output_logits=True,
-        return_dict_in_generate=True,
-        suppress_tokens=list(find_parts(model).visual_ids),
-        pad_token_id=model.generation_config.pad_token_id,
-        eos_token_id=model.generation_config.eos_token_id,
-    )
-    return model.generate(**inputs, generation_config=config)
-
-
 @contextmanager
 def only_few_trained(model: nn.Module, layer: int) -> Iterator[dict[str, nn.Parameter]]:
     """The smallest weight of three layers; all other parameters are frozen for a while, so that a check fits in memory
@@ -272,42 +205,3 @@ def last_tokens(real: Tensor, number: int) -> Tensor:
     """[B, L] bool: the last `number` real tokens of each row."""
     to_end = real.long().flip(1).cumsum(1).flip(1)
     return real & (to_end <= number)
-
-
-def relative_difference(a: Tensor, b: Tensor, where: Tensor | None = None) -> float:
-    """The largest difference, relative to the largest value of b; NaN where either has one."""
-    if where is not None:
-        a, b = a[where], b[where]
-    a, b = a.float(), b.float()
-    return float((a - b).abs().max() / b.abs().max().clamp_min(torch.finfo(torch.float32).tiny))
-
-
-def largest(differences: Iterable[float]) -> float:
-    """NaN as soon as one is (Python's max would ignore it)."""
-    return float(torch.tensor(list(differences)).max())
-
-
-def count_hooks(model: nn.Module) -> int:
-    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return sum(len(getattr(module, kind)) for module in model.modules() for kind in kinds)
-
-
-def ragged_batch(processor: Any, model: Any) -> dict[str, Any]:
-    """A batch of two for `model(**batch)`: prompts of different length, padded on the left."""
-    if problems := prompt_problems(processor):
-        raise ValueError("; ".join(problems))
-    images = [shapes_under_noise(number, size) for number, size in enumerate(SIZES)]
-    pairs = zip(QUESTIONS, images, strict=True)
-    return to_device(build_inputs(processor, [[user_message(question, [image])] for question, image in pairs]), model)
-
-
-def shapes_under_noise(seed: int, size: tuple[int, int]) -> Image.Image:
-    """Coloured shapes under noise: no two patches are equal, so that a wrong token shows."""
-    rng = random.Random(seed)
-    image = Image.new("RGB", size, tuple(rng.randbytes(3)))
-    draw = ImageDraw.Draw(image)
-    for shape in (draw.rectangle, draw.ellipse) * 3:
-        left, top = rng.randrange(size[0] * 3 // 4), rng.randrange(size[1] * 3 // 4)
-        corner = (left + rng.randrange(size[0] // 8, size[0] // 2), top + size[1] // 4)
-        shape((left, top, *corner), fill=tuple(rng.randbytes(3)))
-    return Image.blend(image, Image.frombytes("RGB", size, rng.randbytes(3 * size[0] * size[1])), 0.25)
