@@ -361,6 +361,19 @@ class Recipe(Section):
         tokens."""
         return self.trains_scorer and all(part.mode == "frozen" for part in self.parts.named().values())
 
+    @property
+    def trains_at_full_tokens(self) -> bool:
+        """A step is one forward at full tokens: scorers learn from its attention, and nothing else is trained."""
+        return self.trains_scorer_alone and not self.scorer.task
+
+    @property
+    def runs_teacher(self) -> bool:
+        """A step also runs the layers after the reduction at a second budget: for `distill`, or for the attention that
+        scorers learn from."""
+        if self.trains_at_full_tokens:
+            return False
+        return self.distill.enabled or (self.trains_scorer and self.scorer.attention > 0)
+
     def to_dict(self) -> dict[str, Any]:
         """Mappings, lists and scalars, with every default written out."""
         written: dict[str, Any] = plain(self.model_dump())

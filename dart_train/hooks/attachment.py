@@ -27,7 +27,7 @@ from .deepstack import patch_deepstack
 from .engine import Engine, Output, observed_layer
 from .forward_state import ForwardState, TaskGradient
 from .patcher import ObjectPatcher
-from .scorers import ScorerTraining, place_scorers
+from .scorers import ScorerTraining, check_attention_rows, layers_with_rows, place_scorers
 from .teacher import TeacherPass
 from .tower import TowerHooks
 from .transformers_compat import LOSS_FUNCTION
@@ -163,12 +163,14 @@ class Attached:
         return dict(self._engine.scorers)
 
     @contextmanager
-    def with_scorer_loss(self, answer_tokens: int = 8) -> Iterator[None]:
+    def with_scorer_loss(self, answer_tokens: int = 8, served: Sequence[Keep] = ()) -> Iterator[None]:
         """Inside this context, forwards that keep all tokens (at this model's budget, or at a teacher's) record which
-        visual tokens the model attends to; `scorer_loss` then compares the scorers with it."""
+        visual tokens the model attends to; `scorer_loss` then compares the scorers with it. served: a budget of each
+        stage, at which `scorer_overlap` compares them."""
         if not self._engine.scorers:
             raise ValueError("no stage has a scorer to train: attach Learned(...)")
-        training = ScorerTraining(self._engine, answer_tokens)
+        check_attention_rows(self._engine.parts, self._engine.scorers)
+        training = ScorerTraining(self._engine, answer_tokens, served)
         before = self._scorer_training, self._training_handles
         self._scorer_training, self._training_handles = training, [*before[1], *(handles := training.register_hooks())]
         try:
@@ -183,6 +185,11 @@ class Attached:
         if self._scorer_training is None:
             raise RuntimeError("scorer_loss() is only known inside with_scorer_loss()")
         return self._scorer_training.loss()
+
+    def scorer_overlap(self) -> Tensor | None:
+        """After `scorer_loss`: the share of the tokens with the most attention that are among those of the highest
+        scores, at the budget `served`; mean over groups and stages, on the device. None without images."""
+        return None if self._scorer_training is None else self._scorer_training.overlap
 
     @contextmanager
     def with_task_gradient(self, temperature: float, weight: float = 1.0) -> Iterator[None]:
@@ -388,6 +395,12 @@ def _checked_stages(stages: list[Reducer], parts: ModelParts) -> list[Reducer]:
         and observed_layer(parts, stages, number) is None
     ]
     problems += _keys_from_another_stage(stages, parts)
+    problems += [
+        f"{type(stage).__name__} at layer {stage.layer}: the attention of this layer cannot be seen before it runs; "
+        "use row='previous'"
+        for stage in stages
+        if "own_attention" in stage.required_inputs() and stage.layer not in layers_with_rows(parts, stage.layer)
+    ]
     if problems:
         raise ValueError("; ".join(problems))
     return stages

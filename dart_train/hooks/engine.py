@@ -46,6 +46,7 @@ from .observers import (
     remove_observer,
 )
 from .outputs import ReducedLoss, SupervisedTargets
+from .own_row import run_to_kernel, shares_weights
 from .router_loss import RouterLoss
 from .teacher import ReductionPass, TeacherPass, append_teacher
 from .transformers_compat import (
@@ -92,6 +93,8 @@ class Engine:
         self.full_attention = {n for n in layers if layer_type(parts.text_config, n) == "full_attention"}
         self.recurrent = {n for n in layers if parts.is_recurrent(n)}
         self.sharing_keys = {n for n in layers if parts.key_source(n) != n}
+        own = [number for number, r in enumerate(reducers) if "own_attention" in r.required_inputs()]
+        self.own_row_stages = {reducers[stage].layer: stage for stage in own}
         self.observed_layers = [observed_layer(parts, reducers, stage) for stage in range(len(reducers))]
 
     @property
@@ -219,6 +222,8 @@ class Engine:
             self.teacher.run_layer(self.student.state, module, args, kwargs)  # comes back here, for the teacher
         current = self.running_pass
         state = current.state
+        if layer in self.own_row_stages and (state is None or not state.decoding):
+            self._observe_own_row(layer, module, args, kwargs)
         if state is None:
             self._run_idle_scorer(layer, current, self._active(args[0]))
             return None
@@ -250,6 +255,24 @@ class Engine:
         with self.timer.running(hidden.device):
             task, active = self.task if scorer is not None else None, self.parts.active_stream
             return state.reduce(reducer, hidden, self.scale.read(), self.seed, scorer, task, active)
+
+    def _observe_own_row(self, layer: int, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        """The row of layer K's own attention, before it runs. A rank without images takes part where ranks share the
+        layer's weights."""
+        state, attention = self.running_pass.state, self.parts.attention(layer)
+        if state is None:
+            if shares_weights(module):
+                run_to_kernel(module, attention, args, kwargs, None)
+            return
+        stage = self.own_row_stages[layer]
+        if len(state.stages) != stage:
+            return
+        if stage:  # what a layer is given is of full length; its input is that of the stage before
+            kwargs = dict(kwargs)
+            _gather_kwargs(state, stage - 1, kwargs, needs_positions(module, self.parts.text_config))
+            args = (args[0], *_gather_positional(state, stage - 1, args[1:]))
+        record = functools.partial(self._record_attention_row, state)
+        run_to_kernel(module, attention, args, kwargs, record)
 
     def _decodes_unmasked(self, layer: int, args: Any, kwargs: Mapping[str, Any]) -> bool:
         """One new token of one row sees its entire cache, and the model gives no mask: nothing changes. The first
@@ -351,7 +374,7 @@ def observed_layer(parts: ModelParts, reducers: Sequence[Reducer], stage: int) -
     """The layer whose keys, values and attention a stage selects by: the last one before its K that has them, and that
     runs on the stage's own input. None where the stage needs none, or there is none (scores are then those of the
     hidden states)."""
-    if not reducers[stage].required_inputs() - {"grid", "scorer"}:
+    if not reducers[stage].required_inputs() - {"grid", "own_attention", "scorer"}:
         return None
     before = parts.attention_layers(reducers[stage - 1].layer if stage else 0, reducers[stage].layer)
     return before[-1] if before else None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -91,7 +91,8 @@ def attention_row(
     last [R]; real [B, L] -> [R, L]: the attention of each group's last prompt token to each place, mean over heads, in
     float32, under autocast too: a training must choose as serving does. Sample by sample: all keys at once would be
     copied, and the copy would cost more than the products."""
-    with torch.autocast(query.device.type, enabled=False):
+    device = query.device.type  # "meta", where launches are counted, has no autocast
+    with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
         return _attention_row(query, key, rows, last, real, scaling, softcap, window)
 
 

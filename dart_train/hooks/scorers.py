@@ -8,7 +8,7 @@ last prompt token and of the first tokens of the answer, mean over heads and ove
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from ..models.structure import SCORERS, ModelParts
 from ..reduction import Reducer
-from ..reduction.scorer import scorer_loss
+from ..reduction.budget import Keep
+from ..reduction.scorer import scorer_loss, top_overlap
 from .forward_state import ForwardState
 from .observers import RecordingAttentionConfig, attention_row, remove_observer
+from .transformers_compat import dispatches_attention
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -49,14 +51,39 @@ def place_scorers(parts: ModelParts, reducers: Sequence[Reducer]) -> nn.ModuleDi
     return found
 
 
+def layers_with_rows(parts: ModelParts, start: int) -> list[int]:
+    """The layers from `start` on whose rows of attention can be recorded."""
+    return [layer for layer in parts.attention_layers(start) if dispatches_attention(parts.attention(layer))]
+
+
+def check_attention_rows(parts: ModelParts, stages: Iterable[int]) -> None:
+    """Raises ValueError where scorers of stages at these layers cannot learn from attention. The model may be on the
+    meta device."""
+    for stage in stages:
+        layers = parts.attention_layers(stage)
+        if layers_with_rows(parts, stage):
+            continue
+        if layers:
+            name = type(parts.attention(layers[0])).__name__
+            reason = f"{name} does not call its kernel through transformers' attention functions"
+        else:
+            reason = f"no layer from {stage} on has attention"
+        raise ValueError(
+            f"the scorer of layer {stage} cannot learn from attention: {reason}, so that its rows are not known. Let "
+            "it learn from the task alone: scorer.attention 0, scorer.task 1"
+        )
+
+
 class ScorerTraining:
     """Records attention in forwards that keep all tokens, and compares the scores of the same forward with it.
 
-    answer_tokens: rows of attention from each answer, besides the last prompt token's.
+    answer_tokens: rows of attention from each answer, besides the last prompt token's. served: as in
+    `with_scorer_loss`.
     """
 
-    def __init__(self, engine: Engine, answer_tokens: int) -> None:
-        self.engine, self.answer_tokens = engine, answer_tokens
+    def __init__(self, engine: Engine, answer_tokens: int, served: Sequence[Keep] = ()) -> None:
+        self.engine, self.answer_tokens, self.served = engine, answer_tokens, tuple(served)
+        self.overlap: Tensor | None = None
         self.rows: dict[int, Tensor] = {}  # layer -> [R, S] attention of each group
         self.full: ForwardState | None = None  # the forward that kept all tokens
         self.paused = False  # the last forward reduced nothing
@@ -65,14 +92,14 @@ class ScorerTraining:
     def register_hooks(self) -> list[Any]:
         parts, eager = self.engine.parts, torch.compiler.disable
         handles = [parts.inner.register_forward_pre_hook(eager(self.on_inner_start), with_kwargs=True)]
-        for layer in parts.attention_layers(min(self.engine.scorers)):
+        for layer in layers_with_rows(parts, min(self.engine.scorers)):
             hook = eager(functools.partial(self.on_attention_start, layer))
             handles.append(parts.attention(layer).register_forward_pre_hook(hook, with_kwargs=True))
             handles.append(parts.attention(layer).register_forward_hook(eager(remove_observer), always_call=True))
         return handles
 
     def on_inner_start(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        self.rows, self.full, self._queries = {}, None, ()
+        self.rows, self.full, self._queries, self.overlap = {}, None, (), None
         self.paused = not self.engine.active
 
     def on_attention_start(self, layer: int, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
@@ -129,12 +156,15 @@ class ScorerTraining:
                 "no forward kept all tokens, so there is no attention to learn from: set the budget to 1.0, or run the "
                 "forward inside with_teacher(1.0)"
             )
-        losses = []
-        for reducer, stage in zip(engine.reducers, state.stages, strict=True):
+        losses, overlaps = [], []
+        for number, (reducer, stage) in enumerate(zip(engine.reducers, state.stages, strict=True)):
             if stage.scores is not None:
                 rows = [row for layer, row in self.rows.items() if layer >= reducer.layer]
                 target = _at_positions(torch.stack(rows).mean(0), full, stage.scores.positions)
                 losses.append(scorer_loss(stage.scores.logits, target, stage.scores.valid))
+                if self.served:
+                    overlaps.append(top_overlap(stage.scores.logits, target, stage.scores.valid, self.served[number]))
+        self.overlap = torch.stack(overlaps).mean() if overlaps else None
         return torch.stack(losses).mean()
 
 

@@ -62,7 +62,7 @@ class TeacherPass(ReductionPass):
             kwargs = {**kwargs, SHARED_KEYS: self.shared_keys}
         self.running = True
         try:
-            with torch.no_grad(), _own_autocast_cache(), _evaluation_mode(layer):
+            with torch.no_grad(), own_autocast_cache(), evaluation_mode(layer):
                 output = layer(self.hidden, *args[1:], **kwargs)
         finally:
             self.running = False
@@ -71,13 +71,13 @@ class TeacherPass(ReductionPass):
     def final_states(self, norm: nn.Module) -> Tensor:
         """The decoder's output for the teacher. Every rank calls the norm here, as ZeRO-3 needs it."""
         assert self.hidden is not None
-        with torch.no_grad(), _own_autocast_cache():
+        with torch.no_grad(), own_autocast_cache():
             states: Tensor = norm(self.hidden)
         return states
 
 
 @contextmanager
-def _own_autocast_cache() -> Iterator[None]:
+def own_autocast_cache() -> Iterator[None]:
     """Autocast caches the weights that it casts. Cast without gradient here, older torch hands them to the
     student, where they get no gradient (2.13 does not)."""
     before = torch.is_autocast_cache_enabled()
@@ -89,7 +89,7 @@ def _own_autocast_cache() -> Iterator[None]:
 
 
 @contextmanager
-def _evaluation_mode(layer: nn.Module) -> Iterator[None]:
+def evaluation_mode(layer: nn.Module) -> Iterator[None]:
     training = [module for module in layer.modules() if module.training]
     for module in training:
         module.training = False

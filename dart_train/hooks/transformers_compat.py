@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -78,6 +78,19 @@ def has_two_way_attention(model: type[nn.Module]) -> bool:
     the mask builders take these as `block_sequence_ids` or as an `or_mask_function`."""
     source = inspect.getsource(sys.modules[model.__module__])
     return "block_sequence_ids" in source or "or_mask_function" in source
+
+
+def cached_keys(cache: Any, layer: int) -> Tensor | None:
+    """[B, H, P, d] that the cache of this layer holds; None where it holds none yet."""
+    layers = getattr(cache, "layers", ())
+    keys = getattr(layers[layer], "keys", None) if layer < len(layers) else None
+    return keys if isinstance(keys, Tensor) and keys.numel() else None
+
+
+def dispatches_attention(attention: Any) -> bool:
+    """Whether a module calls its kernel through transformers' attention functions, as its modeling file shows: only
+    there can its queries and keys be recorded."""
+    return hasattr(sys.modules[type(attention).__module__], "ALL_ATTENTION_FUNCTIONS") and hasattr(attention, "config")
 
 
 def attention_kernel(module: nn.Module, config: Any) -> Callable[..., Any]:

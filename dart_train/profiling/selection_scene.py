@@ -70,7 +70,7 @@ class SelectionScene:
     def context(self, reducer: Reducer) -> SelectionContext:
         """The context of the selection. Only the attention row is computed ahead, for the methods that require it."""
         attention = None
-        if "attention" in reducer.required_inputs():
+        if reducer.required_inputs() & {"attention", "own_attention"}:
             groups = self.groups
             attention = attention_row(self.query, self.keys, groups.row_of, groups.last, self.real, None)
         observed = Observed(self.keys, None, attention)

@@ -29,7 +29,7 @@ class Reducer:
     """
 
     name: ClassVar[str] = ""
-    requires: ClassVar[frozenset[str]] = frozenset()  # of: keys, values, attention, grid
+    requires: ClassVar[frozenset[str]] = frozenset()  # of: keys, values, attention, own_attention, grid, scorer
     needs: ClassVar[frozenset[str]] = requires
 
     keep: Keep = 1.0

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 
+from .base import topk_mask
+from .budget import Keep
+
 Guidance = Literal["prompt", "none"]
 _HIDDEN = 64  # width of the part that does not look at the prompt
 
@@ -61,3 +64,14 @@ def scorer_loss(scores: Tensor, target: Tensor, valid: Tensor) -> Tensor:
     target = target / target.sum(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
     log_scores = log_softmax(scores.masked_fill(~valid, -torch.inf), dim=1).masked_fill(~valid, 0.0)
     return (torch.xlogy(target, target) - target * log_scores).sum(1).mean()
+
+
+@torch.no_grad()
+def top_overlap(scores: Tensor, target: Tensor, valid: Tensor, keep: Keep) -> Tensor:
+    """The share of the top tokens by target that are among the top by scores, mean over groups: a scalar on the device.
+    scores, target [R, N]; valid [R, N] bool; keep: how many of each group count, a number or a ratio of its tokens."""
+    size = valid.sum(1)
+    number = (size * keep).round() if isinstance(keep, float) else size.clamp_max(keep)
+    number = number.clamp_min(1).long()
+    both = topk_mask(scores.detach(), valid, number) & topk_mask(target, valid, number)
+    return (both.sum(1) / number).mean()

@@ -12,12 +12,17 @@ from torch import Tensor
 from ..hooks import Attached
 from ..hooks.batch_plan import has_images
 from .objective import count_targets
+from .scorer_training import ScorerStep
 
 # Summed over the ranks. Times are in seconds.
 _SUMMED = (
     "visual_before", "visual_after", "tokens", "samples", "answer_loss", "divergence", "targets", "skipped_rows",
     "selection_time", "step_time", "scorer_loss", "scorer_forwards",
+    "scorer_overlap", "scorer_overlaps", "scorer_task_loss",
 )  # fmt: skip
+
+
+_SCORER = ("scorer_loss", "scorer_overlap", "scorer_task_loss")
 
 
 class ThroughputMeter:
@@ -30,7 +35,7 @@ class ThroughputMeter:
     def reset(self) -> None:
         self.sums = dict.fromkeys(_SUMMED, 0.0)
         self.losses: list[tuple[Tensor, Tensor]] = []
-        self.scorer_losses: list[Tensor] = []
+        self.scorer_losses: dict[str, list[Tensor]] = {name: [] for name in _SCORER}
         self.steps, self.step_seconds, self.data_wait_seconds = 0, 0.0, 0.0
         self.since = time.perf_counter()
 
@@ -63,9 +68,13 @@ class ThroughputMeter:
         """Sums over targets. They stay on the device until the next line of metrics: nothing waits for it."""
         self.losses.append((answer.detach(), divergence.detach()))
 
-    def add_scorer_loss(self, loss: Tensor) -> None:
-        """A mean over groups. It stays on the device until the next line of metrics."""
-        self.scorer_losses.append(loss.detach())
+    def add_scorer_step(self, step: ScorerStep, with_task: bool) -> None:
+        """Losses and overlap stay on the device until the next line of metrics."""
+        found = {"scorer_loss": step.attention_loss, "scorer_overlap": step.overlap}
+        found["scorer_task_loss"] = step.task_loss if with_task else None
+        for name, value in found.items():
+            if value is not None:
+                self.scorer_losses[name].append(value.detach())
 
     def read_and_reset(self, accelerator: Any, rows: Mapping[str, int]) -> dict[str, float]:
         """Collective. rows: this rank's counts of rows since the start."""
@@ -75,8 +84,10 @@ class ThroughputMeter:
         for answer, divergence in self.losses:
             self.sums["answer_loss"] += float(answer)
             self.sums["divergence"] += float(divergence)
-        self.sums["scorer_loss"] = sum(float(loss) for loss in self.scorer_losses)
-        self.sums["scorer_forwards"] = len(self.scorer_losses)
+        for name, values in self.scorer_losses.items():
+            self.sums[name] = float(torch.stack(values).double().sum()) if values else 0.0
+        self.sums["scorer_forwards"] = len(self.scorer_losses["scorer_loss"])
+        self.sums["scorer_overlaps"] = len(self.scorer_losses["scorer_overlap"])
         local = torch.tensor([self.sums[name] for name in _SUMMED], dtype=torch.float64)
         total = accelerator.reduce(local.float().to(accelerator.device), "sum").tolist()
         metrics = self._metrics(dict(zip(_SUMMED, total, strict=True)))
@@ -96,8 +107,11 @@ class ThroughputMeter:
             "skipped_rows": total["skipped_rows"],
             "selector_share": total["selection_time"] / max(total["step_time"], 1e-9),
         }
-        if self.scorer_losses:
+        if self.scorer_losses["scorer_loss"]:
             metrics["scorer_loss"] = total["scorer_loss"] / max(total["scorer_forwards"], 1)
+            metrics["scorer_overlap"] = total["scorer_overlap"] / max(total["scorer_overlaps"], 1)
+        if self.scorer_losses["scorer_task_loss"]:
+            metrics["scorer_task_loss"] = total["scorer_task_loss"] / max(total["targets"], 1)
         if self.losses:
             metrics["answer_loss"] = total["answer_loss"] / max(total["targets"], 1)
             metrics["distill_loss"] = total["divergence"] / max(total["targets"], 1)

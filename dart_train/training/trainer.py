@@ -33,7 +33,7 @@ from .objective import (
 )
 from .predictions import COLUMNS
 from .row_guard import RowGuard
-from .scorer_training import loss_with_scorer
+from .scorer_training import loss_with_scorer, temperature
 from .throughput import ThroughputMeter
 from .trainable import parameter_groups
 from .trainer_compat import CompatTrainer, declare_overflow
@@ -137,10 +137,9 @@ class DartTrainer(CompatTrainer):
             found = loss_with_scorer(
                 self.recipe, self.budgets, model, self.attached, inputs, self.host, self.state.global_step
             )
-            if found.attention_loss is not None:
-                self.meter.add_scorer_loss(found.attention_loss)
+            self.meter.add_scorer_step(found, self.recipe.scorer.task > 0)
             if found.divergence is not None:
-                self.meter.add_distill_loss(found.output.loss(), found.divergence)
+                self.meter.add_distill_loss(found.task_loss, found.divergence)
             loss = found.total * self.accelerator.num_processes / num_items_in_batch
             return (loss, found.output) if return_outputs else loss
         if distill.enabled and self.attached is not None:
@@ -213,4 +212,7 @@ class DartTrainer(CompatTrainer):
             if not math.isfinite(logs.get("grad_norm", 0.0)):
                 del logs["grad_norm"]  # of a step that was not taken; and JSON has no NaN
             logs.update(self.budgets.metrics())
+            if self.recipe.trains_scorer and self.recipe.scorer.task:
+                step = max(self.state.global_step - 1, 0)  # the last that was taken
+                logs["scorer_temperature"] = temperature(self.recipe, step, self.budgets.steps)
         super().log(logs, start_time)

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from dart_train import DART, attach
+from dart_train.hooks import scorers
 from dart_train.models.structure import SCORERS
 from dart_train.reduction import Learned
+from dart_train.reduction.scorer import top_overlap
 from tests.laws.cases import NAMES, batch_of, model_of
 from tests.zoo import conversation, encode, sentence
 
@@ -175,3 +177,40 @@ def test_attention_is_recorded_in_float32_under_autocast() -> None:
     _, expected = recorded(model, batch, Learned(keep=1.0))
     assert {row.dtype for row in rows} == {torch.float32}
     torch.testing.assert_close(torch.stack(rows), torch.stack(expected), atol=0.03, rtol=0.1)  # its inputs are bfloat16
+
+
+def test_attention_that_cannot_be_recorded_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scorers, "dispatches_attention", lambda attention: False)
+    with (
+        attach(model_of("llava"), Learned(keep=8)) as attached,
+        pytest.raises(ValueError, match=r"LlamaAttention does not call its kernel .* scorer\.task 1"),
+        attached.with_scorer_loss(),
+    ):
+        pass
+
+
+def test_overlap_is_the_share_of_the_teachers_top_tokens() -> None:
+    valid = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
+    target = torch.tensor([[6.0, 5, 4, 3, 2, 1], [4.0, 3, 2, 1, 9, 9]])
+    assert top_overlap(target, target, valid, 0.5).item() == 1.0
+    assert top_overlap(-target, target, valid, 2).item() == 0.0
+    scores = torch.tensor([[6.0, 1, 4, 3, 2, 5], [1.0, 2, 3, 4, 0, 0]])
+    assert top_overlap(scores, target, valid, 2).item() == pytest.approx((1 / 2 + 0) / 2)
+
+
+def test_overlap_of_a_forward_rises_as_the_scorer_learns() -> None:
+    model, batch = model_of("llava"), batch_of("llava", labels=True)
+    with attach(model, Learned(keep=1.0)) as attached, attached.with_scorer_loss(served=[8]):
+        optimizer = torch.optim.AdamW(scorer_weights(model), lr=1e-2)
+        overlaps = []
+        for _ in range(25):
+            with attached.skip_model_loss():
+                model(**batch, use_cache=False)
+            loss = attached.scorer_loss()
+            overlap = attached.scorer_overlap()
+            assert overlap is not None and 0.0 <= overlap.item() <= 1.0
+            overlaps.append(overlap.item())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    assert overlaps[-1] > overlaps[0]

@@ -85,7 +85,7 @@ TASK = ["scorer.task=1.0", "scorer.attention=0"]
 def test_scorer_learns_from_the_task_alone(folder: Path) -> None:
     checkpoint = train(folder, "task", *ALONE, *TASK, "scorer.learning_rate=0.01", "reduction.schedule.kind=fixed")
     lines = losses(folder / "task")
-    assert all(line["grad_norm"] > 0 for line in lines) and "scorer_loss" not in lines[0]
+    assert all(line["grad_norm"] > 0 for line in lines) and not {"scorer_loss", "scorer_overlap"} & lines[0].keys()
     torch.manual_seed(0)
     new = Learned(share=0.5).make_scorer(load_file(checkpoint / SCORER_FILE)["layer_2.norm.weight"].shape[0])
     saved = load_file(checkpoint / SCORER_FILE)
@@ -101,7 +101,10 @@ def test_task_of_weight_zero_changes_nothing(folder: Path, alone: Path) -> None:
 def test_both_targets_learn_with_a_frozen_model_and_with_lora(folder: Path) -> None:
     for name, options in (("frozen_both", ALONE), ("lora_both", LEARNED)):
         train(folder, name, *options, "scorer.task=0.5", "train.max_steps=3")
-        assert all(line["scorer_loss"] > 0 and line["grad_norm"] > 0 for line in losses(folder / name))
+        lines = losses(folder / name)
+        assert all(line["scorer_loss"] > 0 and line["grad_norm"] > 0 for line in lines)
+        assert all(0 <= line["scorer_overlap"] <= 1 and line["scorer_task_loss"] > 0 for line in lines)
+        assert [line["scorer_temperature"] for line in lines] == pytest.approx([1.0, 0.1**0.5, 0.1])
 
 
 @pytest.mark.parametrize(
