@@ -13,10 +13,11 @@ from .families import Family, find_family, projector_names
 
 PartName = Literal["vision", "projector", "language", "scorer"]
 SCORERS = "dart_scorers"  # the submodule that holds the trained scorers of a reduction
-# Names of a decoder's final norm: the second is LFM2's, then Persimmon's and OPT's.
-FINAL_NORMS = ("norm", "embedding_norm", "final_layernorm", "final_layer_norm")
-# Layer types without keys and values: linear attention, and short convolutions. Their state runs over the tokens.
-RECURRENT = frozenset({"linear_attention", "conv"})
+# Names of a decoder's final norm: the second is LFM2's, then Persimmon's, OPT's and Nemotron-H's.
+FINAL_NORMS = ("norm", "embedding_norm", "final_layernorm", "final_layer_norm", "norm_f")
+# Layer types without keys and values: linear attention and short convolutions, whose state runs over the tokens, and
+# layers that work on each token alone.
+RECURRENT = frozenset({"linear_attention", "conv", "mlp", "moe"})
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class ModelParts:
 
     def attention(self, layer: int) -> Any:
         """The attention module of a layer; None where the layer has none, or one of a recurrent state."""
-        return None if self.is_recurrent(layer) else getattr(self.layers[layer], "self_attn", None)
+        return None if self.is_recurrent(layer) else _attention_of(self.layers[layer])
 
     def is_recurrent(self, layer: int) -> bool:
         types = getattr(self.text_config, "layer_types", None)
@@ -175,12 +176,17 @@ def _takes(module: Any, name: str) -> bool:
     return module is not None and name in inspect.signature(module.forward).parameters
 
 
+def _attention_of(layer: Any) -> Any:
+    """Nemotron-H calls what a layer does its mixer, attention or not."""
+    return getattr(layer, "self_attn", getattr(layer, "mixer", None))
+
+
 def _has_attention(text: Any, layers: Any) -> Any:
     """Every layer has attention, but those whose type says that they are recurrent; one at least has it."""
     if layers is None:
         return None
     types = getattr(text.config, "layer_types", None) or [""] * len(layers)
-    has = [hasattr(layer, "self_attn") for layer in layers]
+    has = [_attention_of(layer) is not None for layer in layers]
     known = all(one or kind in RECURRENT for one, kind in zip(has, types, strict=False))
     return layers if known and any(has) else None
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from dart_train import DART, FastV, KeepAll, Random, attach, check
 from dart_train.hooks.reference import masked_logits
@@ -20,8 +21,10 @@ from tests.fixtures.gathered_forward import gathered_logits
 from tests.fixtures.reference_forward import first_difference
 from tests.laws.cases import IMAGES, KERNELS, new_tokens
 from tests.laws.test_keep_all import gradients
-from tests.zoo import HYBRIDS, conversation, encode, make_batch
+from tests.zoo import HYBRIDS, conversation, encode, every_model, make_batch
 from tests.zoo.lfm2 import build_lfm2, lfm2_batch
+from tests.zoo.survey import batch as survey_batch
+from tests.zoo.survey import find_form, fresh, image_id, row_of
 
 MODELS = ("qwen3_5", "lfm2_vl")  # both have attention at layers 1 and 4 of 5
 ROUNDING = 2e-4  # relative, float32: a recurrence adds up more rounding than attention does
@@ -254,3 +257,21 @@ def test_check_uses_gathered_tokens_as_its_reference(attn: str) -> None:
 
 def test_check_passes() -> None:
     assert check(fresh_model("qwen3_5"), HYBRIDS["qwen3_5"].processor(), show=False).ok
+
+
+def test_mamba_without_positions_generates_as_the_plain_model_does_on_gathered_tokens() -> None:
+    """Nemotron-H has no rotary embeddings: at K = 0 the reduced model is the plain one on a shorter prompt."""
+    model = every_model.build("nemotron_h_omni")
+    find_form(model)
+    visual = image_id(model.config)
+    inputs = survey_batch(model, [row_of(model, 4, "image", 6, seed=1)])
+    options = {"return_dict_in_generate": True, "output_logits": True, "max_new_tokens": 5, "min_new_tokens": 5}
+    options |= {"do_sample": False, "suppress_tokens": [visual], "pad_token_id": every_model.PAD}
+    with attach(model, Random(keep=5, layer=0)) as attached:
+        found = model.generate(**fresh(inputs), **options)
+        keep = attached.last.mask[0]
+    features = inputs["mm_encoder_outputs"]["image"].pooler_output[0][keep[inputs["input_ids"][0] == visual]]
+    short = {name: inputs[name][:, keep] for name in ("input_ids", "attention_mask")}
+    encoded = {"image": BaseModelOutputWithPooling(pooler_output=[features])}
+    plain = model.generate(**short, mm_encoder_outputs=encoded, **options)
+    torch.testing.assert_close(torch.stack(found.logits), torch.stack(plain.logits))

@@ -243,6 +243,10 @@ CHANGES: dict[str, dict[str, Any]] = {
         "projector_hidden_size": 64,
     },
     "nemotron_h_omni": {
+        "image_token_id": 120,
+        "text_config": {
+            "layers_block_type": ["linear_attention", "full_attention", "linear_attention", "mlp", "full_attention"]
+        },
         "vision_config": {"video_temporal_patch_size": 2},
         "vision_hidden_size": 32,
         "projector_hidden_size": 32,
