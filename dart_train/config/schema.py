@@ -132,6 +132,8 @@ class Lora(Section):
 
     rank: Count = Field(default=16, description="rank of the two factors")
     alpha: Positive = Field(default=32.0, description="the update is scaled by alpha / rank")
+    rslora: bool = Field(default=False, description="scaled by alpha / sqrt(rank), for high ranks (rsLoRA)")
+    dora: bool = Field(default=False, description="the magnitude of each output is trained too (DoRA); slower steps")
     dropout: Dropped = Field(default=0.05, description="on the input of the adapters")
     targets: Several[str] | None = Field(
         default=None, description="names of layers; null: all linear layers of parts in mode lora, never the head"
@@ -238,6 +240,9 @@ class Train(Section):
     learning_rate: Positive = Field(default=1e-4, description="of parts that have none of their own")
     lr_scheduler: LearningRateSchedule = Field(default="cosine", description="how the learning rate decays")
     warmup_ratio: Fraction = Field(default=0.03, description="share of the steps in which the learning rate rises")
+    warmup_steps: NotNegativeInt | None = Field(
+        default=None, description="steps in which the learning rate rises; takes precedence over warmup_ratio"
+    )
     weight_decay: NotNegative = Field(default=0.0, description="of matrices, never of norms and biases")
     max_grad_norm: NotNegative = Field(default=1.0, description="gradients are clipped to this norm; 0: never")
     precision: Literal["bf16", "fp16", "fp32"] = Field(default="bf16", description="of the computation")

@@ -26,7 +26,7 @@ def training_arguments(recipe: Recipe, ranks: RankInfo, steps: int) -> TrainingA
         gradient_accumulation_steps=train.gradient_accumulation_steps,
         learning_rate=train.learning_rate,
         lr_scheduler_type=train.lr_scheduler,
-        warmup_steps=train.warmup_ratio if train.warmup_ratio < 1 else steps,
+        warmup_steps=_warmup(recipe, steps),
         weight_decay=train.weight_decay,
         max_grad_norm=train.max_grad_norm,
         seed=train.seed,
@@ -60,6 +60,14 @@ def reset_deepspeed_state() -> None:
     """Forgets an earlier run in this process: models would still be loaded for its ZeRO stage."""
     os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
     unset_hf_deepspeed_config()
+
+
+def _warmup(recipe: Recipe, steps: int) -> float:
+    """A number of steps, or a share below 1 of them, as transformers takes it."""
+    train = recipe.train
+    if train.warmup_steps is not None:
+        return train.warmup_steps
+    return train.warmup_ratio if train.warmup_ratio < 1 else steps
 
 
 def _saving_and_validation(recipe: Recipe) -> dict[str, Any]:

@@ -34,6 +34,8 @@ def choose_parameters(model: Any, parts: Parts) -> Any:
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
+        use_rslora=lora.rslora,
+        use_dora=lora.dora,
         bias=lora.bias,
         target_modules=lora_targets(model, parts),
         modules_to_save=modules_to_save(model, parts) or None,
