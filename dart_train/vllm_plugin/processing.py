@@ -54,6 +54,12 @@ class ReducedProcessor(BaseMultiModalProcessor[Any]):
         kwargs = {**inputs.hf_processor_mm_kwargs, CONFIG_NAME: served}
         return super()._get_mm_hashes(replace(inputs, hf_processor_mm_kwargs=kwargs))
 
+    def get_dummy_inputs(self, *args: Any, **kwargs: Any) -> Any:
+        """vLLM measures the memory of an image with these: at the largest budget of a request."""
+        served = ServedReduction.of(self.info.get_hf_config())
+        assert served is not None
+        return replace(super().get_dummy_inputs(*args, **kwargs), hf_processor_mm_kwargs={KEEP: served.largest_keep()})
+
     def _get_hf_mm_inputs(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
         return super()._get_hf_mm_inputs(mm_items, _without_ours(hf_kwargs))
 

@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 from ..reduction.base import Reducer
-from ..reduction.budget import Keep, check_keep
+from ..reduction.budget import Keep, check_keep, tokens_to_keep
 from ..reduction.reducer_file import ReducerFile
 from ..reduction.registry import from_config
 from ..reduction.servable import default_servable, describe_reducer, nearest_servable, why_not_servable
@@ -21,6 +21,7 @@ UNTRAINED = "dart_untrained"  # --hf-overrides: serve what contradicts the train
 REDUCER = "dart_reducer"  # --hf-overrides: a folder whose reducer.json counts, or "none" for full tokens
 OVERRIDES = (KEEP, UNTRAINED, REDUCER)
 NO_REDUCTION = "none"
+_LARGE_IMAGE = 2880  # tokens, at which numbers and ratios are compared
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,16 @@ class ServedReduction:
     def renumbers(self) -> bool:
         """Kept tokens take the positions 0, 1, 2, ... in place of those that they had among all."""
         return getattr(self.reducer, "positions", "original") == "compact"
+
+    def largest_keep(self) -> Keep:
+        """Of the budgets that requests may ask for: what the engine has to reserve memory for."""
+        allowed: list[Keep] = [self.reducer.keep]
+        if self.untrained or self.budgets is None:
+            allowed.append(1.0)
+        else:
+            allowed += [choice[0] for choice in self.budgets.choices if len(choice) == 1]
+            allowed += [] if self.budgets.high is None else [self.budgets.high]
+        return max(allowed, key=lambda keep: tokens_to_keep(keep, _LARGE_IMAGE))
 
     def with_keep(self, keep: object) -> Reducer:
         """The reducer at the budget of a request. Raises ValueError for one that may not be served."""

@@ -79,6 +79,9 @@ def test_budgets_of_requests() -> None:
     for wrong in (0, -1, 1.5, "16", True):
         with pytest.raises(ValueError, match="dart_keep of the request: keep="):
             served.with_keep(wrong)
+    assert served.largest_keep() == 1.0
+    fixed = decided([SERVABLE], trained_budgets=TrainedBudgets(((16,),)))
+    assert fixed is not None and fixed.largest_keep() == 16
     free = decided([SERVABLE], {"dart_untrained": True}, trained_budgets=ELASTIC)
     assert free is not None and free.with_keep(32).keep == 32
 
