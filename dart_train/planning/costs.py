@@ -138,7 +138,7 @@ def activation_memory(
         activations = positions * layer.text.config.hidden_size * width + max(saved)
     else:
         activations = sum(layers * size for (layers, _), size in zip(stages, saved, strict=True))
-    models = 2 if recipe.distill.enabled else 1
+    models = 2 if recipe.runs_teacher else 1
     return {
         "decoder activations": activations,
         "tower activations": round(float(work.pixels[at]) * tower_saved),

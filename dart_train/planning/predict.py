@@ -83,6 +83,8 @@ def scheduled_budgets(recipe: Recipe, steps: int) -> list[ScheduledBudget]:
     stages, schedule = tuple(reduction.reducers()), reduction.schedule
     if not stages:
         return []
+    if recipe.trains_at_full_tokens:
+        return [ScheduledBudget("full tokens", tuple(replace(stage, keep=1.0) for stage in stages), 1.0)]
     if isinstance(schedule, Elastic):
         sample = range(0, steps, -(-steps // _DRAWS))
         drawn = Counter(budget_at_step(schedule, stages[0].keep, step, steps, seed) for step in sample)
@@ -175,9 +177,11 @@ class PlanInputs:
     def _teacher(self, budget: ScheduledBudget) -> StepWorkload | None:
         """The workload of the teacher in the middle of the run."""
         distill, most = self.recipe.distill, int(self.full.work.visual.max())
-        if not distill.enabled:
+        if not self.recipe.runs_teacher:
             return None
-        keeps = [teacher_keep(distill, r.keep, most, self.steps // 2, self.steps) for r in budget.reducers]
+        keeps: list[Keep] = [1.0] * len(budget.reducers)  # of the attention that scorers learn from
+        if distill.enabled:
+            keeps = [teacher_keep(distill, r.keep, most, self.steps // 2, self.steps) for r in budget.reducers]
         work = self.batches.workload([replace(r, keep=keep) for r, keep in zip(budget.reducers, keeps, strict=True)])
         return replace(work, stages=work.stages[-len(keeps) :])  # the layers before the reduction run once for both
 
@@ -287,7 +291,7 @@ def _run_facts(inputs: PlanInputs) -> dict[str, Any]:
         "zero_stage": train.zero_stage if inputs.setup.deepspeed else None,
         "samples_per_step_and_rank": float(inputs.full.work.rows.mean()) * train.gradient_accumulation_steps,
         "checkpointing": train.gradient_checkpointing,
-        "distill": inputs.recipe.distill.enabled,
+        "distill": inputs.recipe.runs_teacher,
         "layer": inputs.reducers[0].layer if inputs.reducers else None,
         "method": inputs.reducers[0].name if inputs.reducers else None,
     }
@@ -301,6 +305,8 @@ def _notes(recipe: Recipe, timed: Rates | None) -> tuple[str, ...]:
         notes.append("the vision tower is counted with all of its units, without reduction.tower: an upper bound")
     if recipe.train.gradient_checkpointing and recipe.parts.vision.mode != "frozen":
         notes.append("activations of the vision tower are counted as without checkpointing: an upper bound")
-    if recipe.distill.enabled:
+    if recipe.trains_at_full_tokens:
+        notes.append("scorers learn from forwards at full tokens, without a backward in the model")
+    if recipe.runs_teacher:
         notes.append("the ratio at which it pays does not include the teacher; full tokens are trained without one")
     return tuple(notes)

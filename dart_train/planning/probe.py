@@ -221,7 +221,7 @@ def measure_rates(
 
 def _calls(probe: Probe, timed: TimedBatch, lengths: Sequence[int], full_width: bool) -> dict[str, Workload]:
     recipe = probe.setup.recipe
-    recompute, teacher = recipe.train.gradient_checkpointing, recipe.distill.enabled
+    recompute, teacher = recipe.train.gradient_checkpointing, recipe.runs_teacher
     calls: dict[str, Workload] = {}
     if full_width:
         calls["body"] = probe.body(timed.batch)
@@ -231,7 +231,10 @@ def _calls(probe: Probe, timed: TimedBatch, lengths: Sequence[int], full_width: 
         if recompute and probe.trains("vision"):
             calls["tower again"] = probe.tower(timed.batch, gradients=False)
     for length in lengths:
-        calls[f"layer {length}"] = probe.layer(timed.rows, length, timed.padded, recompute)
+        if recipe.trains_at_full_tokens:
+            calls[f"layer {length}"] = probe.teacher_layer(timed.rows, length, timed.padded)
+        else:
+            calls[f"layer {length}"] = probe.layer(timed.rows, length, timed.padded, recompute)
         if teacher:
             calls[f"forward {length}"] = probe.teacher_layer(timed.rows, length, timed.padded)
     for number in sorted({max(1, round(timed.targets * share)) for share in _HEAD_SHARES}):

@@ -15,6 +15,7 @@ from ..config import Recipe
 from ..profiling.device import free_bytes
 from ..profiling.flops import FakeLayer, QuadraticCost, layer_flops, one_layer_config
 from ..training.trainable import (
+    add_new_scorers,
     choose_parameters,
     resolve_attention,
     trainable_meta_model,
@@ -76,7 +77,9 @@ class TrainingSetup:
             model = AutoModelForImageTextToText.from_config(
                 one_layer_config(config, layer), dtype=self._loaded_dtype, attn_implementation=kernel
             )
-            return self._prepare(choose_parameters(model, self.recipe.parts))
+            model = choose_parameters(model, self.recipe.parts)
+            add_new_scorers(model, self.recipe)
+            return self._prepare(model)
 
     def fake_layer(self, config: Any, device: str) -> FakeLayer:
         return FakeLayer(self.build_one_layer(config, "meta"), device, self.dtype, self.autocasts)

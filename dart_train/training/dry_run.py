@@ -88,7 +88,7 @@ def _cost(prepared: PreparedRun, tokens: MeanTokens) -> str:
     """FLOPs of the decoder's layers, relative to the same training at full tokens."""
     shares = [_share(prepared, tokens, keep) for keep in _budgets(prepared)]
     mean = sum(shares) / len(shares)
-    teacher = " (the teacher's forward not included)" if prepared.recipe.distill.enabled else ""
+    teacher = " (the teacher's forward not included)" if prepared.recipe.runs_teacher else ""
     return f"predicted cost of the language model's layers: {mean:.0%} of training at full tokens{teacher}"
 
 

@@ -8,12 +8,13 @@ import re
 from collections.abc import Collection
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..common.deepspeed_compat import complete_size
 from ..config import Model, Parts, Recipe
 from ..models.loading import WeightsSource, attention_kernel, build_meta_model, read_model
-from ..models.structure import find_parts, part_of, unwrap_model
+from ..models.structure import SCORERS, find_parts, part_of, unwrap_model
 
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict)
 _DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
@@ -148,7 +149,19 @@ def trainable_meta_model(recipe: Recipe) -> Any:
             raise ValueError(
                 f"reduction.layer: {reducer.layer} given, expected 0 to {depth - 1}: the model has {depth} layers"
             )
-    return choose_parameters(model, recipe.parts)
+    model = choose_parameters(model, recipe.parts)
+    with torch.device("meta"):
+        add_new_scorers(model, recipe)
+    return model
+
+
+def add_new_scorers(model: Any, recipe: Recipe) -> None:
+    """New scorers where the recipe has some, on the default device: so that their parameters are counted."""
+    stages = [reducer for reducer in recipe.reduction.reducers() if "scorer" in reducer.required_inputs()]
+    if stages:
+        parts = find_parts(model)
+        found = {f"layer_{r.layer}": r.make_scorer(parts.text_config.hidden_size) for r in stages}
+        parts.top.add_module(SCORERS, nn.ModuleDict(found).requires_grad_(recipe.scorer.train))
 
 
 def load_model(recipe: Recipe) -> Any:

@@ -48,7 +48,7 @@ def test_break_even_ratio_is_where_both_take_as_long(inputs: PlanInputs) -> None
         return sum(rates.step(work, 1).values())
 
     assert seconds(batches.at_share(share, 2)) == pytest.approx(seconds(batches.workload()), rel=1e-6)
-    assert break_even_ratio(RATES, batches, 2) == 1.0  # a choice that costs nothing
+    assert break_even_ratio(RATES, batches, 2) == pytest.approx(1.0)  # a choice that costs nothing
     assert break_even_ratio(replace(RATES, choice=1.0), batches, 2) is None
 
 
