@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..models.image_grids import ImageGrids, group_tiles
 from ..models.structure import ModelParts
-from ..reduction import Reducer
+from ..reduction import KeepAll, Reducer
 from ..reduction.batch_layout import BatchLayout, to_cpu_in_one_copy
 from ..reduction.token_groups import TokenGroups, upload
 from .answers import INPUTS, AnswerLocator, CallInputs
@@ -85,6 +85,8 @@ def plan_batch(
         mask = None if cache_state is None else require_2d_mask(inputs.get("attention_mask"))
         return None if cache_state is None else BatchPlan(mask, cache_state, past)
     mask = require_2d_mask(inputs.get("attention_mask"))
+    if inputs.get("input_ids") is None and all(isinstance(reducer, KeepAll) for reducer in reducers):
+        return None if cache_state is None else BatchPlan(mask, cache_state, past)
     ids = _checked_ids(inputs, past, parts)
     per, grid = reducers[0].per, any("grid" in reducer.required_inputs() for reducer in reducers)
     by_image = grid or per == "image"

@@ -146,6 +146,14 @@ def _unsuitable(top: Any) -> str | None:
         return "it puts the image before the text by itself, without tokens for it in `input_ids`"
     if _takes(top, "actions"):
         return "it predicts actions of a robot from one forward, and generates no text"
+    layers = getattr(_decoder(top), "layers", None) or [None]
+    if _takes(layers[0], "prev_topk_indices"):
+        return (
+            "its layers attend to the keys that the indexer of an earlier layer selected, by place in the sequence: "
+            "the places of a full-length layer are others among the kept tokens"
+        )
+    if hasattr(text, "index_kpool"):
+        return "its indexer pools the keys of neighbouring places, which among the kept tokens are others"
     if hasattr(text, "rel_extent") and hasattr(text, "conv_kernel_size"):
         return (
             "its attention counts distances by place in the sequence, and short convolutions run over neighbouring "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dart_train import KeepAll, attach
+from dart_train import DART, KeepAll, attach
 from tests.fixtures.reference_forward import first_difference
 from tests.laws.cases import IMAGES, KERNELS, NAMES, ROUNDING, batch_of, model_of, new_tokens
 
@@ -70,3 +70,15 @@ def gradients(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> dict[st
     found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     return found
+
+
+def test_embeddings_without_ids_keep_all_tokens() -> None:
+    """A reduction needs the ids, to find the visual tokens; to keep all of them nothing has to be found."""
+    model, batch = model_of("llava"), dict(batch_of("llava", (1, 2)))
+    batch["inputs_embeds"] = model.get_input_embeddings()(batch.pop("input_ids")).detach()
+    with torch.no_grad():
+        plain = model(**batch).logits
+        with attach(model, KeepAll()):
+            assert torch.equal(model(**batch).logits, plain)
+        with attach(model, DART(keep=8)), pytest.raises(ValueError, match="without input_ids"):
+            model(**batch)

@@ -226,6 +226,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "minicpmv4_6": {"image_token_id": 120, "video_token_id": 121},
     "minicpmv4_7": {"image_token_id": 120, "video_token_id": 121},
     "minimax_m3_vl": {"merged_hidden_size": 64, "projector_hidden_size": 64},
+    "mistral_large4": {"text_config": {"num_key_value_heads": 4}},
     "molmo2": {
         "adapter_config": {"vision_feature_layer": [1, 0], "text_hidden_size": 64},
         "vision_config": {"num_position_embeddings": 16},
@@ -345,7 +346,9 @@ def _shrink(config: PreTrainedConfig, role: str) -> dict[str, Any]:
     for name in type(config).sub_configs:
         inside = vars(config).get(name)
         if isinstance(inside, PreTrainedConfig):
-            part = "text" if name in ("text_config", "decoder", "vlm_config") and role != "tower" else "tower"
+            part = (
+                "text" if name in ("text_config", "decoder", "vlm_config", "encoder") and role != "tower" else "tower"
+            )
             small[name] = _shrink(inside, part)
             if inside.model_type:
                 small[name]["model_type"] = inside.model_type
@@ -410,6 +413,11 @@ def forward_parameters(model: Any) -> set[str]:
 
 def feature_width(model: Any) -> int:
     return int(model.get_input_embeddings().weight.shape[1])
+
+
+def grid_of(model: Any, grid: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of an image's patches: in HunYuan a token ends each row in addition."""
+    return (grid[0], grid[1] - 1) if model.config.model_type in ("hunyuan_vl", "hy_v4_vl") else grid
 
 
 def adapt_features(model: Any, encoded: Any, images: int, tokens: int) -> None:

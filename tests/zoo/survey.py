@@ -2,6 +2,7 @@
 
     python -m tests.zoo.survey                  # all classes, one line each (minutes)
     python -m tests.zoo.survey qwen3_5 gemma4   # these, law by law
+    python -m tests.zoo.survey --markdown > recipes/MODELS.md   # the table of the documentation
 
 `survey(name)` builds the tiny model of `tests.zoo.every_model` and returns a `Finding` for each law and kernel. What
 the reduced forward is compared with is computed by the plain model: the full-length forward in which the mask hides
@@ -24,12 +25,14 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
+import transformers
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from dart_train import DART, KeepAll, Random, Reducer, attach
+from dart_train.models.families import find_family
 from tests.fixtures.gathered_forward import gathering
-from tests.zoo import every_model
+from tests.zoo import FAMILIES, every_model
 
 Verdict = Literal["holds", "refused", "fails", "crashes", "wrong"]
 KERNELS = ("sdpa", "eager")
@@ -138,8 +141,8 @@ def batch(model: Any, rows: Sequence[list[int]], side: str = "left", seed: int =
     if images:
         inputs["mm_encoder_outputs"] = {"image": features(model, images, seed)}
         if "image_grid_thw" in takes:
-            merge = 2
-            inputs["image_grid_thw"] = torch.tensor([[1, GRID[0] * merge, GRID[1] * merge]] * images)
+            merge, (height, width) = 2, every_model.grid_of(model, GRID)
+            inputs["image_grid_thw"] = torch.tensor([[1, height * merge, width * merge]] * images)
         every_model.adapt_inputs(model, inputs)
     return inputs
 
@@ -456,8 +459,11 @@ def first_line(error: Exception) -> str:
     return f"{name}{error}".split("\n")[0][:300]
 
 
-def survey(name: str, kernels: Sequence[str] = KERNELS, laws: Sequence[str] | None = None) -> list[Finding]:
-    """Each law for each kernel. A model that the reduction cannot be attached to has one finding."""
+def survey(
+    name: str, kernels: Sequence[str] = KERNELS, laws: Sequence[str] | None = None, most: int = 2
+) -> list[Finding]:
+    """Each law for each kernel that the model has, at most so many of them. A model that the reduction cannot be
+    attached to has one finding."""
     found: list[Finding] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -466,9 +472,7 @@ def survey(name: str, kernels: Sequence[str] = KERNELS, laws: Sequence[str] | No
             attach(skeleton, RANDOM).remove()
         except (NotImplementedError, ValueError) as refusal:
             return [Finding("attach", "", "refused", note=first_line(refusal))]
-        for kernel in kernels:
-            if kernel not in every_model.kernels(name):
-                continue
+        for kernel in [kernel for kernel in kernels if kernel in every_model.kernels(name)][:most]:
             model = every_model.build(name, kernel)
             try:
                 find_form(model)
@@ -492,7 +496,79 @@ def worst(findings: Sequence[Finding]) -> Verdict:
     return "holds" if essential == {"holds"} else "refused" if "refused" in essential else "fails"
 
 
+# the table ---------------------------------------------------------------------------------------------------------
+
+# Column of the table -> the laws that it stands for.
+COLUMNS = {
+    "train": ("training",),
+    "generate": ("generation",),
+    "cached chat": ("second turn with an image",),
+}
+QUICK = ("keep-all, right padding", "reduced, left padding", *(law for laws in COLUMNS.values() for law in laws))
+MARKS: dict[Verdict, str] = {"holds": "yes", "refused": "refused", "fails": "-", "crashes": "no", "wrong": "no"}
+
+
+def verdict_of(findings: Sequence[Finding], laws: Sequence[str]) -> str:
+    """The least favourable one of some laws over the kernels."""
+    order: tuple[Verdict, ...] = ("wrong", "crashes", "refused", "fails", "holds")
+    found = {finding.verdict for finding in findings if finding.law in laws}
+    return next((MARKS[verdict] for verdict in order if verdict in found), "-")
+
+
+def table(results: Mapping[str, Sequence[Finding]]) -> str:
+    """Markdown: what holds for each class, and why the others are refused."""
+    families = every_model.names()
+    holding = {name: found for name, found in results.items() if worst(found) == "holds"}
+    rest = {name: found for name, found in results.items() if name not in holding}
+    lines = [
+        "# Image models of transformers",
+        "",
+        "Written by `python -m tests.zoo.survey --markdown`, on tiny models with random weights, with transformers "
+        f"{transformers.__version__}.",
+        "",
+        f"{len(holding)} of {len(results)} classes and variants hold. The others are refused with a reason, or do not "
+        "run by themselves. A variant is `model type+what differs`.",
+        "",
+        "- train, generate, cached chat (an image in a second turn): yes, refused with a message, or `-` where the "
+        "model itself does not run the test's inputs.",
+        "- grid: `show`, grid methods, and fewer pixels where the family's processor allows. video: `show` of videos.",
+        "- tower: tested with the family's own vision tower and processor; elsewhere the tower's output is given.",
+        "",
+        "| model type | class | train | generate | cached chat | grid | video | tower |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, found in holding.items():
+        base = name.partition("+")[0]
+        family = find_family(base)
+        marks = [verdict_of(found, laws) for laws in COLUMNS.values()]
+        marks += [yes(family.geometry is not None), yes(family.video_geometry), yes(base in FAMILIES)]
+        lines.append(f"| {name} | {families[name].__name__} | {' | '.join(marks)} |")
+    lines += ["", "| model type | class | reason |", "|---|---|---|"]
+    for name, found in rest.items():
+        first = next(finding for finding in found if finding.verdict != "holds")
+        reason = first.note.removeprefix(f"{families[name].__name__}: the reduction cannot be attached")
+        if first.verdict == "fails":
+            reason = f"not tested: the model itself fails ({reason.removeprefix('list: ').split(';')[0]})"
+        lines.append(f"| {name} | {families[name].__name__} | {reason.strip(':; ').replace('|', '/')} |")
+    return "\n".join(lines) + "\n"
+
+
+def yes(value: bool) -> str:
+    return "yes" if value else "-"
+
+
+def quick_survey(name: str) -> list[Finding]:
+    """The laws of the table, with one attention kernel."""
+    try:
+        return survey(name, laws=QUICK, most=1)
+    except Exception as error:
+        return [Finding("build", "", "fails", note=first_line(error))]
+
+
 def main(arguments: Sequence[str]) -> None:
+    if arguments[:1] == ["--markdown"]:
+        print(table({name: quick_survey(name) for name in arguments[1:] or every_model.names()}), end="")
+        return
     chosen = arguments or list(every_model.names())
     for name in chosen:
         try:
