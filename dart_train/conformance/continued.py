@@ -144,7 +144,7 @@ def pad_right(inputs: Mapping[str, Any]) -> dict[str, Any]:
 @contextmanager
 def small_window(text: nn.Module, window: int) -> Iterator[None]:
     """Inside, the sliding layers of a decoder have a window of so many places."""
-    holders = [holder for holder in (text.config, *text.modules())
+    holders: list[Any] = [holder for holder in (text.config, *text.modules())
                if isinstance(getattr(holder, "sliding_window", None), int)]  # fmt: skip
     before = [holder.sliding_window for holder in holders]
     try:
