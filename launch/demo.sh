@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The main job from end to end, on two CPU cores, in minutes: draw data, train with the reduction and a control
-# without, compare both with the base, export, report. Makes .venv when there is none; nothing is downloaded besides.
+# The main job from end to end, on two CPU cores, in minutes: draw data, train the choice, the model and a control
+# without it, compare with the base, choose a budget, export, report. Makes .venv when there is none; nothing is
+# downloaded besides.
 #   bash launch/demo.sh              once
 #   bash launch/demo.sh --seeds 3    the claim repeated, and summed up
 #   bash launch/demo.sh --help       the other options

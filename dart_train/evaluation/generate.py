@@ -204,12 +204,12 @@ def _batches(encoder: QuestionEncoder, questions: Sequence[Question], size: int)
 def _equal_length_batches(
     encoder: QuestionEncoder, questions: Sequence[Question], size: int
 ) -> Iterator[list[Question]]:
-    """Questions whose turns have as many tokens each: padding between the turns would be in the cache."""
-    of_lengths: dict[tuple[int, ...], list[Question]] = {}
+    """Questions with as many tokens after the first turn: all padding is then before it, and none is between turns."""
+    of_length: dict[int, list[Question]] = {}
     for question in questions:
-        prompts = (encoder.features(each)["input_ids"] for each in (first_turn(question), question))
-        of_lengths.setdefault(tuple(ids.shape[1] for ids in prompts), []).append(question)
-    for group in of_lengths.values():
+        first, both = (encoder.features(each)["input_ids"].shape[1] for each in (first_turn(question), question))
+        of_length.setdefault(both - first, []).append(question)
+    for group in of_length.values():
         yield from (group[start : start + size] for start in range(0, len(group), size))
 
 

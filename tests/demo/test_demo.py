@@ -28,7 +28,7 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]
     def run_together(self: object, title: str, chains: dict[str, list[list[str]]], logs: Path) -> None:
         ran.extend(list(command) for chain in chains.values() for command in chain)
 
-    monkeypatch.setattr(demo.Commands, "run", lambda self, title, command: ran.append(list(command)))
+    monkeypatch.setattr(demo.Commands, "run", lambda self, title, command, accepted=(0,): ran.append(list(command)))
     monkeypatch.setattr(demo.Commands, "run_together", run_together)
     monkeypatch.setattr(sys, "argv", ["demo", "--out", str(tmp_path), "--seeds", str(SEEDS)])
     monkeypatch.chdir(ROOT)
