@@ -401,6 +401,8 @@ def _checked_stages(stages: list[Reducer], parts: ModelParts) -> list[Reducer]:
         for stage in stages
         if "own_attention" in stage.required_inputs() and stage.layer not in layers_with_rows(parts, stage.layer)
     ]
+    if any(stage.positions == "compact" for stage in stages):
+        problems += _why_not_compact(parts)
     if problems:
         raise ValueError("; ".join(problems))
     return stages
@@ -419,6 +421,22 @@ def _keys_from_another_stage(stages: Sequence[Reducer], parts: ModelParts) -> li
                 f"run before the reduction; use layer <= {sources[0]}"
             )
     return problems
+
+
+def _why_not_compact(parts: ModelParts) -> list[str]:
+    problem = "positions='compact': expected a model whose positions are 0, 1, 2, ...; "
+    model, rope = parts.top.config.model_type, getattr(parts.text_config, "rope_parameters", None) or {}
+    found = []
+    if parts.family.own_positions:
+        found.append(f"{problem}{model} may compute them from the image's grid. Use positions='original'")
+    kinds = {settings.get("rope_type") for settings in (rope, *rope.values()) if isinstance(settings, dict)}
+    if changing := sorted(kinds & {"dynamic", "longrope"}):
+        found.append(
+            f"{problem}the rotary embedding of {model} ({changing[0]}) depends on the length. Use positions='original'"
+        )
+    if parts.family.bidirectional_images:
+        found.append(f"{problem}image tokens of {model} attend to each other by place. Use positions='original'")
+    return found
 
 
 def _no_attention_before(stage: Reducer, parts: ModelParts) -> str:

@@ -207,6 +207,22 @@ def position_ids_from_mask(plan: BatchPlan | None, inputs: Mapping[str, Any], pa
     return {"position_ids": _count(plan.real)}
 
 
+def compact_position_ids(plan: BatchPlan | None, inputs: Mapping[str, Any], counted: Mapping[str, Tensor]) -> Any:
+    """With compact positions, a forward after a reduced prefill goes on from the number of tokens that were kept.
+    counted: position ids that were made for this forward."""
+    state = None if plan is None else plan.cache_state
+    if plan is None or state is None or not plan.past:
+        return counted
+    new = inputs.get("inputs_embeds")
+    new = inputs["input_ids"] if new is None else new
+    positions = counted.get("position_ids", inputs.get("position_ids"))
+    if positions is None:
+        positions = torch.arange(plan.past, plan.past + new.shape[1], device=new.device)[None]
+    mask, kept = plan.attention_mask, state.valid[0].sum(1, keepdim=True)
+    before = state.length if mask is None else mask[:, : state.length].sum(1, keepdim=True)
+    return {"position_ids": positions - (before - kept)}
+
+
 def _count(mask: Tensor) -> Tensor:
     """[B, L] -> [B, L]: the position of each real token; 0 at padding before the first one."""
     return (mask.long().cumsum(1) - 1).clamp_min(0)

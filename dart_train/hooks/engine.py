@@ -32,7 +32,13 @@ from ..common.environment import version_note
 from ..models.structure import ModelParts
 from ..reduction import Observed, Reducer
 from .answers import INPUTS, AnswerLocator, CallInputs
-from .batch_plan import GenerateCall, last_state_alone, plan_batch, position_ids_from_mask
+from .batch_plan import (
+    GenerateCall,
+    compact_position_ids,
+    last_state_alone,
+    plan_batch,
+    position_ids_from_mask,
+)
 from .cache_state import store_cache_state
 from .forward_state import ForwardState, TaskGradient
 from .inline_deepstack import InlineDeepstack, adds_features_inside
@@ -170,6 +176,8 @@ class Engine:
         counted = position_ids_from_mask(plan, inputs, self.parts)
         if self.student.state is not None:
             self.student.state.positions_from_mask = bool(counted)
+        if self.reducers[0].positions == "compact":
+            counted = compact_position_ids(plan, inputs, counted)
         return args, {**kwargs, **last_state_alone(plan, inputs), **counted}
 
     def on_decoder_start(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -387,16 +395,21 @@ def _record_keys(state: ForwardState, key: Tensor, value: Tensor) -> None:
 def _gather_kwargs(state: ForwardState, stage: int, kwargs: dict[str, Any], with_positions: bool) -> None:
     """The rotary embeddings carry the kept tokens' own positions; position ids with gaps would make flash attention
     believe in packed sequences, so only layers that compute with them get them."""
-    kept = state.stages[stage].kept
+    kept, places = state.stages[stage].kept, state.kept_positions(stage)
     length, rotary = kept.source_length, kwargs.get("position_embeddings")
     if rotary is not None:
         kwargs["position_embeddings"] = tuple(
             state.gather_rotary(t, stage) if t.shape[-2] == length else t for t in rotary
         )
     positions = kwargs.get("position_ids")
+    if rotary is None and positions is None and state.compact_places is not None:
+        raise NotImplementedError(
+            "positions='compact': the decoder layers are given neither rotary embeddings nor position ids, so that the "
+            "positions of tokens cannot be changed; use positions='original'"
+        )
     if positions is not None:
         wanted = (with_positions or rotary is None) and positions.shape[-1] == length
-        kwargs["position_ids"] = kept.gather(positions, -1, positions.ndim - 2) if wanted else None
+        kwargs["position_ids"] = places.gather(positions, -1, positions.ndim - 2) if wanted else None
     for name in TOKEN_KEYWORDS:
         if kwargs.get(name) is not None:
             kwargs[name] = kept.gather(kwargs[name])

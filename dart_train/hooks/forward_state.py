@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -60,6 +60,7 @@ class ForwardState:
     stages: list[StageResult] = field(default_factory=list)
     memo: dict[Any, Any] = field(default_factory=dict)  # masks and rotary embeddings, made once a stage
     positions_from_mask: bool = False  # this forward's position ids were counted from the mask
+    compact_places: Tensor | None = None  # [B, L]; set by a stage at layer 0 with compact positions
 
     @classmethod
     def start(cls, plan: BatchPlan) -> ForwardState:
@@ -125,6 +126,8 @@ class ForwardState:
         kept = KeptTokens.of(groups.keep_mask(self.real & ~self.visual, keep), groups.row_counts(counts))
         self.groups = groups.after_reduction(kept, keep, counts)
         self.visual, self.real = kept.gather(self.visual) & kept.valid, kept.valid
+        if reducer.positions == "compact" and not kept.keeps_all:
+            self.compact_places = _places_of_new_positions(kept, self.plan.real)
         from_full = self.kept.compose(kept) if self.stages else kept
         self.stages.append(StageResult(from_full, tuple(counts), pivots, scores))
         self.observed = Observed()
@@ -150,9 +153,17 @@ class ForwardState:
         """Rotary embeddings [B or 1, L, d], or [3, B, L, d], gathered once a stage."""
         key = ("rotary", stage, id(x))
         if key not in self.memo:
-            self.memo[key] = (x, self.stages[stage].kept.gather(x, -2, x.ndim - 3))
+            self.memo[key] = (x, self.kept_positions(stage).gather(x, -2, x.ndim - 3))
         short: Tensor = self.memo[key][1]
         return short
+
+    def kept_positions(self, stage: int) -> KeptTokens:
+        """Where the full sequence has the positions of the kept tokens: at these tokens; with compact positions, at
+        earlier ones."""
+        kept = self.stages[stage].kept
+        if self.compact_places is None:
+            return kept
+        return replace(kept, index=self.compact_places.gather(1, kept.index))
 
     def cache_state(self) -> CacheState:
         """The cache of the prompt alone: drafts of assisted decoding in the first forward may be taken back."""
@@ -182,6 +193,14 @@ class ForwardState:
             mask = plan.attention_mask
             valid = torch.ones_like(places, dtype=torch.bool) if mask is None else mask[:, : plan.past].bool()
         return torch.cat([valid, kept.valid], 1), torch.cat([places, kept.index + plan.past], 1)
+
+
+def _places_of_new_positions(kept: KeptTokens, real: Tensor | None) -> Tensor:
+    """[B, L]: for each kept token, where the full sequence has its new position. The n-th kept token of a row gets the
+    position of the row's n-th real token, of which padding on either side is not one."""
+    assert real is not None
+    number = (kept.mask().long().cumsum(1) - 1).clamp_min(0)
+    return torch.argsort(real.logical_not().to(torch.uint8), dim=1, stable=True).gather(1, number)
 
 
 def _checked_selection(reducer: Reducer, keep: Tensor, groups: TokenGroups, counts: Sequence[int]) -> Tensor:

@@ -107,7 +107,7 @@ def layer_mask(state: ForwardState, stage: int, given: Any, cache: Any, hidden: 
         return recurrent_mask(state, stage, given)
     if not state.decoding and not plan.past:
         kept = state.stages[stage].kept
-        by_position = isinstance(given, Tensor) and given.ndim == 4
+        by_position = isinstance(given, Tensor) and given.ndim == 4 and state.compact_places is None
         check_window(config, layer, kept.source_length, by_position)
         if not by_position:
             check_chunks(config, layer, kept.source_length)

@@ -13,7 +13,7 @@ from ..reduction.budget import Keep, check_keep
 # Passed to `load` unchanged.
 _LOAD_OPTIONS = ("attn_implementation", "checkpoint", "base", "revision", "trust_remote_code")
 # Options of a reducer that are a single word. With any of them, a new reducer is made instead of the trained one.
-_REDUCER_OPTIONS = ("layer", "per", "merge", "image_pivots", "text_pivots", "pivot", "rule", "seed")
+_REDUCER_OPTIONS = ("layer", "per", "merge", "positions", "image_pivots", "text_pivots", "pivot", "rule", "seed")
 MODEL_ARGS = ("pretrained", "reducer", "keep", "dtype", "device", *_LOAD_OPTIONS, *_REDUCER_OPTIONS)
 
 

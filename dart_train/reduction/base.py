@@ -26,6 +26,8 @@ class Reducer:
     layer: K, the first decoder layer that runs on the short sequence; 0 is before the language model.
     per: the budget is that of a sample, or of each image.
     merge: what becomes of dropped tokens: nothing, or each is averaged into the nearest kept one.
+    positions: of the kept tokens in the rotary embedding: their original ones, or, at layer 0, the numbers 0, 1, 2, ...
+        as if the dropped tokens had never been there.
     """
 
     name: ClassVar[str] = ""
@@ -36,6 +38,7 @@ class Reducer:
     layer: int = 2
     per: Per = "sample"
     merge: Literal["none", "nearest"] = "none"
+    positions: Literal["original", "compact"] = "original"
 
     def __init_subclass__(cls, **options: Any) -> None:
         """A subclass may define either name of FORMER_NAMES; the other one then means the same."""
@@ -59,7 +62,17 @@ class Reducer:
             check_int_at_least("layer", self.layer, 0),
             check_choice("per", self.per, ("sample", "image")),
             check_choice("merge", self.merge, ("none", "nearest")),
+            check_choice("positions", self.positions, ("original", "compact")),
+            self._check_positions(),
         ]
+
+    def _check_positions(self) -> str | None:
+        if self.positions != "compact" or self.layer == 0:
+            return None
+        return (
+            f"positions='compact' at layer={self.layer}: layers before it have the original positions, in the same "
+            "sequence and cache; expected layer=0, or positions='original'"
+        )
 
     def required_inputs(self) -> frozenset[str]:
         """What this configuration needs to see; the engine computes nothing else."""

@@ -35,6 +35,8 @@ def _reasons(stage: Reducer) -> Iterator[str]:
         yield f"layer={stage.layer}: an engine drops tokens before the language model only, which is layer=0"
     if stage.per != "image" and not isinstance(stage, KeepAll):
         yield f"per={stage.per!r}: images are encoded and cached one by one, so the budget is that of each, per='image'"
+    if stage.positions != "original":
+        yield f"positions={stage.positions!r}: the plug-in keeps the original positions, positions='original'"
     if isinstance(stage, DART):
         if stage.text_pivots:
             yield f"text_pivots={stage.text_pivots}: text pivots depend on the question; text_pivots=0 does not"
@@ -59,9 +61,10 @@ def nearest_servable(stages: Sequence[Reducer]) -> Reducer:
     """
     last = stages[-1]
     if type(last) in (KeepAll, *_GRID) or (isinstance(last, Learned) and last.guidance == "none"):
-        return replace(last, layer=0, per="image")
+        return replace(last, layer=0, per="image", positions="original")
     if isinstance(last, DART) and len(stages) == 1 and last.layer == 0 and last.pivot.startswith(("key", "value")):
-        return replace(last, text_pivots=0, image_pivots=max(1, last.image_pivots), per="image")
+        pivots = max(1, last.image_pivots)
+        return replace(last, text_pivots=0, image_pivots=pivots, per="image", positions="original")
     return default_servable(last)
 
 
