@@ -429,7 +429,7 @@ def _why_not_compact(parts: ModelParts) -> list[str]:
     found = []
     if parts.family.own_positions:
         found.append(f"{problem}{model} may compute them from the image's grid. Use positions='original'")
-    kinds = {settings.get("rope_type") for settings in (rope, *rope.values()) if isinstance(settings, dict)}
+    kinds = {str(settings.get("rope_type")) for settings in (rope, *rope.values()) if isinstance(settings, dict)}
     if changing := sorted(kinds & {"dynamic", "longrope"}):
         found.append(
             f"{problem}the rotary embedding of {model} ({changing[0]}) depends on the length. Use positions='original'"
