@@ -142,7 +142,7 @@ def run_seed(commands: Commands, options: argparse.Namespace, folder: Path, seed
     common = [f"model.path={BASE}", *rows, *precision(), "log.report_to=[wandb]"]
     trained = [*common, *options.change]
     learned = [f"scorer.path={scorer}"]
-    chains = {
+    chains: dict[str, Sequence[Sequence[str]]] = {
         "scorer-and-model": [
             _train(SCORER, [*common, *options.change_scorer, f"train.output_dir={scorer}"]),
             _train(TRAIN, [*trained, *learned, f"train.output_dir={adapted}"]),

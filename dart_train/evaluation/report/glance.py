@@ -115,7 +115,7 @@ def _drawn(found: Sequence[dict[CellKey, AnswerRecord]], full: CellKey) -> list[
     with_images = [each for each in found if each[full]["visual_tokens"]]
     order = sorted(with_images, key=lambda each: hashlib.blake2b(each[full]["key"].encode(), digest_size=8).digest())
     seen: dict[str, int] = {}
-    turns = []
+    turns: list[tuple[int, int, dict[CellKey, AnswerRecord]]] = []
     for each in order:
         kind = each[full]["kind"]
         seen[kind] = seen.get(kind, 0) + 1
