@@ -28,7 +28,15 @@ def test_ctrl_c_saves_exits_with_75_and_prints_no_traceback(tmp_path: Path, numb
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with log.open("wb") as output:
         began = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=output, stderr=output, start_new_session=True
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(
+                signal.SIGINT, signal.SIG_DFL
+            ),  # ignored where the tests run in background
         )
     wait(lambda: began.poll() is not None or ((run / "metrics.jsonl").is_file() and len(losses(run)) > 1), "no step")
     below = psutil.Process(began.pid).children(recursive=True)
