@@ -17,6 +17,7 @@ from ..common.distributed import RankInfo
 from ..common.environment import versions
 from ..config import Recipe
 from .deepspeed_config import optimizer_sharding
+from .enum_pickles import GETATTR, reads_enum_members_only
 from .run_record import BASE_FILE, RECIPE_FILE, ROWS_FILE, VERSIONS_FILE, base_of
 
 # None of these changes which rows are trained on, or how.
@@ -40,6 +41,8 @@ _SAFE_GLOBALS = {
     "numpy.ndarray",
     "numpy.dtype",
 }
+
+_SAFE_ENUMS = frozenset(name for name in _SAFE_GLOBALS if name.endswith("Enum"))
 
 log = logging.getLogger(__name__)
 
@@ -129,6 +132,8 @@ def scan_pickles(checkpoint: Path) -> None:
     for file in sorted(each for each in checkpoint.rglob("*") if each.suffix in _PICKLED and each.is_file()):
         try:
             unknown = set(get_unsafe_globals_in_checkpoint(file)) - _SAFE_GLOBALS
+            if GETATTR in unknown and reads_enum_members_only(file, _SAFE_ENUMS):
+                unknown.remove(GETATTR)
         except (RuntimeError, ValueError, OSError) as error:
             raise ValueError(f"{file} was not saved by torch, and is not opened: {error}") from error
         if unknown:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from deepspeed.runtime.zero.config import ZeroStageEnum
 
 from dart_train.cli.training import train as main
 from dart_train.training.resume import scan_pickles
@@ -39,6 +40,31 @@ def test_pickle_that_runs_code_is_refused_before_it_runs(tmp_path: Path, capsys:
     output = capsys.readouterr().err
     assert "would run code when it is loaded" in output and "Traceback" not in output
     assert not fuse.exists()
+
+
+class OldMember:
+    """A member of an Enum as Python 3.11.0 to 3.11.3 pickles it."""
+
+    def __init__(self, owner: Any, name: str) -> None:
+        self.owner, self.name = owner, name
+
+    def __reduce__(self) -> Any:
+        return getattr, (self.owner, self.name)
+
+
+def test_enum_pickled_by_an_older_python_is_safe_and_other_attributes_are_not(tmp_path: Path) -> None:
+    known = OldMember(ZeroStageEnum, "gradients")
+    safe, private, other = (tmp_path / name for name in ("safe", "private", "other"))
+    for folder, content in (
+        (safe, [known, known, OldMember(ZeroStageEnum, "weights")]),
+        (private, [known, OldMember(ZeroStageEnum, "__subclasses__")]),
+        (other, [known, OldMember(Path, "home")]),
+    ):
+        checkpoint(folder, content)
+    scan_pickles(safe / "checkpoint-2")
+    for folder in (private, other):
+        with pytest.raises(ValueError, match=r"builtins\.getattr"):
+            scan_pickles(folder / "checkpoint-2")
 
 
 def test_plain_pickle_is_not_opened(tmp_path: Path) -> None:
