@@ -41,7 +41,8 @@ def _values(pickled: bytes) -> list[tuple[str, Any]]:
     """(kind, value) of each operation; what was stored and is loaded again counts as what it is."""
     found: list[tuple[str, Any]] = []
     memo: dict[int, tuple[str, Any]] = {}
-    for operation, argument, _ in pickletools.genops(pickled):
+    operations: Any = pickletools.genops(pickled)
+    for operation, argument, _ in operations:
         name = operation.name
         if name in _STORES:
             memo[len(memo) if name == "MEMOIZE" else int(argument)] = found[-1]
