@@ -7,7 +7,8 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from . import options as cli
 from .model_options import (
@@ -113,7 +114,20 @@ def check(argv: Sequence[str]) -> int:
     ).to(device)
     if options.layer is None:
         reducers = [replace(reducer, layer=default_reducers(model)[0].layer) for reducer in reducers]
+    reducers += _trained_scorers(Path(options.path), model, options.keep)
     return cli.OK if run_laws(model, processor, reducers).ok else cli.FAILED
+
+
+def _trained_scorers(folder: Path, model: Any, keep: Any) -> list[Any]:
+    """The stages of the folder's reducer.json that have a trained scorer, which the model gets."""
+    from ..checkpoints.scorer_file import SCORER_FILE, load_scorers
+    from ..reduction.reducer_file import read_reducers
+
+    if not (folder / SCORER_FILE).is_file():
+        return []
+    load_scorers(folder, model)
+    stages = read_reducers(folder) or []
+    return [replace(stage, keep=keep) for stage in stages if "scorer" in stage.required_inputs()]
 
 
 def _check_parser() -> argparse.ArgumentParser:

@@ -11,9 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dart_train import DART, Pooling, Random, attach
+from dart_train import DART, Learned, Pooling, Random, attach
 from dart_train import conformance as laws
 from dart_train.__main__ import main
+from dart_train.checkpoints import write_reducers
+from dart_train.checkpoints.scorer_file import write_scorers
 from dart_train.conformance import (
     CheckReport,
     LawResult,
@@ -52,6 +54,13 @@ def test_every_family_holds(name: str) -> None:
     assert "does not hold" not in verdicts(report).values(), str(report)
     assert report.ok and len(report.results) == (15 if has_window(name) else 13)
     assert all(0 <= f.number < report.tolerance / 5 for f in report.results if f.number is not None)
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
+@pytest.mark.parametrize("guidance", ["prompt", "none"])
+def test_laws_hold_for_the_learned_choice(name: str, guidance: Any) -> None:
+    report = checked(name, Learned(keep=0.25, layer=1, guidance=guidance))
+    assert report.ok, str(report)
 
 
 @pytest.mark.parametrize("name", ["llava_next", "qwen3_vl", "gemma3"])
@@ -299,3 +308,14 @@ def test_commands_are_listed(argv: list[str], code: int, capsys: pytest.CaptureF
     shown = err if code else out
     assert all(f"  {command} " in shown for command in ("check", "bench", "data"))
     assert ("unknown command 'chek'" in shown) == (argv == ["chek"])
+
+
+def test_check_command_tests_the_trained_scorer_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, model = save_folder("llava", tmp_path / "llava"), FAMILIES["llava"].model()
+    stage = Learned(keep=0.25, layer=1, share=0.5)
+    scorer = stage.make_scorer(model.config.get_text_config().hidden_size)
+    write_scorers(folder, {f"layer_1.{name}": tensor for name, tensor in scorer.state_dict().items()}, model)
+    write_reducers(folder, [stage])
+    assert main(["check", str(folder), "--method", "dart"]) == 0
+    output = capsys.readouterr().out
+    assert "Learned(" in output or "learned" in output, output

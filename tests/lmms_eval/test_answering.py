@@ -12,6 +12,7 @@ import torch
 import dart_train
 from dart_train import DART
 from dart_train.chat import chat_inputs, generate_answers
+from dart_train.checkpoints.scorer_file import write_scorers
 from dart_train.lmms_eval.answering import (
     VisualTokenCount,
     answer,
@@ -24,13 +25,19 @@ from dart_train.lmms_eval.answering import (
 )
 from dart_train.lmms_eval.loading import open_model
 from dart_train.models.prompts import assistant_message, user_message
+from dart_train.reduction.scorer import TokenScorer
 from tests.fixtures.run_scene import ROOT
-from tests.zoo import make_image, save_folder, sentence
+from tests.zoo import FAMILIES, make_image, save_folder, sentence
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_folder("llava", tmp_path_factory.mktemp("model") / "llava")
+    """With a scorer for the layer that `learned` selects at."""
+    folder = save_folder("llava", tmp_path_factory.mktemp("model") / "llava")
+    model = FAMILIES["llava"].model()
+    scorer = TokenScorer(model.config.get_text_config().hidden_size)
+    write_scorers(folder, {f"layer_2.{name}": tensor for name, tensor in scorer.state_dict().items()}, model)
+    return folder
 
 
 def test_entry_point_exists() -> None:
@@ -62,7 +69,7 @@ def test_batched_answers_equal_single_ones(folder: Path) -> None:
     assert all(1 <= each.tokens_out <= 5 for each in together)
 
 
-@pytest.mark.parametrize("reducer", ["none", "dart"])
+@pytest.mark.parametrize("reducer", ["none", "dart", "learned"])
 def test_likelihood_equals_that_of_generation(folder: Path, reducer: str) -> None:
     """Token by token: each probability from a prefill of all that comes before it, chosen by the prompt alone."""
     keep = {} if reducer == "none" else {"keep": 8}
