@@ -28,6 +28,7 @@ from ..hooks import Attached
 from ..models.families import TokenPlace
 from ..models.token_places import locate_tokens
 from ..visualization import choice_of_row, overlay_panel, side_by_side
+from ..visualization.draw import legend
 from .objective import StepBudgets
 from .validation import EvalForward, EvalMode, Validation
 
@@ -122,7 +123,8 @@ class Overlays(TrainerCallback):
             return None
         choice = choice_of_row(last, 0, sample.batch["input_ids"][0], self.tokenizer)
         title = " + ".join(type(reducer).name or type(reducer).__name__ for reducer in self.attached.reducers)
-        image = side_by_side([overlay_panel(sample.images, sample.places, choice, title, WIDTH)], sample.question)
+        panel = overlay_panel(sample.images, sample.places, choice, title, WIDTH)
+        image = side_by_side([panel], sample.question, bottom=legend(scorer=choice.scored is not None))
         before, after = last.visual_before[0], last.visual_after[0]
         return image, f"{title}, {after} of {before} visual tokens kept: {sample.question}"
 

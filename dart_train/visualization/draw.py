@@ -112,13 +112,13 @@ def side_by_side(
     return framed
 
 
-def legend() -> Image.Image:
-    """The marks of an overlay and what they mean."""
+def legend(scorer: bool = False) -> Image.Image:
+    """The marks of an overlay and what they mean; with those of a trained scorer."""
     marks = [
         (_swatch(KEPT), "kept"),
         (_swatch(DROPPED), "dropped"),
         (_ring_mark(), "pivot"),
-        (_scored_mark(), "scorer"),
+        *([(_scored_mark(), "scorer")] if scorer else []),
         (_hatch_mark(), "no token here"),
     ]
     return hstack([hstack([mark, text_image([name], 11, colour=PALE)], 5) for mark, name in marks], GAP)

@@ -12,7 +12,7 @@ from ..hooks import attach
 from ..models.prompts import build_inputs, to_device, user_message
 from ..models.token_places import ImageOrFrames, locate_tokens
 from ..reduction import Reducer
-from .draw import side_by_side
+from .draw import legend, side_by_side
 from .overlay import Choice, choice_of_row, full_choice, overlay_panel
 
 
@@ -32,10 +32,12 @@ def show(
     inputs = build_inputs(processor, [[user_message(question, images)]])
     places = locate_tokens(model, processor, inputs, [images])[0]
     panels = [overlay_panel(images, places, full_choice(len(places)), "full tokens", width)]
+    scored = False
     for reducer in reducers:
         choice = choose(model, processor, inputs, reducer, len(places))
+        scored |= choice.scored is not None
         panels.append(overlay_panel(images, places, choice, _title(reducer), width))
-    return side_by_side(panels, question)
+    return side_by_side(panels, question, bottom=legend(scorer=scored))
 
 
 @torch.no_grad()

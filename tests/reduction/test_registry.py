@@ -74,7 +74,7 @@ def test_all_problems_are_reported_together_with_suggestions() -> None:
     assert all(f"unknown option '{name}'" in message for name in ("layers", "image_pivot", "zzz"))
     assert "did you mean layer?" in message and "did you mean image_pivots?" in message
     assert "keep=0: expected" in message
-    assert "keep, layer, per, merge, image_pivots" in message  # the known options
+    assert "keep, layer, per, merge, positions, image_pivots" in message  # the known options
 
 
 @pytest.mark.parametrize(

@@ -36,5 +36,7 @@ def test_classes_that_were_wrong_or_refused_hold(name: str) -> None:
     ],
 )
 def test_refusals_name_the_reason(name: str, reason: str) -> None:
+    if name == "inkling_mm_model":
+        pytest.importorskip("scipy")  # without it transformers cannot build the model
     (finding,) = survey.survey(name)
     assert finding.verdict == "refused" and reason in finding.note
