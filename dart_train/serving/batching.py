@@ -204,18 +204,17 @@ class BatchingWorker:
                 **inputs,
                 **settings.generate_options(),
                 max_new_tokens=max(job.request.max_tokens for job in jobs),
-                stopping_criteria=StoppingCriteriaList([_KeptTokens(loaded.attached, jobs), RowProgress(jobs)]),
+                stopping_criteria=StoppingCriteriaList(
+                    [_KeptTokens(loaded.attached, jobs, self.metrics), RowProgress(jobs)]
+                ),
             )
-        kept = sum(job.kept_visual_tokens or 0 for job in jobs)
-        visual = sum(job.prompt.visual_tokens for job in jobs)
-        self.metrics.count_prompts(sum(job.prompt.tokens for job in jobs), visual, kept)
 
 
 class _KeptTokens(StoppingCriteria):
-    """Reads what the prefill kept of each row, before the first token is reported."""
+    """Reads what the prefill kept of each row, and counts it, before the first token is reported."""
 
-    def __init__(self, attached: Attached | None, jobs: Sequence[GenerationJob]) -> None:
-        self.attached, self.jobs, self.read = attached, jobs, False
+    def __init__(self, attached: Attached | None, jobs: Sequence[GenerationJob], metrics: ServerMetrics) -> None:
+        self.attached, self.jobs, self.metrics, self.read = attached, jobs, metrics, False
 
     def __call__(self, input_ids: Tensor, scores: Any, **options: Any) -> Tensor:
         if not self.read:
@@ -223,6 +222,9 @@ class _KeptTokens(StoppingCriteria):
             last = None if self.attached is None else self.attached.last
             for row, job in enumerate(self.jobs):
                 job.kept_visual_tokens = job.prompt.visual_tokens if last is None else last.visual_after[row]
+            kept = sum(job.kept_visual_tokens or 0 for job in self.jobs)
+            visual = sum(job.prompt.visual_tokens for job in self.jobs)
+            self.metrics.count_prompts(sum(job.prompt.tokens for job in self.jobs), visual, kept)
         return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 
 
