@@ -26,6 +26,7 @@ FAMILY = {
     "qwen2_5_vl_dart_serve": "qwen2_5_vl",
     "llava_scorer": "llava",
     "llava_learned": "llava",
+    "llava_learned_together": "llava",
     "tiny_scorer": "llava",
     "tiny_learned": "llava",
 }
