@@ -66,7 +66,7 @@ class Commands:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def run(self, title: str, command: Sequence[str], accepted: Sequence[int] = (0,)) -> None:
-        """accepted: exit codes with which the demo goes on."""
+        """accepted: exit codes with which the demo continues."""
         print(f"\n== {title}\n$ {shlex.join(command)}", flush=True)
         start = time.perf_counter()
         code = subprocess.run(command, check=False).returncode

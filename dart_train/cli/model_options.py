@@ -35,7 +35,7 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
 
 
 def model_problems(options: argparse.Namespace) -> list[str]:
-    """Why the model cannot be asked, before weights are read."""
+    """Why the model cannot answer, before weights are read."""
     from ..checkpoints import resolve
     from ..models.prompts import prompt_problems
 

@@ -53,7 +53,7 @@ def cached_first(load: Callable[[], T], name: str) -> T:
 
 
 def require_hub(name: str, error: Exception | None = None) -> None:
-    """Raises ValueError where the hub cannot be asked for `name`. error: what reading the cache raised, which is the
+    """Raises ValueError where the hub cannot be reached for `name`. error: what reading the cache raised, which is the
     reason where the cache has some of the files."""
     if hub_answers():
         return

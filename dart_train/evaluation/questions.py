@@ -24,7 +24,7 @@ _LIMITS_VERSION = 2  # raise it when images within the same pixel limits may cha
 @dataclass(frozen=True)
 class Question:
     """turns: the prompt, with the question last. answers: all that count as correct. key: a digest of the turns, the
-    images and the answers. prefilled: how many turns have a prefill of their own, whose cache goes on (see
+    images and the answers. prefilled: how many turns have a prefill of their own, whose cache continues (see
     `second_turn`)."""
 
     set: str

@@ -4,7 +4,7 @@
 its reference answer, comes first:
 
     anew     each turn is a prefill of its own, so that the last question guides the selection
-    cached   the cache of the first turn goes on: the second question meets the tokens that the first one kept
+    cached   the cache of the first turn continues: the second question meets the tokens that the first one kept
 
 A selection that looks at no question keeps the same tokens in both.
 """
@@ -73,7 +73,7 @@ def _after(first: Question, second: Question, mode: SecondTurn) -> Question:
 
 
 def first_turn(question: Question) -> Question:
-    """What is prefilled before `question`, whose cache goes on."""
+    """What is prefilled before `question`, whose cache continues."""
     return replace(question, id=f"{question.id}, first turn", turns=question.turns[: question.prefilled])
 
 
@@ -82,5 +82,5 @@ def check_continues(first: Tensor, both: Tensor, question: Question) -> None:
     if not torch.equal(both[:, : first.shape[1]], first):
         raise ValueError(
             f"{question.set}, question {question.id}: with this chat template the prompt of the second turn does not "
-            "begin with that of the first, so its cache cannot go on; leave `cached` out of second_turn"
+            "begin with that of the first, so its cache cannot continue; leave `cached` out of second_turn"
         )

@@ -74,6 +74,8 @@ def append_serving_section(card: Path, name: str, adapter_only: bool, stages: Se
     if stages:
         lines += ["", f"Each image goes through `{describe_reducer(stages[0])}` before the language model."]
     if not trained:
-        lines += ["The model was trained with another reduction, so the engine has to be told to serve this one."]
+        lines += [
+            "The model was trained with another reduction, so the engine serves this one only with `dart_untrained`."
+        ]
     with card.open("a", encoding="utf-8") as stream:
         stream.write("\n" + "\n".join(lines) + "\n")

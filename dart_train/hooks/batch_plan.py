@@ -194,7 +194,7 @@ def check_positions(positions: Tensor | None) -> None:
 
 def position_ids_from_mask(plan: BatchPlan | None, inputs: Mapping[str, Any], parts: ModelParts) -> dict[str, Tensor]:
     """Left padding without position ids would move the rotary keys, and so the pivots: count from the mask. Later
-    forwards on the same cache go on from there."""
+    forwards on the same cache continue from there."""
     if plan is None or parts.family.own_positions or inputs.get("position_ids") is not None:
         return {}
     if plan.past:
@@ -208,7 +208,7 @@ def position_ids_from_mask(plan: BatchPlan | None, inputs: Mapping[str, Any], pa
 
 
 def compact_position_ids(plan: BatchPlan | None, inputs: Mapping[str, Any], counted: Mapping[str, Tensor]) -> Any:
-    """With compact positions, a forward after a reduced prefill goes on from the number of tokens that were kept.
+    """With compact positions, a forward after a reduced prefill continues from the number of tokens that were kept.
     counted: position ids that were made for this forward."""
     state = None if plan is None else plan.cache_state
     if plan is None or state is None or not plan.past:

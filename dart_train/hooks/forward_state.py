@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..reduction import Observed, Reducer, SelectionContext
-from ..reduction.kept_tokens import KeptTokens
-from ..reduction.merge import average_merged
+from ..reduction.kept_tokens import KeptTokens, average_merged
 from ..reduction.relaxation import straight_through
 from ..reduction.token_groups import TokenGroups
 from .batch_plan import BatchPlan

@@ -115,13 +115,13 @@ class TowerHooks:
         self.stage, self.parts, self.is_active = stage, parts, is_active
         self.call: TowerCall | None = None
         self.last: list[Representatives | None] = []
-        self._told: list[tuple[list[int], Representatives | None]] = []  # sizes and choices of the next forward
+        self._prefetched: list[tuple[list[int], Representatives | None]] = []  # sizes and choices of the next forward
 
     # before a forward ------------------------------------------------------------------------------------------------
 
     def prefetch(self, batch: Mapping[str, Any]) -> None:
         """Read the next forward's images while they are on the host, so that the tower needs no transfer."""
-        self._told = []
+        self._prefetched = []
         for pixels, grid in PIXELS_AND_GRIDS:
             value = batch.get(pixels)
             if not isinstance(value, Tensor) or value.device.type != "cpu":
@@ -129,7 +129,7 @@ class TowerHooks:
             if self.parts.packed and not isinstance(batch.get(grid), Tensor):
                 continue
             value = value.flatten(0, 1) if value.ndim == 5 else value  # LLaVA-NeXT: [images, tiles, ...], padded
-            self._told.append(self._prepare(value, batch.get(grid)))
+            self._prefetched.append(self._prepare(value, batch.get(grid)))
 
     def _prepare(self, pixels: Tensor, grid: Tensor | None) -> tuple[list[int], Representatives | None]:
         """Sizes, and with `tolerance` the choice; pixels are those that the tower gets."""
@@ -169,7 +169,7 @@ class TowerHooks:
         self.last = []
 
     def on_model_end(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._told = []
+        self._prefetched = []
 
     def on_tower_start(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         self.call = None
@@ -177,10 +177,10 @@ class TowerHooks:
             return
         pixels: Any = args[0] if args else kwargs.get("pixel_values", kwargs.get("hidden_states"))
         grid = args[1] if len(args) > 1 else kwargs.get("grid_thw")
-        told = self._told.pop(0) if self._told else None
-        if told is None or sum(told[0]) != len(self.parts.pixels_of_units(pixels)):
-            told = self._prepare(pixels, grid)
-        self.call = TowerCall(*told)
+        prepared = self._prefetched.pop(0) if self._prefetched else None
+        if prepared is None or sum(prepared[0]) != len(self.parts.pixels_of_units(pixels)):
+            prepared = self._prepare(pixels, grid)
+        self.call = TowerCall(*prepared)
 
     def on_block(self, number: int, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         call, unit = self.call, self.parts.unit

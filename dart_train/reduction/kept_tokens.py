@@ -1,4 +1,4 @@
-"""What was kept of each row, and how any tensor follows it."""
+"""What was kept of each row, how any tensor follows it, and what becomes of dropped tokens that are merged."""
 
 from __future__ import annotations
 
@@ -72,3 +72,13 @@ class KeptTokens:
         slot = (self.mask().long().cumsum(1) - 1 + padding).clamp_min(0).clamp_max(self.length - 1)
         slot = slot.view(*slot.shape, *[1] * (short.ndim - 2)).expand(-1, -1, *short.shape[2:])
         return short.gather(1, slot.to(short.device))
+
+
+def average_merged(visual: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
+    """visual [R, N, D], targets [R, N] (the kept token that each token is merged into) -> [R, N, D], the mean at each
+    kept token; differentiable. In float32: a sum of many tokens in bfloat16 stops growing."""
+    weight = valid.float()
+    into = targets[..., None].expand_as(visual)
+    total = torch.zeros(visual.shape, device=visual.device).scatter_add(1, into, visual.float() * weight[..., None])
+    number = torch.zeros_like(weight).scatter_add(1, targets, weight).clamp_min(1)
+    return (total / number[..., None]).to(visual.dtype)

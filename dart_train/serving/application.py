@@ -140,13 +140,13 @@ class _Answer:
         try:
             async with asyncio.timeout(self.deadline - time.monotonic()):
                 body = await _read_json(self.request, limits.body_bytes)
-                asked = read_chat_request(body, server.settings, server.stages)
-                prompt = await run_in_threadpool(server.builder.prepare, asked)
+                chat = read_chat_request(body, server.settings, server.stages)
+                prompt = await run_in_threadpool(server.builder.prepare, chat)
         except TimeoutError:
             raise timed_out(limits.request_seconds) from None
-        self.job = server.worker.submit(prompt, asked, self.deadline, self._listen())
-        if asked.stream:
-            events = self._stream(self.job, asked)
+        self.job = server.worker.submit(prompt, chat, self.deadline, self._listen())
+        if chat.stream:
+            events = self._stream(self.job, chat)
             return StreamingResponse(events, media_type="text/event-stream", headers={"cache-control": "no-cache"})
         last = await self._wait(self.job)
         self.count(200)
@@ -191,7 +191,7 @@ class _Answer:
             gone.cancel()
             job.cancelled.set()
 
-    async def _stream(self, job: GenerationJob, asked: ChatRequest) -> AsyncIterator[str]:
+    async def _stream(self, job: GenerationJob, chat: ChatRequest) -> AsyncIterator[str]:
         """Starlette closes this iterator when the client goes away."""
         status = GONE
         try:
@@ -202,7 +202,7 @@ class _Answer:
                 is_last = update.is_last
                 for event in self.completion.events(update):
                     yield event
-            if asked.include_usage:
+            if chat.include_usage:
                 yield self.completion.usage_event(job)
             yield DONE
             status = 200

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..reduction.base import Reducer
 from ..reduction.batch_layout import BatchLayout
 from ..reduction.context import Observed, SelectionContext
-from ..reduction.merge import average_merged
+from ..reduction.kept_tokens import average_merged
 from ..reduction.token_groups import TokenGroups
 
 Scorer = Callable[[Tensor, Tensor], Tensor]

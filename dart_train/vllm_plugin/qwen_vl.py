@@ -61,7 +61,7 @@ class ReducedQwen2VLProcessor(_GridTokenCount, Qwen2VLMultiModalProcessor):
     pass
 
 
-class ReducedQwen2_5VLProcessor(_GridTokenCount, Qwen2_5_VLMultiModalProcessor):  # noqa: N801
+class ReducedQwen25VLProcessor(_GridTokenCount, Qwen2_5_VLMultiModalProcessor):
     pass
 
 
@@ -139,9 +139,9 @@ class ReducedQwen2VL(_Qwen2Pruning, Qwen2VLForConditionalGeneration):
 
 
 @MULTIMODAL_REGISTRY.register_processor(
-    ReducedQwen2_5VLProcessor, info=Qwen2_5_VLProcessingInfo, dummy_inputs=Qwen2_5_VLDummyInputsBuilder
+    ReducedQwen25VLProcessor, info=Qwen2_5_VLProcessingInfo, dummy_inputs=Qwen2_5_VLDummyInputsBuilder
 )
-class ReducedQwen2_5VL(_Qwen2Pruning, Qwen2_5_VLForConditionalGeneration):  # noqa: N801
+class ReducedQwen25VL(_Qwen2Pruning, Qwen2_5_VLForConditionalGeneration):
     pass
 
 

@@ -29,7 +29,7 @@ FAMILIES = {
     "LlavaForConditionalGeneration": ("llava:ReducedLlava", True),
     "LlavaNextForConditionalGeneration": ("llava:ReducedLlavaNext", True),
     "Qwen2VLForConditionalGeneration": ("qwen_vl:ReducedQwen2VL", False),
-    "Qwen2_5_VLForConditionalGeneration": ("qwen_vl:ReducedQwen2_5VL", False),
+    "Qwen2_5_VLForConditionalGeneration": ("qwen_vl:ReducedQwen25VL", False),
     "Qwen3VLForConditionalGeneration": ("qwen_vl:ReducedQwen3VL", False),
 }
 _RECOMPUTE_POSITIONS = 0.5  # any rate above 0: no video is pruned by it

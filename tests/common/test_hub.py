@@ -1,4 +1,4 @@
-"""What the cache of the hub has is read without asking the hub; what nobody has is reported at once."""
+"""What the cache of the hub has is read without a request to the hub; what is nowhere is reported at once."""
 
 from __future__ import annotations
 

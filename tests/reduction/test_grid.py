@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from dart_train.reduction import Pooling, Reducer, SelectionContext, UniformGrid, WindowFastV
-from dart_train.reduction.merge import average_merged
+from dart_train.reduction.kept_tokens import average_merged
 from dart_train.reduction.methods.grid import cells_of, grid_cells
 from tests.reduction.scenes import Scene
 

@@ -184,7 +184,7 @@ def test_files_of_allowed_folders_only(tmp_path: Path) -> None:
             f"file://{allowed}/%00.png",
         )
     }
-    assert len(messages) == 1  # what is there and what is not cannot be told by the message
+    assert len(messages) == 1  # the message does not reveal what exists
     assert refusal(reader, f"file://{allowed}/notes.txt").code == "unreadable_image"
     assert refusal(reader, f"file://{allowed}/big.bmp").code == "image_too_large"
     assert refusal(ImageReader([], LIMITS), f"file://{allowed}/below/a%20b.png").code == "file_refused"
