@@ -11,6 +11,11 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path("data/results/demo")
+FASTV_NOTE = (
+    "`fastv` reads the attention of the layer before K. While this base was trained, text could not attend to the image "
+    "in the first two layers, so that attention says little here; `row: own`, the attention of layer K itself, is nearly "
+    "as good as the trained scorer on this base for the same reason."
+)
 BEGIN, END = "<!-- demo: begin -->", "<!-- demo: end -->"
 
 
@@ -24,7 +29,8 @@ def publish(folder: Path, root: Path = ROOT) -> None:
         shutil.copy(folder / name, target / name)
     for seed in claim["seeds"]:
         number = seed["seed"]
-        shutil.copy(folder / f"seed-{number}" / "compare" / "table.md", target / f"table_seed{number}.md")
+        cells = (folder / f"seed-{number}" / "compare" / "table.md").read_text(encoding="utf-8")
+        (target / f"table_seed{number}.md").write_text(f"{cells.rstrip()}\n\n{FASTV_NOTE}\n", encoding="utf-8")
     table = readme_table(claim)
     for file in (root / "README.md", target / "README.md"):
         _replace(file, table)
