@@ -12,9 +12,9 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 RESULTS = Path("data/results/demo")
 FASTV_NOTE = (
-    "`fastv` reads the attention of the layer before K. While this base was trained, text could not attend to the image "
-    "in the first two layers, so that attention says little here; `row: own`, the attention of layer K itself, is nearly "
-    "as good as the trained scorer on this base for the same reason."
+    "`fastv` reads the attention of the layer before K. While this base was trained, text could not attend to the "
+    "image in the first two layers, so that attention says little here; `row: own`, the attention of layer K itself, "
+    "is nearly as good as the trained scorer on this base for the same reason."
 )
 BEGIN, END = "<!-- demo: begin -->", "<!-- demo: end -->"
 
