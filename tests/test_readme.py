@@ -1,4 +1,5 @@
-"""Every command of the README runs, or names what it needs that a test does not have; every named file exists."""
+"""Every command of the README and of the first run in launch/README.md runs, or names what it needs that a test does
+not have; every named file exists."""
 
 from __future__ import annotations
 
@@ -18,8 +19,6 @@ NEEDS = re.compile(r"#.*\bneeds: \S")
 # Run elsewhere: what runs this test itself, and what takes minutes.
 ELSEWHERE = {
     "bash launch/test.sh": ".ci/run",
-    "bash launch/test.sh --all": ".ci/run, and `drill`",
-    "bash launch/test.sh --bounds": ".ci/run",
     "bash launch/demo.sh": "tests/demo",
     "python -m dart_train bench select": "tests/benchmarks",
     "python -m dart_train bench all": "tests/benchmarks",
@@ -33,7 +32,10 @@ LESS = {
 
 
 def commands() -> list[str]:
-    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    launching = (ROOT / "launch" / "README.md").read_text(encoding="utf-8")
+    first_run = launching[launching.index("## First run") : launching.index("## Launchers")]
+    text = (ROOT / "README.md").read_text(encoding="utf-8") + first_run
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
     return [line for block in blocks for line in block.splitlines() if line.strip()]
 
 
