@@ -7,13 +7,17 @@ from collections.abc import Iterator
 from ..common.metrics import unknown_metric
 from ..reduction.schedule import Elastic, Fixed, Progressive
 from .errors import ConfigIssue
+from .hf_arguments import find_hf_errors, find_reserved
 from .methods import REDUCTION_ALIAS, duplicate_labels, expand_reduction_alias, read_method
-from .schema import Recipe
+from .schema import Recipe, Train
+
+WITH_BETAS = ("adam", "lion", "ademamix")  # in an optimizer's name
+NOT_SPLIT = ("adafactor",)
 
 
 def find_conflicts(recipe: Recipe) -> Iterator[ConfigIssue]:
     """All combinations that cannot work, without importing torch."""
-    for rule in (_model, _reduction, _scorer, _parts, _data, _distill, _steps, _ranks, _log, _compare):
+    for rule in (_model, _reduction, _scorer, _parts, _data, _distill, _steps, _optimizer, _ranks, _log, _compare):
         yield from rule(recipe)
 
 
@@ -31,6 +35,7 @@ def find_method_errors(recipe: Recipe) -> Iterator[ConfigIssue]:
             tower_from_config(recipe.reduction.tower)
         except ValueError as error:
             yield ConfigIssue("reduction.tower", str(error).removeprefix("tower: "))
+    yield from find_hf_errors(recipe.train.hf)
     yield from _methods(recipe)
 
 
@@ -128,9 +133,11 @@ def _steps(recipe: Recipe) -> Iterator[ConfigIssue]:
     train = recipe.train
     if train.epochs is None and train.max_steps is None:
         yield ConfigIssue("train.epochs", "neither epochs nor max_steps is given", "give one of them")
-    for key in ("best_metric", "eval_steps", "overlay_steps"):
+    for key in ("best_metric", "eval_steps", "overlay_steps", "early_stopping_patience"):
         if getattr(train, key) is not None and not recipe.data.validation:
             yield ConfigIssue(f"train.{key}", "needs a validation set", "give data.validation, or leave it out")
+    if train.early_stopping_threshold and train.early_stopping_patience is None:
+        yield ConfigIssue("train.early_stopping_threshold", "given without early_stopping_patience", "give both")
     best = train.best_metric
     if best is not None and best.removeprefix("eval_") not in _validation_metrics(recipe):
         yield ConfigIssue(
@@ -144,6 +151,34 @@ def _validation_metrics(recipe: Recipe) -> list[str]:
     full = [isinstance(keep, float) and keep == 1.0 for keep in budgets]
     at = [f"_at_{'full' if is_full else f'{keep:g}'}" for keep, is_full in zip(budgets, full, strict=True)]
     return [f"{name}{suffix}" for suffix in ["", *at] for name in ("loss", "accuracy")]
+
+
+def _optimizer(recipe: Recipe) -> Iterator[ConfigIssue]:
+    train = recipe.train
+    yield from find_reserved(train.hf)
+    if len(train.adam_betas) != 2:
+        yield ConfigIssue(
+            "train.adam_betas", f"given {list(train.adam_betas)}, expected two numbers, such as [0.9, 0.95]"
+        )
+    elif train.adam_betas != Train().adam_betas and not any(word in train.optimizer for word in WITH_BETAS):
+        yield ConfigIssue("train.adam_betas", f"given, but {train.optimizer} has no betas", "leave them out")
+    if train.optimizer in NOT_SPLIT and not train.deepspeed and train.zero_stage > 0:
+        what = f"{train.optimizer} needs complete matrices, which no rank has at zero_stage {train.zero_stage}"
+        yield ConfigIssue("train.optimizer", what, "choose an Adam, or zero_stage 0")
+    if train.offload_optimizer and train.optimizer not in ("adamw_torch", "adamw_torch_fused"):
+        what = f"{train.optimizer} has no counterpart on the CPU that DeepSpeed could offload it to"
+        yield ConfigIssue("train.optimizer", what, "choose adamw_torch, or offload_optimizer false")
+    if train.min_learning_rate is not None and train.lr_scheduler != "cosine":
+        what = f"needs lr_scheduler cosine, given {train.lr_scheduler}"
+        yield ConfigIssue("train.min_learning_rate", what, "choose cosine, or leave it out")
+    elif train.min_learning_rate is not None and train.min_learning_rate > train.learning_rate:
+        what = f"{train.min_learning_rate} is above train.learning_rate {train.learning_rate}"
+        yield ConfigIssue("train.min_learning_rate", what, "expected min_learning_rate <= learning_rate")
+    options = train.hf.get("lr_scheduler_kwargs")
+    decay = isinstance(options, dict) and "num_decay_steps" in options
+    if train.lr_scheduler == "warmup_stable_decay" and not decay:
+        remedy = "give train.hf.lr_scheduler_kwargs, such as {num_decay_steps: 100}"
+        yield ConfigIssue("train.lr_scheduler", "warmup_stable_decay needs to know when the decay begins", remedy)
 
 
 def _ranks(recipe: Recipe) -> Iterator[ConfigIssue]:

@@ -31,7 +31,44 @@ if TYPE_CHECKING:
     from ..reduction import Reducer, TowerDART
 
 Attention = Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"]
-LearningRateSchedule = Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"]
+LearningRateSchedule = Literal[
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "constant",
+    "constant_with_warmup",
+    "polynomial",
+    "inverse_sqrt",
+    "warmup_stable_decay",
+]
+# Of transformers' `optim`: those that take groups of parameters, each with a learning rate of its own.
+Optimizer = Literal[
+    "adamw_torch_fused",
+    "adamw_torch",
+    "adamw_torch_8bit",
+    "adamw_torch_4bit",
+    "adamw_8bit",
+    "adamw_bnb_8bit",
+    "paged_adamw_32bit",
+    "paged_adamw_8bit",
+    "ademamix",
+    "ademamix_8bit",
+    "paged_ademamix_32bit",
+    "paged_ademamix_8bit",
+    "lion_32bit",
+    "lion_8bit",
+    "paged_lion_32bit",
+    "paged_lion_8bit",
+    "adafactor",
+    "grokadamw",
+    "stable_adamw",
+    "sgd",
+    "adagrad",
+    "rmsprop",
+    "rmsprop_bnb",
+    "rmsprop_bnb_8bit",
+    "rmsprop_bnb_32bit",
+]
 
 
 class Model(Section):
@@ -243,6 +280,20 @@ class Train(Section):
     warmup_steps: NotNegativeInt | None = Field(
         default=None, description="steps in which the learning rate rises; takes precedence over warmup_ratio"
     )
+    min_learning_rate: NotNegative | None = Field(
+        default=None,
+        description="where lr_scheduler cosine ends; a part with its own learning rate ends at the same share of it",
+    )
+    optimizer: Optimizer = Field(
+        default="adamw_torch_fused",
+        description="by transformers' name; those with 8bit, lion, ademamix or paged need the package bitsandbytes",
+    )
+    adam_betas: Several[Dropped] = Field(
+        default=(0.9, 0.999), description="of the optimizers of the Adam, AdEMAMix and Lion families"
+    )
+    neftune_alpha: Positive | None = Field(
+        default=None, description="uniform noise on the embeddings in training (NEFTune); null: none"
+    )
     weight_decay: NotNegative = Field(default=0.0, description="of matrices, never of norms and biases")
     max_grad_norm: NotNegative = Field(default=1.0, description="gradients are clipped to this norm; 0: never")
     precision: Literal["bf16", "fp16", "fp32"] = Field(default="bf16", description="of the computation")
@@ -269,6 +320,13 @@ class Train(Section):
         default=None,
         description="metric of the validation for the best checkpoint, such as loss; null: the newest is best",
     )
+    early_stopping_patience: Count | None = Field(
+        default=None,
+        description="the run ends after so many validations in a row without a better best_metric (null: loss)",
+    )
+    early_stopping_threshold: NotNegative = Field(
+        default=0.0, description="a smaller change of best_metric does not count as better"
+    )
     resume: Text = Field(
         default="auto", description="auto: from the newest complete checkpoint; never; or the folder of one"
     )
@@ -283,6 +341,11 @@ class Train(Section):
     )
     timeout_seconds: Count = Field(default=1800, description="a rank that makes no progress for longer ends the run")
     liger: bool = Field(default=False, description="fused kernels of the liger-kernel package")
+    hf: dict[str, Any] = Field(
+        default_factory=dict,
+        description="other arguments of transformers' `TrainingArguments` by their names, such as "
+        "`{adam_epsilon: 1.0e-6, tf32: true}`",
+    )
 
     @property
     def requires_deepspeed(self) -> bool:

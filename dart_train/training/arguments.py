@@ -25,14 +25,16 @@ def training_arguments(recipe: Recipe, ranks: RankInfo, steps: int) -> TrainingA
         per_device_eval_batch_size=train.per_device_eval_batch_size,
         gradient_accumulation_steps=train.gradient_accumulation_steps,
         learning_rate=train.learning_rate,
-        lr_scheduler_type=train.lr_scheduler,
         warmup_steps=_warmup(recipe, steps),
+        optim=train.optimizer,
+        adam_beta1=train.adam_betas[0],
+        adam_beta2=train.adam_betas[1],
+        neftune_noise_alpha=train.neftune_alpha,
         weight_decay=train.weight_decay,
         max_grad_norm=train.max_grad_norm,
         seed=train.seed,
         data_seed=recipe.data.seed,
         logging_steps=train.logging_steps,
-        logging_first_step=True,
         logging_nan_inf_filter=False,  # NaN and Inf are handled by NonFiniteGuard, not averaged away
         use_cpu=not torch.cuda.is_available(),
         bf16=train.precision == "bf16",
@@ -47,12 +49,12 @@ def training_arguments(recipe: Recipe, ranks: RankInfo, steps: int) -> TrainingA
         report_to="none",  # trackers are our own callbacks
         run_name=recipe.log.name,
         disable_tqdm=True,
-        log_level="error",
         use_liger_kernel=train.liger,
         # Only logits at supervised positions are computed, and the objective needs them: fused losses return none.
         liger_kernel_config={"fused_linear_cross_entropy": False, "cross_entropy": False} if train.liger else None,
         **_saving_and_validation(recipe),
         **_gradient_checkpointing(train.gradient_checkpointing),
+        **{"logging_first_step": True, "log_level": "error", **train.hf, **_schedule(recipe)},
     )
 
 
@@ -70,16 +72,26 @@ def _warmup(recipe: Recipe, steps: int) -> float:
     return train.warmup_ratio if train.warmup_ratio < 1 else steps
 
 
+def _schedule(recipe: Recipe) -> dict[str, Any]:
+    train = recipe.train
+    name: str = train.lr_scheduler
+    options = dict(train.hf.get("lr_scheduler_kwargs") or {})
+    if train.min_learning_rate is not None:
+        name, options["min_lr_rate"] = "cosine_with_min_lr", train.min_learning_rate / train.learning_rate
+    return {"lr_scheduler_type": name, "lr_scheduler_kwargs": options}
+
+
 def _saving_and_validation(recipe: Recipe) -> dict[str, Any]:
     train, validated = recipe.train, bool(recipe.data.validation)
+    best = train.best_metric or ("loss" if train.early_stopping_patience is not None else None)
     return {
         "save_strategy": "steps",
         "save_steps": train.save_steps,
         "save_total_limit": None,  # `checkpoints.prune` does it: the Trainer removes the newest one unless it is best
         "eval_strategy": "steps" if validated else "no",
         "eval_steps": (train.eval_steps or train.save_steps) if validated else None,
-        "metric_for_best_model": train.best_metric,
-        "greater_is_better": None if train.best_metric is None else "loss" not in train.best_metric,
+        "metric_for_best_model": best,
+        "greater_is_better": None if best is None else "loss" not in best,
     }
 
 

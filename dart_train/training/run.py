@@ -6,7 +6,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,10 @@ from .arguments import reset_deepspeed_state, training_arguments
 from .callbacks import MetricsFile, ProgressLine
 from .data_feed import TrainFeed
 from .deepspeed_config import deepspeed_config, uses_deepspeed
+from .early_stopping import has_stopped_early, make_early_stopping
 from .header import header, run_facts
 from .liveness import RankMonitor, StopRequest
+from .optional_packages import find_missing_packages
 from .overlays import Overlays, OverlaySample, overlay_samples
 from .resume import check_same_rows, choose_checkpoint, was_surveyed, with_grouping
 from .row_guard import UnusableRowsError
@@ -108,9 +109,7 @@ def check_ranks_agree(rows: dict[str, Any]) -> None:
 def prepare(recipe: Recipe, ranks: RankInfo, force: bool = False) -> PreparedRun:
     """Everything that can be wrong and is cheap to find out; raises ValueError."""
     problems = ranks.problems(recipe.train.precision)
-    if recipe.train.liger and find_spec("liger_kernel") is None:
-        problems.append("train.liger: true needs the package liger-kernel, which is not installed; install it, or set "
-                        "train.liger: false")  # fmt: skip
+    problems += find_missing_packages(recipe)
     if problems:
         raise ValueError("\n".join(problems))
     deepspeed_config(recipe.train)
@@ -157,6 +156,7 @@ def build(prepared: PreparedRun, stop: StopRequest | None = None) -> DartTrainer
         scorer.requires_grad_(recipe.scorer.train)
     attach_dummy_image(model, dummy_inputs(prepared.processor))
     reporters = _reporters(prepared) if ranks.rank == 0 else []
+    callbacks = [*make_early_stopping(recipe.train), *reporters]
     trainer = DartTrainer(
         model,
         arguments,
@@ -167,7 +167,7 @@ def build(prepared: PreparedRun, stop: StopRequest | None = None) -> DartTrainer
         prepared.validation,
         prepared.start_step,
         stop,
-        reporters,
+        callbacks,
     )
     if trainer.trackers and prepared.validation is not None:
         prepared.validation.show_predictions(prepared.processor.tokenizer)
@@ -195,6 +195,8 @@ def train_prepared(prepared: PreparedRun, trainer: DartTrainer, stop: StopReques
         trainer.guard.rewind()
         trainer.row_guard.rewind()
     trainer.on_heartbeat = monitor.heartbeat
+    if has_stopped_early(prepared.resume, prepared.recipe.train):
+        return TrainResult(Path(prepared.recipe.train.output_dir), prepared.resume, prepared.start_step)
     with stop, monitor:
         try:
             trainer.train(resume_from_checkpoint=None if prepared.resume is None else str(prepared.resume))
