@@ -35,14 +35,15 @@ from .answers import INPUTS, AnswerLocator, CallInputs
 from .batch_plan import (
     GenerateCall,
     compact_position_ids,
+    has_images,
     last_state_alone,
     plan_batch,
     position_ids_from_mask,
 )
-from .cache_state import store_cache_state
+from .cache_state import CacheState, store_cache_state
 from .forward_state import ForwardState, TaskGradient
 from .inline_deepstack import InlineDeepstack, adds_features_inside
-from .masks import check_selected_keys, last_rows, layer_mask, layer_type
+from .masks import check_selected_keys, key_budgets, last_rows, layer_mask, layer_type
 from .observers import (
     FinalNormWeight,
     RecordingAttentionConfig,
@@ -61,6 +62,7 @@ from .transformers_compat import (
     cache_in_output,
     cache_of,
     needs_positions,
+    refuse_static_cache,
     shorten_kept_prefill,
 )
 
@@ -95,7 +97,9 @@ class Engine:
         self.router_loss = RouterLoss(parts)
         self.deepstack = InlineDeepstack()
         self.inner_signature = inspect.signature(parts.inner.forward)
+        self.active_stream = parts.active_stream
         layers = range(len(parts.layers))
+        self.limits_keys = bool(key_budgets(parts.text_config))
         self.full_attention = {n for n in layers if layer_type(parts.text_config, n) == "full_attention"}
         self.recurrent = {n for n in layers if parts.is_recurrent(n)}
         self.sharing_keys = {n for n in layers if parts.key_source(n) != n}
@@ -163,9 +167,14 @@ class Engine:
             self.teacher.start()
         if not self.active:
             return None
-        inputs = {**self.inner_signature.bind_partial(*args, **kwargs).arguments}
-        inputs |= inputs.pop("kwargs", {})
+        inputs = kwargs
+        if args:  # binding takes longer than all else that a decoding step does here
+            inputs = {**self.inner_signature.bind_partial(*args, **kwargs).arguments}
+            inputs |= inputs.pop("kwargs", {})
         prefetched, self.prefetched = self.prefetched, None
+        if not has_images(inputs) and CacheState.of(cache_of(inputs)) is None:
+            self.last = None  # text alone, or a token after a prefill that dropped nothing: the plain model
+            return None
         with self.timer.running(next((x.device for x in inputs.values() if isinstance(x, Tensor)), CPU)):
             plan = plan_batch(
                 inputs, call.labels, self.parts, self.reducers, self.generate_call, prefetched, call, self.locator
@@ -230,6 +239,8 @@ class Engine:
             self.teacher.run_layer(self.student.state, module, args, kwargs)  # comes back here, for the teacher
         current = self.running_pass
         state = current.state
+        if state is None and not self.scorers and layer not in self.own_row_stages:
+            return None
         if layer in self.own_row_stages and (state is None or not state.decoding):
             self._observe_own_row(layer, module, args, kwargs)
         if state is None:
@@ -283,17 +294,18 @@ class Engine:
         run_to_kernel(module, attention, args, kwargs, record)
 
     def _decodes_unmasked(self, layer: int, args: Any, kwargs: Mapping[str, Any]) -> bool:
-        """One new token of one row sees its entire cache, and the model gives no mask: nothing changes. The first
-        reduced layer is left to `layer_mask`, which refuses static caches."""
-        if layer not in self.full_attention or layer == self.reducers[0].layer:
+        """One new token of one row sees its entire cache, and the model gives no mask: nothing changes."""
+        if layer not in self.full_attention or kwargs.get("attention_mask") is not None:
             return False
-        if kwargs.get("attention_mask") is not None:
+        if self._active(args[0]).shape[:2] != (1, 1) or self.limits_keys:
             return False
-        return bool(self._active(args[0]).shape[:2] == (1, 1))
+        if layer == self.reducers[0].layer:
+            refuse_static_cache(cache_of(kwargs))
+        return True
 
     def _active(self, hidden: Tensor) -> Tensor:
         """[B, L, D]: of several streams the one that attention reads."""
-        return hidden if self.parts.active_stream is None else hidden[self.parts.active_stream]
+        return hidden if self.active_stream is None else hidden[self.active_stream]
 
     def _run_idle_scorer(self, layer: int, current: ReductionPass, hidden: Tensor) -> None:
         """While a scorer trains, each rank runs it in each step: ZeRO and DDP wait for its weights and gradients."""

@@ -42,17 +42,22 @@ def check_window(config: Any, layer: int, length: int, by_position: bool = False
         )
 
 
+def key_budgets(config: Any) -> dict[str, int]:
+    """How many keys an indexer selects, by the names of the settings; empty for models without one."""
+    budgets = {name: getattr(config, name, None) for name in ("index_topk", "indexer_budget")}
+    blocks, size = getattr(config, "index_topk_blocks", None), getattr(config, "index_block_size", None)
+    if blocks is not None and size is not None:
+        budgets["index_topk_blocks * index_block_size"] = blocks * size
+    return {name: budget for name, budget in budgets.items() if isinstance(budget, int)}
+
+
 def check_selected_keys(config: Any, layer: int, length: int) -> None:
     """An indexer selects keys, or blocks of keys, by scores over places. It selects all of a short sequence; of a
     longer one it would not select the same among kept tokens, and padding moves the blocks."""
     if layer_type(config, layer) in RECURRENT:
         return
-    budgets = {name: getattr(config, name, None) for name in ("index_topk", "indexer_budget")}
-    blocks, size = getattr(config, "index_topk_blocks", None), getattr(config, "index_block_size", None)
-    if blocks is not None and size is not None:
-        budgets["index_topk_blocks * index_block_size"] = blocks * size
-    for name, budget in budgets.items():
-        if isinstance(budget, int) and length > budget:
+    for name, budget in key_budgets(config).items():
+        if length > budget:
             raise NotImplementedError(
                 f"layer {layer} attends to {budget} keys ({name}) that an indexer selects, and {length} tokens came "
                 "in: among the kept tokens it would select others. Use fewer tokens, or a larger budget."
