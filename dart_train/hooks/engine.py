@@ -409,7 +409,9 @@ def _gather_kwargs(state: ForwardState, stage: int, kwargs: dict[str, Any], with
     believe in packed sequences, so only layers that compute with them get them."""
     kept, places = state.stages[stage].kept, state.kept_positions(stage)
     length, rotary = kept.source_length, kwargs.get("position_embeddings")
-    if rotary is not None:
+    if isinstance(rotary, Tensor):  # Llama 4 has one tensor of complex numbers
+        kwargs["position_embeddings"] = state.gather_rotary(rotary, stage) if rotary.shape[-2] == length else rotary
+    elif rotary is not None:
         kwargs["position_embeddings"] = tuple(
             state.gather_rotary(t, stage) if t.shape[-2] == length else t for t in rotary
         )

@@ -32,6 +32,8 @@ def fewer_pixels(processor: Any, keep: Keep) -> Any:
     resizer = _checked_resizer(processor, keep)
     smaller = copy.copy(processor)
     smaller.image_processor = _resizing(resizer, keep)
+    for name, value in resizer.processor_settings(keep).items():
+        setattr(smaller, name, value)
     return smaller
 
 

@@ -13,6 +13,7 @@ from dart_train.models.families import Box, TokenPlace, UnknownGridError
 from dart_train.models.families.llava_next import _line
 from dart_train.models.token_places import locate_tokens
 from tests.models.painting import (
+    MOVED,
     ask,
     changes,
     model_without_tower_attention,
@@ -26,7 +27,6 @@ from tests.zoo import FAMILIES, FAMILIES_WITH_VIDEO, make_image
 # Sizes at which nothing is resized before the tiles: every pixel must be right.
 EXACT = {"llava": (32, 32), "gemma3": (32, 32)}
 CROPS = ("llava",)
-MOVED = 1e-5
 
 
 def boxes_in(size: tuple[int, int], number: int, seed: int) -> list[Box]:

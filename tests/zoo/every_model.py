@@ -15,6 +15,7 @@ import torch
 import transformers as hf
 from torch import nn
 from transformers import PreTrainedConfig
+from transformers.modeling_outputs import MoeCausalLMOutputWithPast
 
 VOCABULARY = 160
 LAYERS = 5
@@ -362,13 +363,13 @@ def names() -> dict[str, type[nn.Module]]:
     return dict(sorted((found | {name: found[base] for name, (base, _) in VARIANTS.items()}).items()))
 
 
-def tiny_config(name: str, window: int | None = None) -> PreTrainedConfig:
-    """window: of layers with sliding attention, where the family has any."""
+def tiny_config(name: str, window: int | None = None, more: Mapping[str, Any] | None = None) -> PreTrainedConfig:
+    """window: of layers with sliding attention, where the family has any. more: changes that come last."""
     base, changes = VARIANTS.get(name, (name, {}))
     kind = next(k for k in hf.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING if k.model_type == base)
     text_only = not kind.sub_configs or "text_config" not in kind.sub_configs
     small = _shrink(kind(), "text" if text_only else "top")
-    for change in (CHANGES.get(base, {}), changes):
+    for change in (CHANGES.get(base, {}), changes, more or {}):
         _merge(small, copy.deepcopy(change))
     config = kind(**small)
     for part in {id(c): c for c in (config, config.get_text_config())}.values():
@@ -477,6 +478,13 @@ def add_positions(model: Any, first: dict[str, Any], later: dict[str, Any]) -> N
     positions = count(**{name: value for name, value in both.items() if name in takes})[0]
     length = first["input_ids"].shape[1]
     first["position_ids"], later["position_ids"] = positions[..., :length], positions[..., length:]
+
+
+def complete_output(name: str) -> None:
+    """In transformers 5.24 Llama 4's forward reads an attribute that its decoder's output lacks, with every
+    configuration: the output gets it here, so that the model runs at all."""
+    if name.startswith("llama4") and not hasattr(MoeCausalLMOutputWithPast, "image_outputs"):
+        MoeCausalLMOutputWithPast.image_outputs = None
 
 
 def build(name: str, attn: str = "sdpa", window: int | None = None, meta: bool = False) -> Any:

@@ -12,7 +12,7 @@ from transformers import ProcessorMixin
 
 from dart_train.models.processors import NoVideo
 from dart_train.models.transformers_compat import build_processor
-from tests.zoo.dialects import DIALECTS
+from tests.zoo.dialects import DIALECTS, Dialect
 
 TILE = 32  # side, in pixels, of what the fixed-size vision towers look at
 PATCH = 4
@@ -36,6 +36,7 @@ class Parts:
     image_settings: dict[str, Any]
     settings: dict[str, Any] = field(default_factory=dict)
     videos: str | None = None
+    backend: str = "pil_"  # empty where the image processor needs torchvision
 
 
 def _qwen(processor: str, videos: str) -> Parts:
@@ -99,13 +100,19 @@ PARTS: dict[str, Parts] = {
 @functools.cache
 def processor_of(name: str) -> ProcessorMixin:
     """The family's processor; one object for all who ask, so leave it as it is."""
-    parts, dialect = PARTS[name], DIALECTS[name]
-    home = importlib.import_module(f"transformers.models.{parts.package}.image_processing_pil_{parts.package}")
+    return make_processor(PARTS[name], DIALECTS[name])
+
+
+def make_processor(parts: Parts, dialect: Dialect) -> ProcessorMixin:
+    file = f"image_processing_{parts.backend}{parts.package}"
+    home = importlib.import_module(f"transformers.models.{parts.package}.{file}")
     built: dict[str, Any] = {
         "image_processor": getattr(home, parts.images)(**parts.image_settings),
         "tokenizer": dialect.tokenizer(),
         "video_processor": NoVideo({"video_processor_type": parts.videos, **parts.image_settings}),
     }
+    if "feature_extractor" in getattr(transformers, parts.processor).get_attributes():  # of sounds
+        built["feature_extractor"] = transformers.Gemma4AudioFeatureExtractor()
     kind = getattr(transformers, parts.processor)
     settings = {**parts.settings, "chat_template": dialect.turns.template()}
     return build_processor(kind, [built[part] for part in kind.get_attributes()], settings)

@@ -9,7 +9,7 @@ VOCABULARY = 320  # 256 bytes and room for special tokens; every tiny model has 
 
 
 def byte_tokenizer(
-    bos: str | None, eos: str, pad: str, named: dict[str, str], others: tuple[str, ...], add_bos: bool
+    bos: str | None, eos: str, pad: str, named: dict[str, str], others: tuple[str, ...], add_bos: bool = False
 ) -> PreTrainedTokenizerFast:
     """`named` tokens become attributes (`tokenizer.image_token`), as in the families' own tokenizers."""
     specials = list(dict.fromkeys([pad, eos, *([bos] if bos else []), *named.values(), *others]))

@@ -6,7 +6,6 @@ tile, and once more after the last tile of an image.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from ...reduction.budget import Keep
@@ -14,6 +13,7 @@ from ..transformers_compat import split_grid
 from .family import Family, Inputs, Rows, UnknownGridError, register
 from .geometry import ImageInfo, Tile, TokenGrid, patch_area
 from .internvl import tiles_and_overview
+from .markers import square_tile
 from .resizer import GridResizer
 
 
@@ -31,16 +31,9 @@ def _images_from_markers(row: Any) -> list[list[Tile]]:
     for start, stop in row.runs:
         if not images or ids[end:start].count(marker) > 1:
             images.append([])
-        images[-1].append(_square(stop - start))
+        images[-1].append(square_tile(stop - start))
         end = stop
     return images
-
-
-def _square(tokens: int) -> Tile:
-    side = math.isqrt(tokens)
-    if side * side != tokens:
-        raise UnknownGridError(f"a run of {tokens} visual tokens is not a square")
-    return side, side
 
 
 def split_geometry(info: ImageInfo) -> list[TokenGrid]:

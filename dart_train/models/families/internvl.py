@@ -28,19 +28,24 @@ def canvas_geometry(info: ImageInfo) -> list[TokenGrid]:
     return tiles_and_overview(info, *canvas_grid(info.image_processor, height, width))
 
 
-def tiles_and_overview(info: ImageInfo, rows: int, columns: int) -> list[TokenGrid]:
-    """The image cut into rows x columns equal tiles, then all of it."""
+def cut_into_tiles(area: Box, rows: int, columns: int) -> list[Box]:
+    """Equal tiles, row by row."""
+    return [
+        Box(x_range[0], y_range[0], x_range[1], y_range[1])
+        for y_range in split_evenly(area.y_range, rows)
+        for x_range in split_evenly(area.x_range, columns)
+    ]
+
+
+def tiles_and_overview(info: ImageInfo, rows: int, columns: int, overview_first: bool = False) -> list[TokenGrid]:
+    """The image cut into rows x columns equal tiles, and all of it after them, or before."""
     if rows * columns + 1 != len(info.tiles):
         raise UnknownGridError(
             f"an image of {info.size} gives {rows} x {columns} tiles and an overview, "
             f"but the prompt has {len(info.tiles)} tiles"
         )
-    boxes = [
-        Box(x_range[0], y_range[0], x_range[1], y_range[1])
-        for y_range in split_evenly(info.area.y_range, rows)
-        for x_range in split_evenly(info.area.x_range, columns)
-    ]
-    views = [*((box, "tiles") for box in boxes), (info.area, "overview")]
+    tiles, overview = [(box, "tiles") for box in cut_into_tiles(info.area, rows, columns)], (info.area, "overview")
+    views = [overview, *tiles] if overview_first else [*tiles, overview]
     return [
         TokenGrid.over(patch_area(box, info.config), tile, view)
         for (box, view), tile in zip(views, info.tiles, strict=True)

@@ -1,4 +1,4 @@
-"""LLaVA-1.5: every image is one square of the encoder's size.
+"""LLaVA-1.5: every image is one square of the encoder's size. With the encoder of Pixtral, images as in Mistral 3.
 
 The image processor resizes and crops (what is outside the middle is in no token). For fewer pixels the encoder takes
 a smaller square and interpolates its position embeddings.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from PIL import Image
@@ -18,7 +18,25 @@ from transformers.image_utils import SizeDict
 from ...reduction.budget import Keep
 from .family import Family, Inputs, Rows, count_tokens, register
 from .geometry import Box, ImageInfo, Tile, TokenGrid, encoder_pixels, padded_square, patch_area
+from .mistral3 import resized_tiles
+from .qwen_vl import resized_geometry
 from .resizer import ResizedImage, Resizer
+
+
+def _has_pixtral(config: Any) -> bool:
+    return bool(config.vision_config.model_type == "pixtral")
+
+
+def llava_tiles(config: Any, inputs: Inputs, rows: Rows) -> list[list[Tile]]:
+    return (resized_tiles if _has_pixtral(config) else square_tiles)(config, inputs, rows)
+
+
+def llava_geometry(info: ImageInfo) -> list[TokenGrid]:
+    return (resized_geometry if _has_pixtral(info.config) else square_geometry)(info)
+
+
+def accept_smaller_images(model: Any) -> AbstractContextManager[None]:
+    return nullcontext() if _has_pixtral(model.config) else interpolate_position_embeddings(model)
 
 
 def square_tiles(config: Any, inputs: Inputs, rows: Rows) -> list[list[Tile]]:
@@ -97,13 +115,15 @@ class SquareResizer(Resizer):
 
 
 _OPTION = "interpolate_pos_encoding"
+_TOWERS = ("vision_tower", "vision_model")
 
 
 @contextmanager
 def interpolate_position_embeddings(model: Any) -> Iterator[None]:
     """Inside, the vision tower takes images of any size; at its own size nothing changes. CLIP and SigLIP have the
     option, but LLaVA's forward does not pass it on. model: the Hugging Face model, without wrappers."""
-    tower = getattr(getattr(model, "model", None), "vision_tower", None)
+    inner = getattr(model, "model", None)
+    tower = next((getattr(inner, name) for name in _TOWERS if hasattr(inner, name)), None)
     if tower is None or _OPTION not in inspect.signature(tower.forward).parameters:
         raise ValueError(
             f"{type(model).__name__}: its vision tower cannot interpolate position embeddings "
@@ -122,11 +142,12 @@ LLAVA = register(
     Family(
         name="LLaVA-1.5",
         model_types=("llava",),
-        tiles=square_tiles,
-        geometry=square_geometry,
+        tiles=llava_tiles,
+        reads=("image_sizes",),
+        geometry=llava_geometry,
         processors=("LlavaProcessor",),
         resizer=SquareResizer,
-        accept_smaller_images=interpolate_position_embeddings,
+        accept_smaller_images=accept_smaller_images,
         projectors=frozenset({"multi_modal_projector"}),
     )
 )

@@ -6,25 +6,36 @@ its position ids from the same grids.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+from ...reduction.batch_layout import SampleLayout
 from ...reduction.budget import Keep
 from ..transformers_compat import smart_resize
 from .family import Family, Inputs, Rows, UnknownGridError, register, require_input
 from .geometry import ImageInfo, Tile, TokenGrid
 from .resizer import GridResizer
 
+GRIDS = ("image_grid_thw", "video_grid_thw")
+
 
 def grid_tiles(config: Any, inputs: Inputs, rows: Rows) -> list[list[Tile]]:
     """From the processor's grids, after the merger. A video is one tile per temporal patch; in Qwen3-VL a timestamp
     in text comes before each of them."""
     names = {config.image_token_id: "image_grid_thw", config.video_token_id: "video_grid_thw"}
-    waiting = {name: require_input(inputs, name) if inputs.get(name) is not None else [] for name in names.values()}
+    return tiles_of_grids(config, inputs, rows, lambda row, start: names[int(row.ids[start])])
+
+
+def tiles_of_grids(
+    config: Any, inputs: Inputs, rows: Rows, grid_of_run: Callable[[SampleLayout, int], str]
+) -> list[list[Tile]]:
+    """grid_of_run: the input that the grid of a run is in, from its row and where it starts."""
+    waiting = {name: require_input(inputs, name) if inputs.get(name) is not None else [] for name in GRIDS}
     merge, missing, images = config.vision_config.spatial_merge_size, 0, list[list[Tile]]()
-    for token, length in ((int(row.ids[start]), stop - start) for row in rows for start, stop in row.runs):
+    for name, length in ((grid_of_run(row, start), stop - start) for row in rows for start, stop in row.runs):
         while length:
             if not missing:
-                images.append(_next_grid(waiting, names[token], merge))
+                images.append(_next_grid(waiting, name, merge))
                 missing = sum(height * width for height, width in images[-1])
             taken = min(missing, length)
             missing, length = missing - taken, length - taken
@@ -69,7 +80,7 @@ def _qwen(name: str, processor: str, *model_types: str) -> Family:
             name=name,
             model_types=model_types,
             tiles=grid_tiles,
-            reads=("image_grid_thw", "video_grid_thw"),
+            reads=GRIDS,
             geometry=resized_geometry,
             video_geometry=True,
             processors=(processor,),

@@ -43,6 +43,10 @@ class Resizer:
         """Settings of the image processor under which a resized image stays as it is."""
         return {}
 
+    def processor_settings(self, keep: Keep) -> dict[str, Any]:
+        """Settings of the processor around it under which it writes as many placeholders."""
+        return {}
+
     def size_for(self, keep: Keep, height: int, width: int) -> ResizedImage:
         full = self.full(height, width)
         tokens = tokens_to_keep(keep, full.tokens)

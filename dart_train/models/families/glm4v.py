@@ -1,0 +1,54 @@
+"""GLM-4.1V, GLM-4.5V, GLM-4.6V and GLM-OCR: images at their own resolution, one token for each 2 x 2 patches.
+
+As in Qwen-VL, but the frames of a video have the image's token too: those between the markers of a video are its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...reduction.batch_layout import SampleLayout
+from ..transformers_compat import smart_resize_of_frames
+from .family import Family, Inputs, Rows, register
+from .geometry import Tile
+from .qwen_vl import GRIDS, PatchResizer, resized_geometry, tiles_of_grids
+
+
+def glm_tiles(config: Any, inputs: Inputs, rows: Rows) -> list[list[Tile]]:
+    def grid_of_run(row: SampleLayout, start: int) -> str:
+        before = row.ids[:start]
+        opened, closed = (
+            int((before == token).sum()) for token in (config.video_start_token_id, config.video_end_token_id)
+        )
+        return "video_grid_thw" if opened > closed else "image_grid_thw"
+
+    return tiles_of_grids(config, inputs, rows, grid_of_run)
+
+
+class FramePatchResizer(PatchResizer):
+    """Of a processor that counts an image as a few equal frames."""
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        new_height, new_width = smart_resize_of_frames(self.image_processor, height, width, self.side)
+        return new_height // self.side, new_width // self.side
+
+
+def _glm(name: str, processor: str, *model_types: str) -> Family:
+    return register(
+        Family(
+            name=name,
+            model_types=model_types,
+            tiles=glm_tiles,
+            reads=GRIDS,
+            geometry=resized_geometry,
+            video_geometry=True,
+            processors=(processor,),
+            resizer=FramePatchResizer,
+            projectors=frozenset({"merger", "downsample"}),
+            own_positions=True,
+        )
+    )
+
+
+GLM4V = _glm("GLM-4.1V, GLM-4.5V", "Glm4vProcessor", "glm4v", "glm4v_moe")
+GLM46V = _glm("GLM-4.6V, GLM-OCR", "Glm46VProcessor", "glm46v", "glmga", "glm_ocr")
