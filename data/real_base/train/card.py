@@ -49,8 +49,8 @@ embeddings: of the word that names what a patch shows (zero for background), plu
 
 Exact match in percent at full tokens in {precision}, with 95% Wilson intervals, on scenes of the split `{split}`
 ({images} a column, at most {each} questions of each kind). *unseen*: things that no training image shows. *other
-style*: the things of training, drawn by others. The bar was set before training: at least 80% of seen things named
-(`what`, `seen`).
+style*: the things of training, drawn by others. *without the image*: to all questions of *seen* the most frequent
+answer of their kind. The bar was set before training: at least 80% of seen things named (`what`, `seen`).
 
 {table}
 """

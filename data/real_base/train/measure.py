@@ -8,7 +8,7 @@ tokens are evaluated with `python -m dart_train compare recipes/real_compare.yam
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ def evaluate(recipe: RealRecipe) -> None:
 
     model, processor = assembled(Path(recipe.parts_dir), recipe.pictures.feature_layer, recipe.pictures.size)
     model = with_trained(model, Path(recipe.output_dir)).to(getattr(torch, recipe.precision))
-    scores = measure(model, processor, recipe)
+    scores = measure(model, processor, recipe) | {"without the image": most_frequent(recipe)}
     (Path(recipe.output_dir) / "measured.json").write_text(json.dumps(scores, indent=1) + "\n")
     print(write_card(recipe, scores))
 
@@ -57,9 +57,22 @@ def measure(model: Any, processor: Any, recipe: RealRecipe) -> Scores:
             answered = right_answers(model, processor, rows, draw(one, style), asked)
             for question, is_right in zip(asked, answered, strict=True):
                 right[question.kind].append(is_right)
-        found[group] = {kind: (sum(right[kind]), len(right[kind])) for kind in KINDS if right[kind]}
-        found[group]["all"] = (sum(n for n, _ in found[group].values()), sum(n for _, n in found[group].values()))
+        found[group] = _with_total({kind: (sum(right[kind]), len(right[kind])) for kind in KINDS if right[kind]})
     return found
+
+
+def most_frequent(recipe: RealRecipe) -> dict[str, Score]:
+    """What a model reaches that looks at no image: each kind's most frequent answer to all questions on seen things."""
+    answers: dict[str, Counter[str]] = defaultdict(Counter)
+    for index in range(recipe.measure.images):
+        one = scene(recipe.pictures.seed, recipe.measure.split, index)
+        for question in questions(one, KINDS, each=recipe.measure.each):
+            answers[question.kind].update([question.answer])
+    return _with_total({kind: (max(answers[kind].values()), answers[kind].total()) for kind in KINDS if answers[kind]})
+
+
+def _with_total(scores: dict[str, Score]) -> dict[str, Score]:
+    return {**scores, "all": (sum(n for n, _ in scores.values()), sum(n for _, n in scores.values()))}
 
 
 @torch.inference_mode()
