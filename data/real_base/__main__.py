@@ -1,8 +1,11 @@
-"""`python -m data.real_base build --out DIR` makes the model; `train` and `measure` made it what it is."""
+"""`python -m data.real_base build --out DIR` makes the model; `train` and `measure` made it what it is.
+
+`claims` evaluates what was claimed about it before the test."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -19,7 +22,10 @@ def parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="train projector and adapter; resumes a stopped training")
     train.add_argument("--until", choices=("projector", "few", "all"), help="the last stage to train")
     measure = commands.add_parser("measure", help="evaluate the trained model and write its card")
-    for command in (build, train, measure):
+    claims = commands.add_parser("claims", help="evaluate the claims on a comparison, and write claims.md")
+    claims.add_argument("compared", type=Path, help="folder of the comparison of recipes/real_compare.yaml")
+    claims.add_argument("--out", type=Path, help="folder to write to; default: the comparison's")
+    for command in (build, train, measure, claims):
         command.add_argument("--recipe", type=Path, default=RECIPE)
         command.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     return made
@@ -49,10 +55,15 @@ def main(arguments: list[str] | None = None) -> int:
             from .train.command import train
 
             train(recipe, options.until)
-        else:
+        elif options.command == "measure":
             from .train.measure import evaluate
 
             evaluate(recipe)
+        else:
+            from .claims import write_evidence
+
+            measured = json.loads((Path(recipe.output_dir) / "measured.json").read_text(encoding="utf-8"))
+            print(write_evidence(options.compared, options.out or options.compared, measured))
     except (RecipeError, ValueError) as error:
         print(f"data.real_base: {error}", file=sys.stderr)
         return 2

@@ -1,0 +1,144 @@
+"""The claims about the base of pretrained parts, evaluated on the answers of one comparison.
+
+They were written before any test question was evaluated; data/results/real/README.md has them in words.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dart_train.common.metrics import METRICS
+from dart_train.common.statistics import Estimate, PairedDifference, estimate, paired_difference
+from dart_train.common.tables import markdown_table
+from dart_train.evaluation.answer_store import from_ranges
+
+METRIC = METRICS["exact_match"]
+FULL = "full"
+BUDGETS = ("0.5", "0.222", "0.111", "0.056")
+METHODS = {
+    "dart": "DART", "dart_merged": "DART, merged", "dart_unguided": "DART without text pivots", "random": "random",
+    "pooling": "pooling", "fastv": "FastV", "learned": "trained scorer",
+}  # fmt: skip
+LAYERS = {0: "dart_0", 1: "dart_1", 2: "dart", 4: "dart_4", 8: "dart_8"}  # K -> DART with it
+Cell = tuple[str, str]  # method, budget
+Scores = dict[str, float]  # question -> score
+
+
+@dataclass(frozen=True)
+class Claim:
+    """`cell` less `against`: the difference, or its 95% interval, is where `holds` says."""
+
+    text: str
+    cell: Cell
+    against: Cell
+    holds: Callable[[PairedDifference], bool]
+
+
+NAMED = 0.8  # of seen things, at full tokens
+CLAIMS = (
+    Claim("DART at 22.2% loses at most 10 points", ("dart", "0.222"), (FULL, FULL), lambda f: f.value >= -0.1),
+    Claim("DART above random at 11.1%", ("dart", "0.111"), ("random", "0.111"), lambda f: f.low > 0),
+    Claim("FastV below random at 11.1%", ("fastv", "0.111"), ("random", "0.111"), lambda f: f.value < 0),
+    Claim(
+        "DART at K = 8 no worse than at K = 2, 11.1%", ("dart_8", "0.111"), ("dart", "0.111"), lambda f: f.value >= 0
+    ),
+    Claim("trained scorer above DART at 11.1%", ("learned", "0.111"), ("dart", "0.111"), lambda f: f.low > 0),
+)
+
+
+class ComparedAnswers:
+    """The answers in the results.jsonl of a comparison."""
+
+    def __init__(self, folder: Path) -> None:
+        lines = (folder / "results.jsonl").read_text(encoding="utf-8").splitlines()
+        self.records: list[dict[str, Any]] = [json.loads(line) for line in lines]
+        self.scores: dict[Cell, Scores] = {}
+        for record in self.records:
+            score = METRIC.score(record["prediction"], record["answers"])
+            assert score is not None
+            self.scores.setdefault((record["method"], record["budget"]), {})[record["id"]] = score
+
+    def score(self, cell: Cell) -> Estimate | None:
+        return estimate(METRIC, self.scores[cell].values()) if cell in self.scores else None
+
+    def difference(self, cell: Cell, against: Cell) -> PairedDifference:
+        """On the same questions; the two cells may be of different checkpoints."""
+        if missing := [" / ".join(each) for each in (cell, against) if each not in self.scores]:
+            raise ValueError(f"the comparison has no answers of {', '.join(missing)}")
+        first, second = self.scores[against], self.scores[cell]
+        if first.keys() != second.keys():
+            raise ValueError(f"{' / '.join(cell)} and {' / '.join(against)} answered different questions")
+        found = paired_difference(METRIC, list(first.values()), [second[question] for question in first])
+        assert found is not None
+        return found
+
+    def late_share(self, cell: Cell) -> float:
+        """The share of the kept visual tokens that are in the last half of the image's."""
+        kept, late = 0, 0
+        for record in self.records:
+            if (record["method"], record["budget"]) == cell:
+                places = from_ranges(record["kept_tokens"])
+                kept += len(places)
+                late += sum(place >= record["visual_tokens"] / 2 for place in places)
+        return late / kept
+
+
+def write_evidence(compared: Path, out: Path, measured: Mapping[str, Any]) -> str:
+    """claims.md in `out`. compared: a comparison's folder. measured: the scores next to the trained weights."""
+    answers = ComparedAnswers(compared)
+    right, asked = measured["seen"]["what"]
+    parts = [
+        "# Claims and tables",
+        _claims(answers, right, asked),
+        "Differences are in points, with 95% intervals of paired questions. Exact match of `what` in percent with 95% "
+        "Wilson intervals, by method at K = 2 and budget:",
+        _methods(answers),
+        "DART by K and budget:",
+        _layers(answers),
+        "Share of the kept tokens that are in the second half of the visual tokens, the lower half of the image, in "
+        "percent; of all tokens it is 50:",
+        _late(answers),
+    ]
+    text = "\n\n".join(parts) + "\n"
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "claims.md").write_text(text, encoding="utf-8")
+    return text
+
+
+def _claims(answers: ComparedAnswers, right: int, asked: int) -> str:
+    rows = [["1. at least 80% of seen things named", f"{100 * right / asked:.1f}", _yes(right / asked >= NAMED)]]
+    for number, claim in enumerate(CLAIMS, 2):
+        found = answers.difference(claim.cell, claim.against)
+        text = f"{100 * found.value:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f}), n = {found.n}"
+        rows.append([f"{number}. {claim.text}", text, _yes(claim.holds(found))])
+    return markdown_table(["claim", "found", "holds"], rows)
+
+
+def _methods(answers: ComparedAnswers) -> str:
+    rows = [["full tokens", _cell(answers.score((FULL, FULL))), *[""] * len(BUDGETS)]]
+    rows += [[title, "", *(_cell(answers.score((name, b))) for b in BUDGETS)] for name, title in METHODS.items()]
+    return markdown_table(["method", "100%", *(f"{100 * float(b):g}%" for b in BUDGETS)], rows)
+
+
+def _layers(answers: ComparedAnswers) -> str:
+    rows = [[str(k), *(_cell(answers.score((name, b))) for b in BUDGETS)] for k, name in LAYERS.items()]
+    return markdown_table(["K", *(f"{100 * float(b):g}%" for b in BUDGETS)], rows)
+
+
+def _late(answers: ComparedAnswers) -> str:
+    names = [name for name in METHODS if (name, "0.111") in answers.scores and name != "pooling"]
+    return markdown_table(
+        ["method", "11.1%"], [[METHODS[name], f"{100 * answers.late_share((name, '0.111')):.1f}"] for name in names]
+    )
+
+
+def _cell(found: Estimate | None) -> str:
+    return "" if found is None else f"{100 * found.value:.1f} ({100 * found.low:.1f}-{100 * found.high:.1f})"
+
+
+def _yes(holds: bool) -> str:
+    return "yes" if holds else "**no**"
