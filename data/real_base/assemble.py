@@ -47,10 +47,11 @@ def assemble(
     """The model in float32, without a copy of its parts' weights, and its processor for square images.
 
     feature_layer: the layer of the vision tower that the projector reads, counted from the end (-1 is the last).
-    size: of the images, in pixels; a multiple of the patch size. The vision tower interpolates its positions."""
+    size: of the images, in pixels; a multiple of the patch size. The tower's positions are interpolated to it once."""
     patch = vision.config.patch_size
     if size % patch:
         raise ValueError(f"size: got {size}, expected a multiple of the patch size {patch}")
+    _interpolate_positions(vision, size)
     tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]})
     tokenizer.image_token, tokenizer.image_token_id = IMAGE, tokenizer.convert_tokens_to_ids(IMAGE)
     tokenizer.padding_side = "left"
@@ -75,6 +76,16 @@ def assemble(
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.bos_token_id = tokenizer.bos_token_id
     return model.eval().to(torch.float32), make_processor(tokenizer, size, patch)
+
+
+@torch.no_grad()
+def _interpolate_positions(vision: Dinov2Model, size: int) -> None:
+    """The tower's position embeddings for images of this size, so that `image_size` is the size of its images: what
+    reads the grid of the visual tokens reads it from there."""
+    embeddings, tokens = vision.embeddings, (size // vision.config.patch_size) ** 2 + 1
+    positions = embeddings.interpolate_pos_encoding(torch.empty(1, tokens, vision.config.hidden_size), size, size)
+    embeddings.position_embeddings = torch.nn.Parameter(positions.clone())
+    vision.config.image_size = size
 
 
 def make_processor(tokenizer: Any, size: int, patch: int) -> LlavaProcessor:

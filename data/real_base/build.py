@@ -21,7 +21,7 @@ PROJECTOR = "projector.safetensors"
 
 def assembled(parts: Path, feature_layer: int, size: int) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """The model with a random projector; downloaded and converted once, then read from `parts`."""
-    folder = parts / f"assembled_{size}_{-feature_layer}"
+    folder = parts / f"pretrained_{size}_{-feature_layer}"
     if not folder.exists():
         check_readers()
         language, tokenizer = convert_language(fetch_part("language", parts))

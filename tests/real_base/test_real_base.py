@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from dart_train import DART, attach
+from dart_train import DART, Pooling, attach
 from dart_train.config.errors import RecipeError
 from dart_train.data.chat_template import ChatTemplate
 from dart_train.evaluation.prompts import build_inputs
@@ -156,9 +156,16 @@ def test_assembled_model_is_saved_loaded_and_reduced(small: Any, tmp_path: Path)
     with torch.no_grad():
         plain = model(**batch).logits
         assert torch.equal(plain, loaded(**batch).logits)
-        with attach(loaded, DART(keep=32, layer=1)):
-            assert loaded.generate(**batch, max_new_tokens=2, do_sample=False).shape[0] == 1
-            assert not torch.equal(plain[:, -1], loaded(**batch).logits[:, -1])
+        for reducer in (DART(keep=32, layer=1), Pooling(keep=32, layer=1)):  # pooling reads the grid of the tokens
+            with attach(loaded, reducer):
+                assert loaded.generate(**batch, max_new_tokens=2, do_sample=False).shape[0] == 1
+                assert not torch.equal(plain[:, -1], loaded(**batch).logits[:, -1])
+
+
+def test_positions_are_interpolated_as_the_tower_does(small: Any) -> None:
+    pixels = torch.randn(1, 3, SIZE, SIZE)
+    with torch.no_grad():
+        assert torch.equal(small[0].model.vision_tower(pixels)[0], make_parts()[2].eval()(pixels)[0])
 
 
 def test_template_marks_answers(small: Any) -> None:
