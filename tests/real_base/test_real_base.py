@@ -4,6 +4,7 @@ No package is downloaded: files of the same layout with small random models stan
 
 from __future__ import annotations
 
+import json
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     Dinov2Config,
@@ -31,7 +33,9 @@ from data.real_base import convert
 from data.real_base import parts as parts_module
 from data.real_base.assemble import assemble
 from data.real_base.build import assembled, with_trained
+from data.real_base.claims import NAMED
 from data.real_base.parts import PretrainedPart, checksum, fetch_part
+from data.real_base.train.card import score_table
 from data.real_base.train.command import RealStages
 from data.real_base.train.features import compute_features, tower_features
 from data.real_base.train.measure import measure, right_answers
@@ -228,8 +232,6 @@ def test_onnx_file_becomes_the_vision_tower(tmp_path: Path) -> None:
         Dinov2Config(hidden_size=64, num_hidden_layers=2, num_attention_heads=1, image_size=56)
     ).eval()
     original.save_pretrained(tmp_path)
-    from safetensors.torch import load_file
-
     state = {name: weight.numpy() for name, weight in load_file(tmp_path / "model.safetensors").items()}
     initializers, nodes = [], []
 
@@ -395,3 +397,22 @@ def test_an_answer_counts_if_greedy_decoding_gives_it(small: Any, changed: bool)
     encode = rows.encode
     rows.encode = lambda text: tuple(made.tolist()) if text.startswith("ANSWER") else encode(text)
     assert right_answers(model, processor, rows, image, [Question("what", asked, "ANSWER")]) == [not changed]
+
+
+def test_shipped_weights_are_those_of_the_recipe() -> None:
+    """Projector and adapter fit the recipe, are small enough to ship, and the card is the one of their figures."""
+    recipe = load_real(ROOT / "recipes" / "real_base.yaml")
+    folder = ROOT / recipe.output_dir
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 20e6
+    projector, adapter = load_file(folder / "projector.safetensors"), load_file(folder / "adapter_model.safetensors")
+    assert {name: tuple(weight.shape) for name, weight in projector.items() if name.endswith("weight")} == {
+        "linear_1.weight": (576, 384),
+        "linear_2.weight": (576, 576),
+    }
+    assert len(adapter) == 30 * 7 * 2  # layers, linear modules, factors
+    assert {min(weight.shape) for weight in adapter.values()} == {recipe.adapter.rank}
+    assert all(weight.isfinite().all() for weight in (*projector.values(), *adapter.values()))
+    measured = json.loads((folder / "measured.json").read_text())
+    assert score_table(measured) in (folder / "README.md").read_text()
+    right, asked = measured["seen"]["what"]
+    assert right / asked >= NAMED

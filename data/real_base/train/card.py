@@ -43,7 +43,8 @@ with attach(model, DART(keep=0.111, layer=2)):
 The vision tower is frozen; the projector reads layer {layer} of its 12, because the last layers were tuned by the
 package's author to predict salient regions. In the first stage the targets are the language model's own input
 embeddings: of the word that names what a patch shows (zero for background), plus {position:g} times those of *top*,
-*middle*, *bottom* and *left*, *center*, *right*, mixed by where the patch is.
+*middle*, *bottom* and *left*, *center*, *right*, mixed by where the patch is. How the settings were found, what the run
+cost, and accuracy with fewer tokens: [data/results/real](../../results/real/README.md).
 
 ## Accuracy
 
