@@ -17,7 +17,7 @@ NOT_SPLIT = ("adafactor",)
 
 def find_conflicts(recipe: Recipe) -> Iterator[ConfigIssue]:
     """All combinations that cannot work, without importing torch."""
-    for rule in (_model, _reduction, _scorer, _parts, _data, _distill, _steps, _optimizer, _ranks, _log, _compare):
+    for rule in RULES:
         yield from rule(recipe)
 
 
@@ -82,8 +82,26 @@ def _parts(recipe: Recipe) -> Iterator[ConfigIssue]:
         if part.mode == "frozen" and part.learning_rate is not None:
             remedy = f"leave it out, or set parts.{name}.mode to lora or full"
             yield ConfigIssue(f"parts.{name}.learning_rate", "given for a frozen part", remedy)
+    if recipe.parts.lora.modules_to_save and all(part.mode != "lora" for part in parts.values()):
+        what = "given, but no part has mode lora"
+        yield ConfigIssue("parts.lora.modules_to_save", what, "set a mode to lora, or leave it out")
     if recipe.parts.lora.targets == ():
         yield ConfigIssue("parts.lora.targets", "empty", "name layers, or null for all linear layers")
+
+
+def _quantization(recipe: Recipe) -> Iterator[ConfigIssue]:
+    kind, train = recipe.model.quantization, recipe.train
+    if kind == "none" or not recipe.data.train:
+        return
+    if recipe.parts.language.mode == "full":
+        what = f"{kind} weights cannot be trained, given parts.language.mode full"
+        yield ConfigIssue("model.quantization", what, "set the mode to lora (QLoRA), or quantization to none")
+    if train.zero_stage == 3 and not train.deepspeed:
+        what = f"{kind} weights cannot be partitioned by train.zero_stage 3"
+        yield ConfigIssue("model.quantization", what, "choose zero_stage 2, or quantization none")
+    if recipe.trains_scorer_alone:
+        what = f"{kind} changes the attention that scorers learn from, and no weight of the model is trained"
+        yield ConfigIssue("model.quantization", what, "choose none")
 
 
 def _scorer(recipe: Recipe) -> Iterator[ConfigIssue]:
@@ -245,3 +263,19 @@ def _question_sets(recipe: Recipe) -> Iterator[ConfigIssue]:
             yield ConfigIssue(
                 f"compare.sets.{i}.streaming", "not supported here: every checkpoint answers the same questions", remedy
             )
+
+
+RULES = (
+    _model,
+    _reduction,
+    _scorer,
+    _parts,
+    _quantization,
+    _data,
+    _distill,
+    _steps,
+    _optimizer,
+    _ranks,
+    _log,
+    _compare,
+)

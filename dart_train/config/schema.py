@@ -80,6 +80,12 @@ class Model(Section):
         default="auto", description="dtype of the weights; auto: as saved"
     )
     attn_implementation: Attention = Field(default="auto", description="auto: the fastest that the machine has")
+    quantization: Literal["none", "nf4", "fp4", "int8"] = Field(
+        default="none",
+        description="QLoRA: linear layers of the language model are loaded in 4 or 8 bit for training, and stay frozen "
+        "below the adapters; needs the package bitsandbytes. Vision tower, projector and head keep model.dtype; an "
+        "export merges the adapter into the unquantized weights",
+    )
     trust_remote_code: bool = Field(default=False, description="run code that comes with the model")
 
 
@@ -174,6 +180,9 @@ class Lora(Section):
     dropout: Dropped = Field(default=0.05, description="on the input of the adapters")
     targets: Several[str] | None = Field(
         default=None, description="names of layers; null: all linear layers of parts in mode lora, never the head"
+    )
+    modules_to_save: Several[Text] = Field(
+        default=(), description="names of modules that are trained completely next to the adapters, such as lm_head"
     )
     bias: Literal["none", "all", "lora_only"] = Field(default="none", description="which biases are trained")
 

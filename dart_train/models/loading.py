@@ -107,8 +107,12 @@ def missing_weights(folder: Path) -> str | None:
     return f"weights are missing: {', '.join(missing[:3])}" if missing else None
 
 
-def read_model(source: WeightsSource, dtype: torch.dtype | str, kernel: str, merge: bool = True) -> Any:
-    """The model in eval mode, on the CPU. merge: an adapter is merged into the weights, instead of left inside PEFT."""
+def read_model(
+    source: WeightsSource, dtype: torch.dtype | str, kernel: str, merge: bool = True, quantization: Any = None
+) -> Any:
+    """The model in eval mode, on the CPU; a quantized one is on the device that it was quantized on. merge: an adapter
+    is merged into the weights, instead of left inside PEFT. quantization: as `from_pretrained` takes it."""
+    quantized = {} if quantization is None else {"quantization_config": quantization}
     model = cached_first(
         lambda: AutoModelForImageTextToText.from_pretrained(
             source.path,
@@ -116,6 +120,7 @@ def read_model(source: WeightsSource, dtype: torch.dtype | str, kernel: str, mer
             trust_remote_code=source.trust_remote_code,
             dtype=dtype,
             attn_implementation=kernel,
+            **quantized,
         ),
         source.path,
     )

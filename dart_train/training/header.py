@@ -18,7 +18,7 @@ def header(feed: TrainFeed, model: Any, resume: Path | None) -> str:
     recipe = feed.recipe
     where = f"resumed from {resume.name}, after step {step_of(resume)}" if resume else "new run"
     lines = {
-        "model": recipe.model.path,
+        "model": recipe.model.path + _quantized(recipe),
         "folder": f"{recipe.train.output_dir} ({where})",
         "trained": _trained(recipe, model),
         "rows": _rows(feed),
@@ -26,6 +26,11 @@ def header(feed: TrainFeed, model: Any, resume: Path | None) -> str:
         "reduction": _reduction(recipe),
     }
     return "\n".join(f"{name:<10} {text}" for name, text in lines.items())
+
+
+def _quantized(recipe: Recipe) -> str:
+    kind = recipe.model.quantization
+    return "" if kind == "none" else f" (linear layers of the language model in {kind})"
 
 
 def run_facts(feed: TrainFeed, model: Any) -> dict[str, Any]:

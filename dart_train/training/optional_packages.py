@@ -26,6 +26,8 @@ def _needed(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
     """(key with its value, package, what to set to go without it)."""
     if recipe.train.liger:
         yield "train.liger: true", "liger_kernel", "train.liger: false"
+    if recipe.model.quantization != "none":
+        yield f"model.quantization: {recipe.model.quantization}", "bitsandbytes", "model.quantization: none"
     package = package_of_optimizer(recipe.train.optimizer)
     if package is not None:
         yield f"train.optimizer: {recipe.train.optimizer}", package, "train.optimizer: adamw_torch_fused"

@@ -22,7 +22,7 @@ from ..models.processors import load_processor, takes_pixel_limits
 from .arguments import reset_deepspeed_state, training_arguments
 from .callbacks import MetricsFile, ProgressLine
 from .data_feed import TrainFeed
-from .deepspeed_config import deepspeed_config, uses_deepspeed
+from .deepspeed_config import deepspeed_config, uses_deepspeed, zero_stage
 from .early_stopping import has_stopped_early, make_early_stopping
 from .header import header, run_facts
 from .liveness import RankMonitor, StopRequest
@@ -112,7 +112,11 @@ def prepare(recipe: Recipe, ranks: RankInfo, force: bool = False) -> PreparedRun
     problems += find_missing_packages(recipe)
     if problems:
         raise ValueError("\n".join(problems))
-    deepspeed_config(recipe.train)
+    if zero_stage(deepspeed_config(recipe.train)) == 3 and recipe.model.quantization != "none":
+        raise ValueError(
+            f"model.quantization: {recipe.model.quantization} weights cannot be partitioned, but "
+            f"{recipe.train.deepspeed} has zero_optimization.stage 3; use stage 2, or quantization none"
+        )
     reset_deepspeed_state()
     meta_model = trainable_meta_model(recipe)
     check_initial_scorers(recipe, meta_model)

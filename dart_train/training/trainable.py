@@ -14,6 +14,7 @@ from torch import nn
 from ..common.deepspeed_compat import complete_size
 from ..config import Model, Parts, Recipe
 from ..models.loading import WeightsSource, attention_kernel, build_meta_model, read_model
+from ..models.quantization import is_linear, make_quantization, modules_kept_precise
 from ..models.structure import SCORERS, find_parts, part_of, unwrap_model
 
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict)
@@ -55,8 +56,7 @@ def lora_targets(model: Any, parts: Parts) -> list[str]:
     linear = [
         name
         for name, module in model.named_modules()
-        # Exactly nn.Linear: the output projection inside nn.MultiheadAttention is never called as a module.
-        if type(module) is nn.Linear and module is not head and belongs(name) in wanted
+        if is_linear(module) and module is not head and belongs(name) in wanted
     ]
     if parts.lora.targets is None:
         if not linear:
@@ -80,7 +80,8 @@ def _matching(linear: list[str], targets: tuple[str, ...], wanted: list[str]) ->
 
 
 def modules_to_save(model: Any, parts: Parts) -> list[str]:
-    """Modules of the parts in mode full, which PEFT must train and save next to the adapter."""
+    """Modules that PEFT must train and save next to the adapter: those of the parts in mode full, and those that
+    `parts.lora.modules_to_save` names."""
     full = {name for name, part in parts.named().items() if part.mode == "full"}
     if "language" in full:
         raise ValueError(
@@ -95,7 +96,28 @@ def modules_to_save(model: Any, parts: Parts) -> list[str]:
         owners = {belongs(f"{name}.{parameter}") for parameter, _ in module.named_parameters()}
         if owners and owners <= full:
             found.append(name)
-    return found
+    return found + [name for name in _named_to_save(model, parts) if name not in found]
+
+
+def _named_to_save(model: Any, parts: Parts) -> list[str]:
+    names = {name: module for name, module in model.named_modules() if next(module.parameters(), None) is not None}
+    chosen: list[str] = []
+    for target in parts.lora.modules_to_save:
+        matching = [name for name in names if f".{name}".endswith(f".{target}")]
+        if not matching:
+            near = difflib.get_close_matches(target, {name.rsplit(".", 1)[-1] for name in names}, n=3)
+            hint = f"; did you mean {' or '.join(near)}?" if near else ""
+            raise ValueError(f"parts.lora.modules_to_save: no module of the model is named {target}{hint}")
+        chosen += matching
+    top = unwrap_model(model)
+    embeddings = {id(top.get_input_embeddings()), id(top.get_output_embeddings())}
+    tied = [name for name in chosen if id(names[name]) in embeddings]
+    if tied and top.config.get_text_config(decoder=True).tie_word_embeddings:
+        raise ValueError(
+            f"parts.lora.modules_to_save: {', '.join(tied)} shares its weight with the other end of the model (tied "
+            "embeddings), and a trained copy would untie them; leave it out"
+        )
+    return chosen
 
 
 def count_parameters(model: Any) -> dict[str, tuple[int, int]]:
@@ -167,7 +189,14 @@ def add_new_scorers(model: Any, recipe: Recipe) -> None:
 def load_model(recipe: Recipe) -> Any:
     model = recipe.model
     dtype = _DTYPES[recipe.train.precision] if model.dtype == "auto" else model.dtype
-    return read_model(_weights(model), dtype, resolve_attention(model))
+    kernel, quantization = resolve_attention(model), None
+    if model.quantization != "none":
+        precise = modules_kept_precise(
+            build_meta_model(_weights(model), "model.path"), recipe.parts.lora.modules_to_save
+        )
+        computed_in = getattr(torch, _DTYPES[recipe.train.precision])
+        quantization = make_quantization(model.quantization, computed_in, precise)
+    return read_model(_weights(model), dtype, kernel, quantization=quantization)
 
 
 def _weights(model: Model) -> WeightsSource:
