@@ -43,8 +43,8 @@ def test_every_block_has_a_language_that_is_tested() -> None:
 
 # Roles (first letters) and the number of images of each row of the page.
 EXPECTED = [
-    ("ua", 1), ("sua", 1), ("ua", 1), ("ua", 1), ("ua", 1), ("ua", 1),
-    ("ua", 2), ("ua", 2), ("uaua", 1), ("ua", 0),
+    ("ua", 1), ("sua", 1), ("ua", 1), ("ua", 1), ("ua", 1), ("ua", 1), ("uata", 1), ("uaua", 1),
+    ("uaua", 1), ("sua", 1), ("ua", 2), ("ua", 2), ("uaua", 1), ("ua", 0),
 ]  # fmt: skip
 
 

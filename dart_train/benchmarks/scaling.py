@@ -55,7 +55,9 @@ def bench_data(options: argparse.Namespace) -> BenchTable:
 def measure_reading(recipe: Path) -> dict[str, Any]:
     """Open, decode, resize, encode, collate: the work of a loader process, one row after the other."""
     loaded = load_recipe(recipe)
-    feed = TrainFeed.open(loaded, RankInfo.read(), load_processor(loaded.model.path))
+    feed = TrainFeed.open(
+        loaded, RankInfo.read(), load_processor(loaded.model.path, template=loaded.data.template_text())
+    )
     rows, seconds = RowDataset(feed.reader), []
     for number in range(len(rows)):
         start = time.perf_counter()

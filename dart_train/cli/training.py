@@ -170,7 +170,7 @@ def _of_recipe(options: argparse.Namespace) -> _Rows:
     config, reducers, tower = recipe.data, recipe.reduction.reducers(), recipe.reduction.tower_stage()
     specs, store = [*config.train, *config.validation], ImageStore.from_config(config)
     try:
-        processor = _processor(options.model or recipe.model.path)
+        processor = _processor(options.model or recipe.model.path, config.template_text())
     except ValueError as error:
         if options.model is not None:
             raise
@@ -181,11 +181,11 @@ def _of_recipe(options: argparse.Namespace) -> _Rows:
     return sources, encoder, reducers, config.max_bad_fraction, None if tower is None else tower.tolerance
 
 
-def _processor(path: str) -> Any:
+def _processor(path: str, template: str | None = None) -> Any:
     from ..models.processors import load_processor
 
     try:
-        return load_processor(path)
+        return load_processor(path, template=template)
     except (OSError, ValueError) as error:
         raise ValueError(f"no processor at {path!r}: {error}") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from ..common.metrics import unknown_metric
@@ -9,7 +10,7 @@ from ..reduction.schedule import Elastic, Fixed, Progressive
 from .errors import ConfigIssue
 from .hf_arguments import find_hf_errors, find_reserved
 from .methods import REDUCTION_ALIAS, duplicate_labels, expand_reduction_alias, read_method
-from .schema import Recipe, Train
+from .schema import Data, Recipe, Train
 
 WITH_BETAS = ("adam", "lion", "ademamix")  # in an optimizer's name
 NOT_SPLIT = ("adafactor",)
@@ -127,6 +128,9 @@ def _data(recipe: Recipe) -> Iterator[ConfigIssue]:
     if data.min_pixels and data.max_pixels and data.min_pixels > data.max_pixels:
         what = f"{data.min_pixels} is above data.max_pixels {data.max_pixels}"
         yield ConfigIssue("data.min_pixels", what, "expected min_pixels <= max_pixels")
+    problem = _template_problem(data)
+    if problem is not None:
+        yield ConfigIssue("data.template", problem, "give a Jinja file, or its text")
     streamed = any(source.streaming for source in data.train)
     if streamed and data.group_by_length:
         yield ConfigIssue(
@@ -139,6 +143,26 @@ def _data(recipe: Recipe) -> Iterator[ConfigIssue]:
         yield ConfigIssue("data.turns", what, "choose together, or write one row for each answer")
     if streamed and recipe.train.max_steps is None:
         yield ConfigIssue("train.max_steps", "missing", "a streaming source has no length to count epochs by")
+
+
+def _template_problem(data: Data) -> str | None:
+    from jinja2 import TemplateSyntaxError
+    from jinja2.ext import loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    try:
+        source = data.template_text()
+    except ValueError as error:
+        return str(error)
+    if source is None:
+        return None
+    # {% generation %} is a block of transformers' own, which checks its ends when the template is compiled
+    plain = re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", source)
+    try:
+        ImmutableSandboxedEnvironment(extensions=[loopcontrols]).parse(plain)
+    except TemplateSyntaxError as error:
+        return f"not a Jinja template: {error.message}, line {error.lineno}"
+    return None
 
 
 def _distill(recipe: Recipe) -> Iterator[ConfigIssue]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_serializer, model_validator
@@ -209,7 +210,7 @@ class SourceConfig(Section):
     images: str | None = Field(
         default=None, description="folder that image names are relative to; null: the folder of the file"
     )
-    format: Literal["auto", "llava", "messages", "openai", "qa", "datasets"] = Field(
+    format: Literal["auto", "llava", "messages", "openai", "qa", "query", "alpaca", "datasets"] = Field(
         default="auto", description="format of the rows; auto: detected"
     )
     split: str = Field(default="train", description="of a datasets folder or hub id that has several")
@@ -241,6 +242,10 @@ class Data(Section):
         description="together: a conversation is one row, and an image is reduced as for the first answer after it; "
         "apart: one row for each answer, with the turns before it as its prompt, reduced as for that answer",
     )
+    template: Text | None = Field(
+        default=None,
+        description="chat template in place of the model's own: a Jinja file, or its text; saved with the processor",
+    )
     on_bad_row: Literal["skip", "error"] = Field(default="skip", description="skipped rows are logged and counted")
     max_bad_fraction: Fraction = Field(default=0.01, description="a larger share of bad rows ends the run")
     allow_urls: bool = Field(default=False, description="fetch images from the network")
@@ -262,6 +267,18 @@ class Data(Section):
     )
     workers: NotNegativeInt = Field(default=2, description="loader processes for each rank")
     seed: NotNegativeInt = Field(default=0, description="of the order of rows")
+
+    def template_text(self) -> str | None:
+        """The Jinja source of `template`. Raises ValueError where its file cannot be read."""
+        given = self.template
+        if given is None or "{{" in given or "{%" in given:
+            return given
+        try:
+            return Path(given).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(
+                f"{given!r} is neither the text of a Jinja template nor a file that can be read: {error}"
+            ) from None
 
     @property
     def groups_by_length(self) -> bool:

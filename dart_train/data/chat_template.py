@@ -7,7 +7,7 @@ never searched for. A template that allows neither is refused before training.""
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jinja2.exceptions import TemplateError
@@ -17,6 +17,7 @@ from ..models.prompts import assistant_message, chat_template, user_message
 from .issues import BadRowError
 
 Messages = Sequence[dict[str, Any]]
+Tools = Sequence[Mapping[str, Any]] | None  # descriptions of functions
 Span = tuple[int, int]
 _MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
@@ -41,16 +42,18 @@ class ChatTemplate:
         self.marked = _MARK.search(self.source) is not None
         self.control = control_tokens(processor)
         self._first_characters = {token[0] for token in self.control}
+        self._rendered: dict[str, bool] = {}  # what the template writes, of that which it may leave out
         self.end, self.appends_end = "", False
         self._find_end()
         self._check_prompt_tokens()
 
-    def render(self, messages: Messages, prompt: bool = False) -> str:
-        return self._render(messages, prompt)[0]
+    def render(self, messages: Messages, prompt: bool = False, tools: Tools = None) -> str:
+        return self._render(messages, prompt, tools=tools)[0]
 
-    def answers(self, messages: Messages) -> tuple[str, list[Span]]:
+    def answers(self, messages: Messages, tools: Tools = None) -> tuple[str, list[Span]]:
         """The text, and one (start, end) for each assistant turn, with its end-of-turn token."""
-        text, spans = self._answer_spans(messages)
+        self._refuse_left_out(messages, tools)
+        text, spans = self._answer_spans(messages, tools)
         if self.appends_end:
             start, end = spans[-1]
             return text[:end] + self.end, [*spans[:-1], (start, end + len(self.end))]
@@ -63,11 +66,27 @@ class ChatTemplate:
             return None
         return next((token for token in self.control if token in text), None)
 
-    def _render(self, messages: Messages, prompt: bool = False, marks: bool = False) -> tuple[str, list[Span]]:
+    def _refuse_left_out(self, messages: Messages, tools: Tools) -> None:
+        """Many templates of vision models silently leave out turns of a tool, for example."""
+        for name, (probe, probe_tools) in _left_out_probes(messages, tools).items():
+            if name not in self._rendered:
+                try:
+                    self._rendered[name] = _WORD in self.render(probe, tools=probe_tools)
+                except BadRowError:
+                    self._rendered[name] = False
+            if not self._rendered[name]:
+                raise BadRowError(
+                    "template_failed", f"the chat template leaves out or refuses {name}; data.template can replace it"
+                )
+
+    def _render(
+        self, messages: Messages, prompt: bool = False, marks: bool = False, tools: Tools = None
+    ) -> tuple[str, list[Span]]:
         try:
             texts, spans = render_jinja_template(
                 conversations=[list(messages)],
                 chat_template=self.source,
+                tools=tools,
                 add_generation_prompt=prompt,
                 return_assistant_tokens_mask=marks,
                 **self.tokenizer.special_tokens_map,
@@ -76,17 +95,18 @@ class ChatTemplate:
             raise BadRowError("template_failed", f"the chat template refuses the conversation: {error}") from None
         return texts[0], spans[0] if marks else []
 
-    def _answer_spans(self, messages: Messages) -> tuple[str, list[Span]]:
-        text, marks = self._render(messages, marks=self.marked)
-        spans = marks if self.marked else self._spans_by_prefix(messages, text)
+    def _answer_spans(self, messages: Messages, tools: Tools = None) -> tuple[str, list[Span]]:
+        text, marks = self._render(messages, marks=self.marked, tools=tools)
+        spans = marks if self.marked else self._spans_by_prefix(messages, text, tools)
         return text, [(start, start + len(text[start:end].rstrip())) for start, end in spans]
 
-    def _spans_by_prefix(self, messages: Messages, text: str) -> list[Span]:
+    def _spans_by_prefix(self, messages: Messages, text: str, tools: Tools = None) -> list[Span]:
         spans = []
         for i, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            before, after = self.render(messages[:i], prompt=True), self.render(messages[: i + 1]).rstrip()
+            before = self.render(messages[:i], prompt=True, tools=tools)
+            after = self.render(messages[: i + 1], tools=tools).rstrip()
             if not (text.startswith(before) and text.startswith(after) and len(before) < len(after)):
                 raise BadRowError("template_failed", f"turn {i + 1} is rendered differently when turns follow it")
             spans.append((len(before), len(after)))
@@ -130,6 +150,32 @@ class ChatTemplate:
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+_WORD = "qxzvw"  # in no template
+
+
+def _left_out_probes(messages: Messages, tools: Tools) -> dict[str, tuple[Messages, Tools]]:
+    """For everything in the conversation that a template may leave out: its name, and a conversation with `_WORD` in
+    its place."""
+    question, answer, word = user_message("Is it?"), assistant_message("Yes."), [{"type": "text", "text": _WORD}]
+    call = {"type": "function", "function": {"name": _WORD, "arguments": {}}}
+    calling, system = {**answer, "tool_calls": [call]}, {"role": "system", "content": word}
+    result = {"role": "tool", "content": word}
+    answered = [question, {**calling, "tool_calls": [{**call, "function": {"name": "f", "arguments": {}}}]}]
+    describes = {"type": "function", "function": {"name": _WORD, "description": "", "parameters": {}}}
+    found: dict[str, tuple[Messages, Tools]] = {}
+    if any(message["role"] == "system" for message in messages[:1]):
+        found["a system turn"] = [system, question, answer], None
+    if any(message["role"] == "system" for message in messages[1:]):
+        found["a system turn after the first turn"] = [question, answer, system, question, answer], None
+    if any(message["role"] == "tool" for message in messages):
+        found["turns of a tool"] = [*answered, result, answer], None
+    if any("tool_calls" in message for message in messages):
+        found["calls of functions (tool_calls)"] = [question, calling, {**result, "content": answer["content"]}], None
+    if tools:
+        found["the functions of the row (tools)"] = [question, answer], [describes]
+    return found
 
 
 def control_tokens(processor: Any) -> list[str]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from .encoder import Encoded
-from .supervision import IGNORED
+from .supervision import IGNORED, LOSS_WEIGHTS
 
 _DUMMY_SIDE = 32
 
@@ -33,6 +33,7 @@ class Collator:
         """Skipped rows are left out. If none remains, one row without supervised tokens replaces them, so that this
         rank takes part in the step."""
         features = [row.features for row in rows if isinstance(row, Encoded)] or [self.blank]
+        features = _with_weights(features)
         names = list(dict.fromkeys(name for row in features for name in row))
         longest = max(row["input_ids"].shape[1] for row in features)
         length = -(-longest // self.multiple) * self.multiple
@@ -51,6 +52,13 @@ class Collator:
     def _pad(self, tensor: Tensor, length: int, value: int) -> Tensor:
         missing = length - tensor.shape[1]
         return pad(tensor, (missing, 0) if self.side == "left" else (0, missing), value=value)
+
+
+def _with_weights(rows: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """Where one row has weights, all have: those of the others are 1 at every target."""
+    if not any(LOSS_WEIGHTS in row for row in rows):
+        return rows
+    return [{LOSS_WEIGHTS: (row["labels"] != IGNORED).float(), **row} for row in rows]
 
 
 def _pad_to_shape(tensor: Tensor, shape: Sequence[int]) -> Tensor:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import json
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from datasets.fingerprint import Hasher
 from PIL import Image
@@ -16,7 +18,7 @@ from ..models.prompts import special_tokens
 from .chat_template import ChatTemplate, Span
 from .issues import BadRowError, RowIssue
 from .sample import Sample
-from .supervision import IGNORED, SampleTokens, make_tokens
+from .supervision import IGNORED, LOSS_WEIGHTS, SampleTokens, make_tokens
 from .truncation import POLICIES, TooLongError, shorten_to_fit
 
 ImageSizes = tuple[tuple[int, int], ...]  # (width, height) of each image of a conversation
@@ -154,7 +156,7 @@ class Encoder:
             raise BadRowError("template_failed", f"the processor refuses the images: {error}") from error
 
     def _tokenise(self, sample: Sample, replacements: list[str]) -> SampleTokens:
-        text, answers = self._answers(sample)
+        text, answers = self.answers(sample)
         texts, found = self.processor.get_text_with_replacements([text], list(replacements))
         output = self.processor.tokenizer(texts[0], return_offsets_mapping=True, **special_tokens(self.processor, text))
         return make_tokens(output["input_ids"], output["offset_mapping"], text, answers, found[0] if found else [])
@@ -163,7 +165,7 @@ class Encoder:
         self, sample: Sample, images: Sequence[Image.Image]
     ) -> tuple[dict[str, torch.Tensor], SampleTokens, list[dict[str, Any]]]:
         self._refuse_control_tokens(sample)
-        text, answers = self._answers(sample)
+        text, answers = self.answers(sample)
         try:
             output = self.processor(
                 text=[text],
@@ -177,18 +179,30 @@ class Encoder:
         offsets, found = output.pop("offset_mapping")[0], (output.pop("text_replacement_offsets", None) or [[]])[0]
         tokens = make_tokens(output["input_ids"][0], offsets, text, answers, found)
         features = dict(output.convert_to_tensors("pt"))
-        return {**features, "labels": torch.from_numpy(tokens.labels)[None]}, tokens, found
+        features["labels"] = torch.from_numpy(tokens.labels)[None]
+        if not np.isin(tokens.weights, (0, 1)).all():
+            features[LOSS_WEIGHTS] = torch.from_numpy(tokens.weights)[None]
+        return features, tokens, found
 
-    def _answers(self, sample: Sample) -> tuple[str, list[Span]]:
-        """The text, and the spans that are supervised."""
-        text, answers = self.template.answers(sample.messages())
-        return text, answers[-1:] if sample.last_answer_only else answers
+    def answers(self, sample: Sample) -> tuple[str, list[tuple[Span, float]]]:
+        """The text, and the spans of the answers with their weights."""
+        text, spans = self.template.answers(sample.messages(), json.loads(sample.tools) if sample.tools else None)
+        if len(spans) != len(sample.weights):  # the template decides what an answer is; only equal weights fit any
+            if len(set(sample.weights)) > 1:
+                what = f"it marks {len(spans)} answers in a conversation of {len(sample.weights)}"
+                raise BadRowError("template_failed", f"the chat template cannot weigh answers: {what}")
+            return text, [(span, sample.weights[0]) for span in spans]
+        return text, list(zip(spans, sample.weights, strict=True))
 
     def _refuse_control_tokens(self, sample: Sample) -> None:
+        if sample.videos:
+            raise BadRowError("unsupported_media", "the row has a video; only images are supported")
         for turn in sample.turns:
-            for text in turn.texts:
+            for text in (*turn.texts, turn.fields):
                 if token := self.template.find_control_token(text):
                     raise BadRowError("control_token", f"{token!r} in a {turn.role} turn")
+        if token := self.template.find_control_token(sample.tools):
+            raise BadRowError("control_token", f"{token!r} in the tools of the row")
 
 
 def _cut(features: dict[str, torch.Tensor], end: int) -> dict[str, torch.Tensor]:

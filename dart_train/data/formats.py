@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
-import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from .issues import BadRowError
-from .sample import ImageRef, Sample, Turn
+from .media import (
+    IMAGE_MARK,
+    IMAGE_PLACEHOLDER,
+    VIDEO_MARK,
+    VIDEO_PLACEHOLDER,
+    Piece,
+    check_text,
+    has_marks,
+    row_images,
+    row_videos,
+    shown,
+    split_marks,
+)
+from .sample import Media, Sample, Turn
+from .turns import check_order, read_tools, read_turn
 
-MARK = "<image>"
-PLACEHOLDER = ImageRef()  # for a mark, until the row's own image replaces it
-_DATA_URI = re.compile(r"data:[\w/+.-]*;base64,", re.ASCII)
-_URL = re.compile(r"https?://", re.ASCII | re.IGNORECASE)
-_TEXT_TYPES = {"text", "input_text", "output_text"}
-_IMAGE_TYPES = {"image", "image_url", "input_image"}
-_PAYLOADS = ("image", "path", "url", "image_url", "base64", "bytes")
 Row = Mapping[str, Any]
-_ROLE_NAMES = {
-    "system": "system", "developer": "system",
-    "user": "user", "human": "user",
-    "assistant": "assistant", "gpt": "assistant", "model": "assistant", "bot": "assistant",
-}  # fmt: skip
 _TAR_IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm")
+_TAR_VIDEOS = ("mp4", "webm", "mkv", "mov", "avi")
+_LISTS = {"llava": "conversations", "messages": "messages", "openai": "messages"}  # format -> its list of turns
+# Formats with one question and answer in a row -> the keys of both.
+_FLAT = {"qa": ("question", "answer"), "query": ("query", "response"), "alpaca": ("instruction", "output")}
 
 
 def normalise(row: Any, columns: Mapping[str, str] | None = None, format: str = "auto", row_id: str = "") -> Sample:
@@ -35,208 +39,125 @@ def normalise(row: Any, columns: Mapping[str, str] | None = None, format: str = 
     name = detect(row) if format in ("auto", "datasets") else format  # "datasets": columns of any of the formats
     if name not in READERS:
         raise ValueError(f"format: got {format!r}; expected auto or one of {', '.join(READERS)}")
-    if name != "qa" and not isinstance(_turn_list(row, name), list):
+    if name in _LISTS and not isinstance(_turn_list(row, name), list):
         raise BadRowError("unknown_format", f"format {name} needs a list of turns; the row has {_keys(row)}")
     _refuse_media(row)
-    turns = [_read_turn(role, content) for role, content in READERS[name](row)]
+    turns = READERS[name](row)
     if not turns:
         raise BadRowError("empty_conversation")
-    turns = _fill(turns, _row_images(row))
-    _check_order(turns)
-    return Sample(_row_id(row, row_id), tuple(turns))
+    turns = _fill(_with_system(turns, row), row)
+    check_order(turns)
+    return Sample(_row_id(row, row_id), tuple(turns), tools=read_tools(row))
 
 
 def detect(row: Row) -> str:
     """llava: `conversations` of from/value. messages: role/content, marks in strings. openai: content is a list
-    of parts. qa: one question and one answer a row."""
+    of parts. qa, query (ms-swift), alpaca: one question and one answer a row, the latter two after a `history`."""
     if isinstance(_turn_list(row, "llava"), list):
         return "llava"
     turns = _turn_list(row, "messages")
     if isinstance(turns, list):
         parts = any(isinstance(turn, Mapping) and isinstance(turn.get("content"), list) for turn in turns)
         return "openai" if parts else "messages"
-    if row.get("question") is not None and row.get("answer") is not None:
-        return "qa"
-    raise BadRowError("unknown_format", f"no conversations, messages, or question and answer; the row has {_keys(row)}")
+    for name, keys in _FLAT.items():
+        if all(row.get(key) is not None for key in keys):
+            return name
+    raise BadRowError(
+        "unknown_format",
+        "no conversations, messages, question and answer, query and response, or instruction and output; the row has "
+        f"{_keys(row)}",
+    )
 
 
-def read_content(content: Any) -> list[str | ImageRef]:
-    """The content of one message: a string with `<image>` marks, or a list of parts."""
-    if isinstance(content, str):
-        return split_marks(content)
-    if isinstance(content, dict):
-        return read_part(content)
-    if isinstance(content, list):
-        return [piece for part in content for piece in read_part(part)]
-    raise BadRowError("bad_type", f"content is {type(content).__name__}; expected text or a list of parts")
+def _turns(name: str) -> Callable[[Row], list[Turn]]:
+    return lambda row: [read_turn(turn) for turn in _turn_list(row, name)]
 
 
-def split_marks(text: str) -> list[str | ImageRef]:
-    """'a <image>\\nb' -> ['a ', placeholder, 'b']. The line break between a mark and its text belongs to the data
-    format, not to the question: the chat template writes its own."""
-    check_text(text)
-    pieces: list[str | ImageRef] = []
-    chunks = text.split(MARK)
-    for i, chunk in enumerate(chunks):
-        if i > 0:
-            pieces.append(PLACEHOLDER)
-            chunk = chunk.removeprefix("\n")
-        if i < len(chunks) - 1:
-            chunk = chunk.removesuffix("\n")
-        if chunk:
-            pieces.append(chunk)
-    return pieces
-
-
-def read_part(part: Any) -> list[str | ImageRef]:
-    """One part of an OpenAI-like content list."""
-    if isinstance(part, str):
-        return split_marks(part)
-    if not isinstance(part, dict):
-        raise BadRowError("bad_type", f"a content part is {type(part).__name__}; expected a mapping with a type")
-    kind = part.get("type")
-    if kind is None:
-        kind = "text" if isinstance(part.get("text"), str) else "image"
-    if not isinstance(kind, str) or kind not in _TEXT_TYPES | _IMAGE_TYPES:
-        raise BadRowError("unsupported_media", f"content part of type {shown(kind)}; only text and image are supported")
-    if kind in _TEXT_TYPES:
-        text = part.get("text")
-        if not isinstance(text, str):
-            raise BadRowError("bad_type", f"the text of a part is {type(text).__name__}")
-        return split_marks(text)
-    return [_part_image(part)]
-
-
-def _part_image(part: dict[str, Any]) -> ImageRef:
-    given = [(key, part[key]) for key in _PAYLOADS if part.get(key) is not None]
-    if not given:
-        return PLACEHOLDER
-    key, value = given[0]
-    return decode_base64(value) if key == "base64" else read_image(value)
-
-
-def read_image(value: Any) -> ImageRef:
-    """A path, a URL, a data URI, bytes, or the {bytes, path} of Hugging Face `datasets`."""
-    if isinstance(value, (bytes, bytearray, memoryview)):
-        return ImageRef(data=bytes(value))
-    if isinstance(value, dict):
-        return _image_from_mapping(value)
-    if not isinstance(value, str) or not value:
-        raise BadRowError("bad_type", f"an image is {type(value).__name__}; expected a path, bytes, base64 or a URL")
-    check_text(value)
-    if match := _DATA_URI.match(value):
-        return decode_base64(value[match.end() :])
-    if _URL.match(value):
-        return ImageRef(url=value)
-    return ImageRef(path=value.removeprefix("file://"))
-
-
-def _image_from_mapping(value: dict[str, Any]) -> ImageRef:
-    inner = value.get("bytes")
-    if inner is None:
-        inner = value.get("url") or value.get("path")
-    if inner is None and value.get("base64") is not None:
-        return decode_base64(value["base64"])
-    if isinstance(inner, dict):
-        raise BadRowError("bad_type", "an image mapping inside an image mapping")
-    return read_image(inner)
-
-
-def decode_base64(value: Any) -> ImageRef:
-    if not isinstance(value, str):
-        raise BadRowError("bad_type", f"base64 is {type(value).__name__}; expected text")
-    if match := _DATA_URI.match(value):
-        value = value[match.end() :]
-    try:
-        return ImageRef(data=base64.b64decode(value, validate=True))
-    except (binascii.Error, ValueError) as error:
-        raise BadRowError("bad_base64", str(error)) from None
-
-
-def check_text(text: str) -> None:
-    """A lone surrogate is legal JSON but not text: tokenizers and files refuse it."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise BadRowError("bad_text", f"{error.reason} at character {error.start}") from None
-
-
-def shown(value: Any) -> str:
-    """A value for a message: never the repr of something nested, which may be huge or infinitely deep."""
-    return repr(value[:40]) if isinstance(value, str) else type(value).__name__
-
-
-def _conversations(row: Row) -> list[tuple[Any, Any]]:
-    return [_role_and_content(turn) for turn in _turn_list(row, "llava")]
-
-
-def _messages(row: Row) -> list[tuple[Any, Any]]:
-    return [_role_and_content(turn) for turn in _turn_list(row, "messages")]
-
-
-def _question_answer(row: Row) -> list[tuple[Any, Any]]:
-    """A flat row: images come first unless the question marks their places; of several answers the first is used."""
-    question, answer = _as_text(row["question"]), row["answer"]
+def _question_answer(row: Row) -> list[Turn]:
+    """A flat row; of several answers the first is used."""
+    answer = _value(row, "answer")
     if isinstance(answer, list) and answer:
         answer = answer[0]
-    marks = "" if MARK in question else MARK * len(_row_images(row))
-    system = [("system", _as_text(row["system"]))] if row.get("system") else []
-    return [*system, ("user", marks + question), ("assistant", _as_text(answer))]
+    return _exchanges(row, [(_as_text(_value(row, "question")), _as_text(answer))])
 
 
-READERS: dict[str, Callable[[Row], list[tuple[Any, Any]]]] = {
-    "llava": _conversations, "messages": _messages, "openai": _messages, "qa": _question_answer,
+def _query_response(row: Row) -> list[Turn]:
+    return _exchanges(row, [*_history(row), (_as_text(_value(row, "query")), _as_text(_value(row, "response")))])
+
+
+def _alpaca(row: Row) -> list[Turn]:
+    """The input, which is often empty, belongs to the question."""
+    given = _as_text(row["input"]) if row.get("input") is not None else ""
+    question = _as_text(_value(row, "instruction")) + (f"\n{given}" if given else "")
+    return _exchanges(row, [*_history(row), (question, _as_text(_value(row, "output")))])
+
+
+def _history(row: Row) -> list[tuple[str, str]]:
+    """Earlier questions and answers: a list of pairs."""
+    history = row.get("history") or []
+    if not isinstance(history, list) or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in history):
+        raise BadRowError("bad_type", "history is not a list of [question, answer]")
+    return [(_as_text(question), _as_text(answer)) for question, answer in history]
+
+
+def _exchanges(row: Row, exchanges: list[tuple[str, str]]) -> list[Turn]:
+    """Images and videos come first unless questions mark their places."""
+    first: list[Piece] = []
+    if not any(has_marks(question) for question, _ in exchanges):
+        first = [IMAGE_PLACEHOLDER] * len(row_images(row)) + [VIDEO_PLACEHOLDER] * len(row_videos(row))
+    turns = []
+    for question, answer in exchanges:
+        turns += [Turn("user", (*first, *split_marks(question))), Turn("assistant", tuple(split_marks(answer)))]
+        first = []
+    return turns
+
+
+READERS: dict[str, Callable[[Row], list[Turn]]] = {
+    "llava": _turns("llava"), "messages": _turns("messages"), "openai": _turns("openai"), "qa": _question_answer,
+    "query": _query_response, "alpaca": _alpaca,
 }  # fmt: skip
 
 
 def _turn_list(row: Row, name: str) -> Any:
-    turns = row.get("conversations" if name == "llava" else "messages")
+    turns = row.get(_LISTS[name])
     if isinstance(turns, str) and turns.lstrip().startswith("["):  # parquet often keeps them as JSON text
         return _load_json(turns)
     return turns
 
 
-def _role_and_content(turn: Any) -> tuple[Any, Any]:
-    if not isinstance(turn, Mapping):
-        raise BadRowError("bad_type", f"a turn is {type(turn).__name__}; expected a mapping")
-    role = turn.get("from") if turn.get("from") is not None else turn.get("role")
-    content = turn.get("value") if turn.get("value") is not None else turn.get("content")
-    return role, content
+def _with_system(turns: list[Turn], row: Row) -> list[Turn]:
+    """A `system` text of the row is its first turn."""
+    text = row.get("system")
+    if not isinstance(text, str) or not text.strip():
+        return turns
+    if turns[0].role == "system":
+        raise BadRowError("role_order", "the row has a system text and a system turn")
+    return [Turn("system", tuple(split_marks(text))), *turns]
 
 
-def _read_turn(role: Any, content: Any) -> Turn:
-    if not isinstance(role, str) or role.lower() not in _ROLE_NAMES:
-        raise BadRowError("unknown_role", f"role {shown(role)}; expected one of {', '.join(_ROLE_NAMES)}")
-    if content is None:
-        raise BadRowError("empty_turn", f"a {role} turn has no content")
-    return Turn(_ROLE_NAMES[role.lower()], tuple(read_content(content)))
+def _fill(turns: list[Turn], row: Row) -> list[Turn]:
+    """Every mark gets the row's next image or video; a row with too many or too few of either is bad."""
+    if not row_images(row) and row_videos(row) and not any(VIDEO_PLACEHOLDER in turn.parts for turn in turns):
+        turns = [_image_marks_as_videos(turn) for turn in turns]
+    given: list[tuple[Media, str, str, list[Any]]] = [
+        (IMAGE_PLACEHOLDER, IMAGE_MARK, "image", row_images(row)),
+        (VIDEO_PLACEHOLDER, VIDEO_MARK, "video", row_videos(row)),
+    ]
+    for placeholder, mark, kind, media in given:
+        marks = sum(part is placeholder for turn in turns for part in turn.parts)
+        if marks != len(media):
+            raise BadRowError("mark_mismatch", f"{marks} {mark} mark(s), {len(media)} {kind}(s)")
+        supply = iter(media)
+        turns = [
+            replace(turn, parts=tuple(next(supply) if part is placeholder else part for part in turn.parts))
+            for turn in turns
+        ]
+    return turns
 
 
-def _row_images(row: Row) -> list[ImageRef]:
-    value = row.get("image") if row.get("image") is not None else row.get("images")
-    if value is None or value == "" or value == []:
-        return []
-    return [read_image(item) for item in (value if isinstance(value, list) else [value])]
-
-
-def _fill(turns: list[Turn], images: list[ImageRef]) -> list[Turn]:
-    """Every mark gets the row's next image; a row with too many or too few of either is bad."""
-    marks = sum(part is PLACEHOLDER for turn in turns for part in turn.parts)
-    if marks != len(images):
-        raise BadRowError("mark_mismatch", f"{marks} {MARK} mark(s), {len(images)} image(s)")
-    supply = iter(images)
-    return [Turn(t.role, tuple(next(supply) if part is PLACEHOLDER else part for part in t.parts)) for t in turns]
-
-
-def _check_order(turns: list[Turn]) -> None:
-    for turn in turns:
-        has_text = any(text.strip() for text in turn.texts)
-        if not has_text and (turn.role != "user" or len(turn.texts) == len(turn.parts)):
-            raise BadRowError("empty_turn", f"a {turn.role} turn is empty")
-    roles = [turn.role for turn in turns]
-    body = roles[1:] if roles[:1] == ["system"] else roles
-    if not body or body != ["user", "assistant"] * (len(body) // 2):
-        raise BadRowError("role_order", f"the roles are {', '.join(roles[:8]) or 'none'}")
+def _image_marks_as_videos(turn: Turn) -> Turn:
+    """LLaVA-Video writes `<image>` for a video too."""
+    return replace(turn, parts=tuple(VIDEO_PLACEHOLDER if p is IMAGE_PLACEHOLDER else p for p in turn.parts))
 
 
 def _parsed(row: Any) -> Row:
@@ -267,14 +188,22 @@ def _unpack_tar(row: Row) -> Row:
     if "__key__" not in row or not isinstance(inner, Mapping):
         return row
     images = [row[key] for key in _TAR_IMAGES if row.get(key) is not None]
+    videos = [row[key] for key in _TAR_VIDEOS if row.get(key) is not None]
     flat = {"id": row["__key__"], **inner}
-    return {**flat, "image": None, "images": images} if images else flat
+    flat |= {"image": None, "images": images} if images else {}
+    return flat | ({"video": None, "videos": videos} if videos else {})
 
 
 def _refuse_media(row: Row) -> None:
-    for key in ("video", "videos", "audio", "audios"):
+    for key in ("audio", "audios"):
         if row.get(key):
-            raise BadRowError("unsupported_media", f"the row has {key}; only images are supported")
+            raise BadRowError("unsupported_media", f"the row has {key}; only images and videos are supported")
+
+
+def _value(row: Row, key: str) -> Any:
+    if row.get(key) is None:
+        raise BadRowError("unknown_format", f"the row has no {key}, only {_keys(row)}")
+    return row[key]
 
 
 def _as_text(value: Any) -> str:

@@ -11,18 +11,25 @@ CODES: dict[str, tuple[str, str]] = {
     "bad_json": (ERROR, "the line is not a JSON object: correct the file"),
     "unknown_format": (
         ERROR,
-        "no known format: give conversations, messages, or question + answer (see data/README.md)",
+        "no known format: give conversations, messages, question + answer, query + response, or instruction + output "
+        "(see data/README.md)",
     ),
     "bad_type": (ERROR, "a field has the wrong type"),
     "bad_text": (ERROR, "text that is not valid Unicode (a lone surrogate)"),
     "bad_base64": (ERROR, "an embedded image is not valid base64"),
     "control_token": (ERROR, "the text contains a control token of the tokenizer, which would forge turns or images"),
     "empty_conversation": (ERROR, "the conversation has no turns"),
-    "unknown_role": (ERROR, "a role that is neither system, user (human) nor assistant (gpt)"),
-    "role_order": (ERROR, "turns must be an optional system turn, then user and assistant in turn, assistant last"),
+    "unknown_role": (ERROR, "a role that is neither system, user (human), assistant (gpt) nor tool (observation)"),
+    "role_order": (
+        ERROR,
+        "turns must be user and assistant in turn, assistant last; a system turn may come before a user turn, tool "
+        "turns between two assistant turns",
+    ),
+    "bad_weight": (ERROR, "the weight of a turn is not a number from 0 on, or is given for a turn that is no answer"),
+    "bad_tool_call": (ERROR, "the call of a function, or the description of one, cannot be read"),
     "empty_turn": (ERROR, "a turn with neither text nor image, or an answer without text"),
-    "mark_mismatch": (ERROR, "the number of <image> marks differs from the number of images"),
-    "unsupported_media": (ERROR, "video or audio, which is not supported here"),
+    "mark_mismatch": (ERROR, "the number of <image> or <video> marks differs from the number of images or videos"),
+    "unsupported_media": (ERROR, "audio, or video for a model or processor that takes none"),
     "missing_image": (ERROR, "the image file does not exist in the image folder"),
     "outside_folder": (
         ERROR,

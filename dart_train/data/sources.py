@@ -91,17 +91,19 @@ class DataSource:
             raise ValueError(f"{self.name}: the answers of a streamed row cannot be counted in advance")
         found = AnswerRows(array("q"), array("q"))
         for index, row in enumerate(self.rows):
-            answers = range(self._count_answers(row, index))
+            answers = self._trained_answers(row, index)
             found.rows.extend(index for _ in answers)
             found.answers.extend(answers)
         return replace(self, rows=self.rows.select(found.rows), by_answer=found)
 
-    def _count_answers(self, row: Mapping[str, Any], index: int) -> int:
-        """1 for a row that cannot be used: it is reported where it is read."""
+    def _trained_answers(self, row: Mapping[str, Any], index: int) -> list[int]:
+        """The numbers of the answers whose weight is not 0; one for a row that cannot be used: it is reported where it
+        is read."""
         try:
-            return max(1, len(self.sample(row, index).answers))
+            weights = self.sample(row, index).weights
         except BadRowError:
-            return 1
+            return [0]
+        return [number for number, weight in enumerate(weights) if weight] or [0]
 
 
 def _content(row: Mapping[str, Any]) -> Any:

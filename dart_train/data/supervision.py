@@ -12,6 +12,7 @@ import numpy as np
 from .chat_template import Span
 
 IGNORED = -100
+LOSS_WEIGHTS = "loss_weights"  # of a batch: [B, L] the weight of each label, where answers have weights other than 0, 1
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class SampleTokens:
 
     ids: np.ndarray
     labels: np.ndarray
+    weights: np.ndarray  # [L] of each label in the loss; 0 where there is none
     image_ends: tuple[int, ...] = ()  # for each image, the position after its last token
 
     @property
@@ -49,23 +51,28 @@ class SampleTokens:
 
 
 def make_tokens(
-    ids: Sequence[int], offsets: Sequence[Span], text: str, answers: Iterable[Span], images: Sequence[dict[str, Any]]
+    ids: Sequence[int],
+    offsets: Sequence[Span],
+    text: str,
+    answers: Iterable[tuple[Span, float]],
+    images: Sequence[dict[str, Any]],
 ) -> SampleTokens:
-    """`text` is the rendered conversation, `answers` are spans in it. `offsets` are the spans of the tokens in the
-    expanded text, `images` the expanded placeholders: `span` in the rendered text, `new_span` in the expanded one."""
+    """`text` is the rendered conversation, `answers` are spans in it with their weights; an answer of weight 0 is not
+    supervised. `offsets` are the spans of the tokens in the expanded text, `images` the expanded placeholders: `span`
+    in the rendered text, `new_span` in the expanded one."""
     token_ids, (starts, ends) = np.asarray(ids), np.asarray(offsets).reshape(-1, 2).T
-    has_text, supervised, image_ends = starts < ends, np.zeros(len(ids), dtype=bool), list[int]()
+    has_text, weights, image_ends = starts < ends, np.zeros(len(ids), dtype=np.float32), list[int]()
     expanded = _OffsetMap(images)
-    for start, end in answers:
+    for (start, end), weight in answers:
         # A word token may include the blank before it. A token that reaches beyond the answer is not supervised.
         opening = expanded(len(text[:start].rstrip()))
-        supervised |= (starts >= opening) & (ends > expanded(start)) & (ends <= expanded(end))
+        weights[(starts >= opening) & (ends > expanded(start)) & (ends <= expanded(end)) & has_text] = weight
     for image in images:
         start, end = image["new_span"]
         covered = has_text & (starts < end) & (ends > start)
-        supervised &= ~covered
+        weights[covered] = 0.0
         image_ends.append(int(np.flatnonzero(covered).max(initial=-1)) + 1)
-    return SampleTokens(token_ids, np.where(supervised & has_text, token_ids, IGNORED), tuple(image_ends))
+    return SampleTokens(token_ids, np.where(weights > 0, token_ids, IGNORED), weights, tuple(image_ends))
 
 
 class _OffsetMap:

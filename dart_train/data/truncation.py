@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from .issues import BadRowError
-from .sample import ImageRef, Sample
+from .sample import Sample
 from .supervision import SampleTokens
 
 POLICIES = ("drop", "error", "truncate_text")
@@ -54,13 +54,15 @@ def shorten_to_fit(
 
 
 def _without_last_exchange(sample: Sample) -> Sample | None:
-    """Without the last question and answer, unless they contain an image or are the only supervised ones."""
+    """Without the last question and all that follows it, unless that contains an image or are the only supervised
+    ones."""
     if sample.last_answer_only:
         return None
-    last = sample.turns[-2:]
-    has_image = any(isinstance(part, ImageRef) for turn in last for part in turn.parts)
-    exchanges = sum(turn.role == "assistant" for turn in sample.turns)
-    return None if has_image or exchanges < 2 else replace(sample, turns=sample.turns[:-2])
+    start = max((number for number, turn in enumerate(sample.turns) if turn.role == "user"), default=0)
+    start -= start > 1 and sample.turns[start - 1].role == "system"
+    rest = replace(sample, turns=sample.turns[:start])
+    has_image = any(turn.media for turn in sample.turns[start:])
+    return None if has_image or not any(rest.weights) else rest
 
 
 def _end_of_cut(tokens: SampleTokens, limit: int) -> int:

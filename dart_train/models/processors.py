@@ -57,8 +57,10 @@ def load_processor(
     trust_remote_code: bool = False,
     max_pixels: int | None = None,
     min_pixels: int | None = None,
+    template: str | None = None,
 ) -> ProcessorMixin:
-    """The processor that belongs to the model at `path`, a folder or a hub id.
+    """The processor that belongs to the model at `path`, a folder or a hub id. template: the Jinja source of a chat
+    template in place of its own.
 
     `max_pixels` and `min_pixels` bound the area that an image is resized to, for processors that resize to a number of
     pixels (Qwen-VL); any other raises `ValueError` for them.
@@ -70,7 +72,16 @@ def load_processor(
         raise ValueError(f"{str(path)!r} has no processor, only a {type(processor).__name__}; {_REMEDY}")
     if max_pixels is not None or min_pixels is not None:
         limit_pixels(processor, min_pixels, max_pixels)
+    if template is not None:
+        set_chat_template(processor, template)
     return processor
+
+
+def set_chat_template(processor: Any, source: str) -> None:
+    """What is saved with the processor from now on; its tokenizer may have a copy."""
+    processor.chat_template = source
+    if getattr(processor.tokenizer, "chat_template", None) is not None:
+        processor.tokenizer.chat_template = source
 
 
 @cache

@@ -134,7 +134,11 @@ class PlanInputs:
     def of(cls, recipe: Recipe, ranks: int | None, rows: int, device: torch.device) -> PlanInputs:
         setup = TrainingSetup.of(recipe, ranks)
         model = setup.meta_model()
-        processor = load_processor(recipe.model.path, trust_remote_code=recipe.model.trust_remote_code)
+        processor = load_processor(
+            recipe.model.path,
+            trust_remote_code=recipe.model.trust_remote_code,
+            template=recipe.data.template_text(),
+        )
         found = read_rows(recipe, Encoder(processor, recipe.data.max_length, recipe.data.on_too_long), rows)
         depth = unwrap_model(model).config.get_text_config().num_hidden_layers
         numbers = micro_batches(found, recipe, setup.ranks)

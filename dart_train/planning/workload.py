@@ -21,7 +21,7 @@ from ..data.issues import BadRowError, RowIssue
 from ..data.sample import Sample
 from ..data.sampler import DeterministicOrder
 from ..data.sources import DataSource, open_sources
-from ..data.supervision import make_tokens
+from ..data.supervision import LOSS_WEIGHTS, make_tokens
 from ..models.resize import resulting_size
 from ..reduction import FewerPixels, Reducer, count_kept_by_stage
 
@@ -109,7 +109,8 @@ class PlannedRows:
             images = [location.source.store.open(ref) for ref in sample.images]
             encoded.append(self.encoder.encode(sample, images))
         batch = Collator(self.encoder.processor, recipe.data.pad_to_multiple_of)(encoded)
-        del batch["labels"]
+        for name in ("labels", LOSS_WEIGHTS):
+            batch.pop(name, None)
         return {name: t.to(device, dtype if t.is_floating_point() else None) for name, t in batch.items()}
 
 
@@ -160,7 +161,7 @@ def _measure_row(encoder: Encoder, location: RowLocation, row: Any) -> PlannedRo
 
 def _supervised_tokens(encoder: Encoder, sample: Sample) -> int:
     """Of a sample that is not cut; no answer contains image placeholders."""
-    text, answers = encoder.template.answers(sample.messages())
+    text, answers = encoder.answers(sample)
     output = encoder.processor.tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
     return len(make_tokens(output["input_ids"], output["offset_mapping"], text, answers, []).supervised)
 

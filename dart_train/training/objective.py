@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..config import Recipe
+from ..data.supervision import LOSS_WEIGHTS
 from ..hooks import Attached
 from ..hooks.batch_plan import has_images
 from ..reduction.batch_layout import IGNORED
@@ -23,22 +24,32 @@ Batch = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class SupervisedLogits:
-    """Output of a forward at its supervised positions: logits [M, V] and targets [M], in the order of rows."""
+    """Output of a forward at its supervised positions: logits [M, V], targets [M] and their weights in the loss [M]
+    (None: all 1), in the order of rows."""
 
     logits: Tensor
     targets: Tensor
+    weights: Tensor | None = None
 
     def loss(self) -> Tensor:
-        """The sum over targets; 0, with a gradient of zero, where there are none."""
+        """The weighted sum over targets; 0, with a gradient of zero, where there are none."""
         if not self.targets.numel():
             return self.logits.sum() * 0.0
-        return F.cross_entropy(self.logits.float(), self.targets, reduction="sum")
+        if self.weights is None:
+            return F.cross_entropy(self.logits.float(), self.targets, reduction="sum")
+        return self.weights @ F.cross_entropy(self.logits.float(), self.targets, reduction="none")
 
     def divergence(self, teacher: Tensor, temperature: float) -> Tensor:
-        """The sum over targets of KL(teacher || student) at a temperature; teacher: logits [M, V]."""
+        """The weighted sum over targets of KL(teacher || student) at a temperature; teacher: logits [M, V]."""
         student_log_probs = F.log_softmax(self.logits.float() / temperature, dim=-1)
         teacher_log_probs = F.log_softmax(teacher.float() / temperature, dim=-1)
-        return F.kl_div(student_log_probs, teacher_log_probs, reduction="sum", log_target=True)
+        if self.weights is None:
+            return F.kl_div(student_log_probs, teacher_log_probs, reduction="sum", log_target=True)
+        return self.weights @ F.kl_div(student_log_probs, teacher_log_probs, reduction="none", log_target=True).sum(-1)
+
+    def total_weight(self) -> float:
+        """What a mean over targets divides by."""
+        return float(self.targets.numel() if self.weights is None else self.weights.sum())
 
     @torch.no_grad()
     def correct(self) -> int:
@@ -49,7 +60,7 @@ class SupervisedLogits:
 def forward_supervised(model: Any, attached: Attached | None, batch: Batch, host: Batch) -> SupervisedLogits:
     """One forward. `batch` is on the device; `host` is the same batch on the CPU, as it was collated: reading lengths
     and labels from it does not wait for the device."""
-    return SupervisedLogits(_logits(model, attached, batch, host)[0], targets_of(host, batch["input_ids"].device))
+    return _with_targets(_logits(model, attached, batch, host)[0], host)
 
 
 def forward_with_teacher(
@@ -60,7 +71,11 @@ def forward_with_teacher(
     layer K on the teacher has no dropout."""
     with attached.with_teacher(*keep):
         student, teacher = _logits(model, attached, batch, host)
-    return SupervisedLogits(student, targets_of(host, student.device)), teacher.detach()
+    return _with_targets(student, host), teacher.detach()
+
+
+def _with_targets(logits: Tensor, host: Batch) -> SupervisedLogits:
+    return SupervisedLogits(logits, targets_of(host, logits.device), weights_of(host, logits.device))
 
 
 def forward_teacher_separately(
@@ -81,6 +96,7 @@ def forward_teacher_separately(
 
 def _logits(model: Any, attached: Attached | None, batch: Batch, host: Batch) -> Tensor:
     """[1 or 2, M, V]: logits at supervised positions, the teacher's second."""
+    batch, host = ({name: t for name, t in each.items() if name != LOSS_WEIGHTS} for each in (batch, host))
     if attached is None or not has_images(batch):
         return _unreduced_logits(model, attached, batch, host)
     attached.prefetch_batch(**host)
@@ -112,6 +128,14 @@ def targets_of(host: Batch, device: torch.device) -> Tensor:
     return labels[:, 1:][supervised(labels)].to(device, non_blocking=True)
 
 
+def weights_of(host: Batch, device: torch.device) -> Tensor | None:
+    """[M] the weights of the targets in the loss; None: all 1."""
+    if LOSS_WEIGHTS not in host:
+        return None
+    found: Tensor = host[LOSS_WEIGHTS][:, 1:][supervised(host["labels"])]
+    return found.to(device, non_blocking=True)
+
+
 def supervised(labels: Tensor) -> Tensor:
     """[B, L] -> [B, L - 1] bool: positions whose next token is a target."""
     return labels[:, 1:] != IGNORED
@@ -119,6 +143,12 @@ def supervised(labels: Tensor) -> Tensor:
 
 def count_targets(host: Batch) -> int:
     return int(supervised(host["labels"]).sum())
+
+
+def target_weight(host: Batch) -> float:
+    """The sum of the weights of all targets: without weights, their number."""
+    weights = weights_of(host, torch.device("cpu"))
+    return float(count_targets(host) if weights is None else weights.double().sum())
 
 
 class StepBudgets:

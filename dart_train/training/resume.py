@@ -165,6 +165,7 @@ def check_unchanged(checkpoint: Path, recipe: Recipe, force: bool) -> list[str]:
         # Through YAML, as it was written: a tuple is a list there.
         *_differences(_read(checkpoint / RECIPE_FILE), yaml.safe_load(recipe.to_yaml()), ""),
         *_base_changes(checkpoint, recipe),
+        *_template_changes(checkpoint, recipe),
         *_version_changes(checkpoint),
     ]
     if changes and not force:
@@ -174,6 +175,13 @@ def check_unchanged(checkpoint: Path, recipe: Recipe, force: bool) -> list[str]:
             "train.output_dir, or continue with these changes: --force. Nothing was changed"
         )
     return changes
+
+
+def _template_changes(checkpoint: Path, recipe: Recipe) -> Iterator[str]:
+    """The file of `data.template` may have another text than the template that was saved with the processor."""
+    template, saved = recipe.data.template_text(), checkpoint / "chat_template.jinja"
+    if template is not None and saved.is_file() and saved.read_text(encoding="utf-8") != template:
+        yield f"data.template: its text is not that of {saved}"
 
 
 def _differences(then: Any, now: Any, path: str) -> Iterator[str]:

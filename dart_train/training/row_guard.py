@@ -18,6 +18,7 @@ from .data_feed import TrainFeed
 
 SKIPPED_ROWS_FILE = "skipped_rows.jsonl"
 _MAX_EMPTY_STEPS = 3  # in a row
+_WEIGHT_UNITS = 1 << 20  # weights are summed over ranks as whole numbers of these: the same in any order
 
 # Of each value, its sum over all ranks; collective.
 SumOverRanks = Callable[[Sequence[int]], Sequence[int]]
@@ -45,22 +46,25 @@ class RowGuard:
         truncate_jsonl(self.file, lambda line: line in self.lines)
         self._record(0, self.feed.left_out)
 
-    def begin_step(self, step: int, rows: int, targets: int, skipped: Sequence[SkippedRow]) -> int:
-        """On every rank before the forwards of `step` (1 is the first), with its own numbers: rows read, targets, and
-        the rows that were skipped. Returns the targets of all ranks. Raises UnusableRowsError."""
+    def begin_step(self, step: int, rows: int, weight: float, skipped: Sequence[SkippedRow]) -> float:
+        """On every rank before the forwards of `step` (1 is the first), with its own numbers: rows read, the weight of
+        the targets (their number, where answers have no weights), and the rows that were skipped. Returns the weight of
+        all ranks. Raises UnusableRowsError."""
         too_long = sum(row.code == "too_long" for row in skipped)
         refused = sum(row.ends_run for row in skipped)
-        targets, *counts, refused = self.sums([targets, rows, len(skipped) - too_long, too_long, refused])
+        units = round(weight * _WEIGHT_UNITS)
+        units, *counts, refused = self.sums([units, rows, len(skipped) - too_long, too_long, refused])
+        total = units / _WEIGHT_UNITS
         for name, count in zip(self.counts, counts, strict=True):
             self.counts[name] += count
-        self.empty_steps = 0 if targets else self.empty_steps + 1
+        self.empty_steps = 0 if total else self.empty_steps + 1
         everywhere = [row for part in gather_objects(list(skipped)) for row in part] if sum(counts[1:]) else []
         self._record(step, everywhere)
         problem = self._problem(step, everywhere, bool(refused))
         if problem is not None:
             raise UnusableRowsError(problem)
-        self.trained = self.trained or targets > 0
-        return targets
+        self.trained = self.trained or total > 0
+        return total
 
     def _record(self, step: int, rows: Sequence[SkippedRow]) -> None:
         if self.feed.ranks.rank or not rows:

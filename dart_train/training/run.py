@@ -120,7 +120,9 @@ def prepare(recipe: Recipe, ranks: RankInfo, force: bool = False) -> PreparedRun
     reset_deepspeed_state()
     meta_model = trainable_meta_model(recipe)
     check_initial_scorers(recipe, meta_model)
-    processor = load_processor(recipe.model.path, trust_remote_code=recipe.model.trust_remote_code)
+    processor = load_processor(
+        recipe.model.path, trust_remote_code=recipe.model.trust_remote_code, template=recipe.data.template_text()
+    )
     resume, incomplete = choose_checkpoint(recipe, ranks, force)
     recipe = with_grouping(recipe, resume)
     feed = TrainFeed.open(recipe, ranks, processor, was_surveyed(resume))

@@ -17,7 +17,7 @@ from ..hooks.scorers import check_attention_rows
 from ..models.structure import find_parts, unwrap_model
 from ..reduction.budget import Keep
 from ..reduction.schedule import geometric
-from .objective import Batch, StepBudgets, SupervisedLogits, count_targets, forward_supervised, forward_with_teacher
+from .objective import Batch, StepBudgets, SupervisedLogits, forward_supervised, forward_with_teacher, target_weight
 
 
 def check_initial_scorers(recipe: Recipe, meta_model: Any) -> None:
@@ -84,7 +84,7 @@ def loss_with_scorer(
             output = forward_supervised(model, attached, batch, host)
         if scorer.attention:
             attention, overlap = attached.scorer_loss(), attached.scorer_overlap()
-        extra = attached.idle_scorer_loss() if attention is None else scorer.attention * count_targets(host) * attention
+        extra = attached.idle_scorer_loss() if attention is None else scorer.attention * target_weight(host) * attention
     loss = task_loss = output.loss()
     if divergence is not None:
         loss = recipe.distill.alpha * divergence + (1 - recipe.distill.alpha) * loss

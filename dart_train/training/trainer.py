@@ -27,9 +27,9 @@ from .objective import (
     Batch,
     StepBudgets,
     SupervisedLogits,
-    count_targets,
     forward_supervised,
     forward_with_teacher,
+    target_weight,
 )
 from .predictions import COLUMNS
 from .row_guard import RowGuard
@@ -102,15 +102,15 @@ class DartTrainer(CompatTrainer):
         return 1, steps, steps * rows, steps * rows, rows, steps * args.gradient_accumulation_steps, steps
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
-        """The batches of one optimizer step, and the targets of all ranks in it."""
+        """The batches of one optimizer step, and the weight of the targets of all ranks in it."""
         begin = time.perf_counter()
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         self.meter.add_data_wait(time.perf_counter() - begin)
         skipped = [row for batch in batches for row in batch.pop(SKIPPED_ROWS)]
         rows = len(batches) * self.args.per_device_train_batch_size
-        targets = sum(count_targets(batch) for batch in batches)
-        total = self.row_guard.begin_step(self.state.global_step + 1, rows, targets, skipped)
-        return batches, torch.tensor(max(total, 1), device=device)  # a step without targets divides by one
+        weight = sum(target_weight(batch) for batch in batches)
+        total = self.row_guard.begin_step(self.state.global_step + 1, rows, weight, skipped)
+        return batches, torch.tensor(total or 1.0, device=device)  # a step without targets divides by one
 
     # loss -----------------------------------------------------------------------------------------------------
 
@@ -130,8 +130,8 @@ class DartTrainer(CompatTrainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The sum over this rank's targets, divided by all targets of the global batch. Gradients are averaged over
-        the ranks afterwards, hence the factor."""
+        """The weighted sum over this rank's targets, divided by the weight of all targets of the global batch.
+        Gradients are averaged over the ranks afterwards, hence the factor."""
         distill, teacher = self.recipe.distill, None
         if self.recipe.trains_scorer and self.attached is not None:
             found = loss_with_scorer(

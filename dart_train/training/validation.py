@@ -69,15 +69,16 @@ class Validation:
         metrics: dict[str, float] = {}
         with eval_mode() as forward:
             for suffix, keep in self.budgets.items():
-                sums = torch.zeros(3)  # loss, correct targets, targets
+                sums = torch.zeros(4)  # loss, weight of targets, correct targets, targets
                 with budgets.temporarily(*(keep or ())):
                     for number, host in enumerate(self.batches):
                         output = forward(host)
                         if self.predictions is not None and not suffix:
                             self.predictions.add(number, host, output)
-                        sums += torch.tensor([float(output.loss()), output.correct(), output.targets.numel()])
-                loss, correct, targets = accelerator.reduce(sums.to(accelerator.device), "sum").tolist()
-                metrics[f"eval_loss{suffix}"] = loss / max(targets, 1)
+                        loss, weight = float(output.loss()), output.total_weight()
+                        sums += torch.tensor([loss, weight, output.correct(), output.targets.numel()])
+                loss, weight, correct, targets = accelerator.reduce(sums.to(accelerator.device), "sum").tolist()
+                metrics[f"eval_loss{suffix}"] = loss / (weight or 1)
                 metrics[f"eval_accuracy{suffix}"] = correct / max(targets, 1)
         return metrics
 

@@ -67,7 +67,9 @@ def faulty_rows(folder):
         "bad_type": "[1]",
         "bad_text": talk("What \ud800?", "That."),
         "unknown_format": {"text": "hi"},
-        "unsupported_media": {**talk("What?", "That."), "video": "a.mp4"},
+        "unsupported_media": {**talk("What?", "That."), "audio": "a.wav"},
+        "bad_weight": {"conversations": [{"from": "human", "value": "?", "weight": 1}, {"from": "gpt", "value": "!"}]},
+        "bad_tool_call": {**talk("What?", "That."), "tools": "weather"},
     }
 
 
@@ -260,7 +262,7 @@ def test_rows_are_checked_if_the_model_cannot_be_reached(tmp_path, image_folder,
     assert main(call) == 2
 
 
-def _out_of_reach(path):
+def _out_of_reach(path, **options):
     raise OSError(f"{path} is not here, and there is no network")
 
 
