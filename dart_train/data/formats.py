@@ -104,7 +104,8 @@ def _exchanges(row: Row, exchanges: list[tuple[str, str]]) -> list[Turn]:
     """Images and videos come first unless questions mark their places."""
     first: list[Piece] = []
     if not any(has_marks(question) for question, _ in exchanges):
-        first = [IMAGE_PLACEHOLDER] * len(row_images(row)) + [VIDEO_PLACEHOLDER] * len(row_videos(row))
+        first += [IMAGE_PLACEHOLDER] * len(row_images(row))
+        first += [VIDEO_PLACEHOLDER] * len(row_videos(row))
     turns = []
     for question, answer in exchanges:
         turns += [Turn("user", (*first, *split_marks(question))), Turn("assistant", tuple(split_marks(answer)))]
