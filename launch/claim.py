@@ -88,13 +88,13 @@ class Verdict:
 
 def evaluate_claim(folder: Path, seed: int) -> Verdict:
     """folder: of a comparison, with its results.jsonl."""
-    answers = list(_lines(folder / "results.jsonl"))
-    differences = tuple(_paired(_scores(answers, part.against), _scores(answers, part.cell)) for part in PARTS)
-    shown = tuple(_figure(_scores(answers, cell)) for cell in SHOWN)
+    answers = list(read_lines(folder / "results.jsonl"))
+    differences = tuple(paired(scores_of(answers, part.against), scores_of(answers, part.cell)) for part in PARTS)
+    shown = tuple(figure(scores_of(answers, cell)) for cell in SHOWN)
     sets = (SECOND_SET, f"{SECOND_SET}, second turn anew", f"{SECOND_SET}, second turn cached")
     second = []
     for checkpoint, method in SECOND_TURN:
-        first, anew, cached = (_figure(_scores(answers, (checkpoint, method, "0.111"), name)) for name in sets)
+        first, anew, cached = (figure(scores_of(answers, (checkpoint, method, "0.111"), name)) for name in sets)
         second.append((first, anew, cached))
     return Verdict(seed, differences, shown, tuple(second))
 
@@ -105,27 +105,27 @@ def summarize(verdicts: Sequence[Verdict]) -> str:
     goals = [f"{part.name} (at least {100 * part.least:+.0f})" for part in PARTS]
     seeds = [str(verdict.seed) for verdict in verdicts]
     claim = [
-        [str(verdict.seed), *map(_marked, verdict.differences, verdict.parts_hold), "yes" if verdict.holds else "no"]
+        [str(verdict.seed), *map(marked, verdict.differences, verdict.parts_hold), "yes" if verdict.holds else "no"]
         for verdict in verdicts
     ]
-    scores = [[*cell, *(_share(verdict.shown[number]) for verdict in verdicts)] for number, cell in enumerate(SHOWN)]
+    scores = [[*cell, *(percent(verdict.shown[number]) for verdict in verdicts)] for number, cell in enumerate(SHOWN)]
     second = [
-        [*cell, str(verdict.seed), *map(_share, verdict.second[number])]
+        [*cell, str(verdict.seed), *map(percent, verdict.second[number])]
         for number, cell in enumerate(SECOND_TURN)
         for verdict in verdicts
     ]
     lines = [
-        *_table(["seed", *goals, "holds"], claim),
+        *table_lines(["seed", *goals, "holds"], claim),
         "",
         f"Differences in points, with 95% intervals; a part that does not hold is bold. The claim holds for {true} of "
         f"{len(verdicts)} seeds.",
         "",
-        *_table(["checkpoint", "method", "budget", *(f"seed {seed}" for seed in seeds)], scores),
+        *table_lines(["checkpoint", "method", "budget", *(f"seed {seed}" for seed in seeds)], scores),
         "",
         "The second question about an image, at 11.1%: answered after a prefill of its own (*anew*), or from the "
         "tokens that the first question kept (*cached*).",
         "",
-        *_table(["checkpoint", "method", "seed", "first turn", "second, anew", "second, cached"], second),
+        *table_lines(["checkpoint", "method", "seed", "first turn", "second, anew", "second, cached"], second),
     ]
     return "\n".join(lines)
 
@@ -139,12 +139,12 @@ def write_claim(verdicts: Sequence[Verdict], folder: Path, how: Mapping[str, Any
     (folder / "claim.md").write_text(text, encoding="utf-8")
 
 
-def _lines(file: Path) -> Iterator[dict[str, Any]]:
+def read_lines(file: Path) -> Iterator[dict[str, Any]]:
     with file.open(encoding="utf-8") as lines:
         yield from map(json.loads, lines)
 
 
-def _scores(answers: Iterable[Mapping[str, Any]], cell: Cell, of_set: str = SET) -> Scores:
+def scores_of(answers: Iterable[Mapping[str, Any]], cell: Cell, of_set: str = SET) -> Scores:
     mine = [
         line for line in answers if (line["checkpoint"], line["method"], line["budget"], line["set"]) == (*cell, of_set)
     ]
@@ -154,13 +154,13 @@ def _scores(answers: Iterable[Mapping[str, Any]], cell: Cell, of_set: str = SET)
     return {question: score for question, score in scored.items() if score is not None}
 
 
-def _figure(scores: Scores) -> Estimate:
+def figure(scores: Scores) -> Estimate:
     found = estimate(METRIC, scores.values())
     assert found is not None
     return found
 
 
-def _paired(first: Scores, second: Scores) -> PairedDifference:
+def paired(first: Scores, second: Scores) -> PairedDifference:
     """The second less the first, question by question."""
     if first.keys() != second.keys():
         raise ValueError("the two cells answered different questions")
@@ -169,15 +169,15 @@ def _paired(first: Scores, second: Scores) -> PairedDifference:
     return found
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def table_lines(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     lines = [header, ["---"] * len(header), *rows]
     return [f"| {' | '.join(cells)} |" for cells in lines]
 
 
-def _marked(found: PairedDifference, holds: bool) -> str:
+def marked(found: PairedDifference, holds: bool) -> str:
     text = f"{100 * found.value:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
     return text if holds else f"**{text}**"
 
 
-def _share(found: Estimate) -> str:
+def percent(found: Estimate) -> str:
     return f"{100 * found.value:.1f} ({100 * found.low:.1f}-{100 * found.high:.1f})"

@@ -115,22 +115,22 @@ def _run_chain(commands: Sequence[Sequence[str]], log: Path) -> int:
     return 0
 
 
-def _python(*arguments: str) -> list[str]:
+def python_command(*arguments: str) -> list[str]:
     return [sys.executable, *arguments]
 
 
-def _deepspeed(ranks: int, script: str, *arguments: str) -> list[str]:
+def deepspeed_command(ranks: int, script: str, *arguments: str) -> list[str]:
     """The launcher on this machine, with a free port, so that two demos can run at once."""
     launcher = ("-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks), "--master_port", str(free_port()))
-    return _python(*launcher, script, *arguments)
+    return python_command(*launcher, script, *arguments)
 
 
 def draw_scenes(commands: Commands, options: argparse.Namespace, folder: Path) -> None:
     shapes = folder / "shapes"
     learned = ("--out", str(shapes / "learned"), "--train", str(options.train))
     questions = ("--out", str(shapes / "asked"), "--validation", str(options.validation), "--test", str(options.test))
-    commands.run("Draw images for training", _python("data/shapes.py", *learned))
-    commands.run("Draw other images for validation and test", _python("data/shapes.py", *questions))
+    commands.run("Draw images for training", python_command("data/shapes.py", *learned))
+    commands.run("Draw other images for validation and test", python_command("data/shapes.py", *questions))
 
 
 def run_seed(commands: Commands, options: argparse.Namespace, folder: Path, seed: int) -> Verdict:
@@ -159,7 +159,7 @@ def run_seed(commands: Commands, options: argparse.Namespace, folder: Path, seed
 
 def _train(recipe: str, overrides: Sequence[str]) -> list[str]:
     """With one rank: two trainings run side by side."""
-    return _deepspeed(1, "launch/train.py", recipe, *overrides)
+    return deepspeed_command(1, "launch/train.py", recipe, *overrides)
 
 
 def precision() -> list[str]:
@@ -178,7 +178,7 @@ def compare(
     overrides += [f"compare.sets={json.dumps(sets)}", f"compare.budgets={json.dumps(BUDGETS)}"]
     overrides += [f"compare.methods={json.dumps(METHODS)}", "compare.batch_size=64", "compare.timing_repeats=3"]
     overrides += [f"compare.output_dir={out}", "log.report_to=[wandb]", *options.compare]
-    commands.run(title, _deepspeed(options.ranks, "launch/compare.py", COMPARE, *overrides))
+    commands.run(title, deepspeed_command(options.ranks, "launch/compare.py", COMPARE, *overrides))
 
 
 def calibrate(commands: Commands, options: argparse.Namespace, folder: Path, run: Path) -> None:
@@ -186,14 +186,14 @@ def calibrate(commands: Commands, options: argparse.Namespace, folder: Path, run
     sets = [{**_rows(folder / "shapes", "validation"), "name": "validation", "metrics": ["exact_match"]}]
     overrides = [f"compare.sets={json.dumps(sets)}", "compare.budgets=[0.222,0.167,0.111,0.056]"]
     overrides += ["compare.batch_size=64", f"compare.output_dir={folder / 'seed-0'}"]
-    command = _python("-m", "dart_train", "calibrate", str(run), COMPARE, *overrides, "--max-loss", "2")
+    command = python_command("-m", "dart_train", "calibrate", str(run), COMPARE, *overrides, "--max-loss", "2")
     commands.run(
         "Calibrate: the smallest budget that loses at most 2 points, with confidence 0.95", command, (OK, FAILED)
     )
 
 
 def export(commands: Commands, run: Path, out: Path) -> None:
-    command = _python("-m", "dart_train", "export", str(run), "--out", str(out), "--force")
+    command = python_command("-m", "dart_train", "export", str(run), "--out", str(out), "--force")
     commands.run("Export the adapted model; plain transformers loads it in a fresh process", command)
 
 
