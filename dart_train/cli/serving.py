@@ -60,6 +60,7 @@ def _settings(options: argparse.Namespace) -> ServerSettings:
         options.max_batch,
         options.max_waiting,
         options.max_seconds,
+        options.max_batches,
     )
     folders = tuple(Path(folder) for folder in options.images)
     missing = [str(folder) for folder in folders if not folder.is_dir()]
@@ -95,6 +96,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--images", action="append", default=[], metavar="DIR", help=files)
     add_reduction(parser)
     parser.add_argument("--max-batch", type=cli.positive_int, default=8, help="requests generated together (8)")
+    batches = "batches that take turns, so that a long answer delays no other; each holds a cache (4)"
+    parser.add_argument("--max-batches", type=cli.positive_int, default=4, help=batches)
     parser.add_argument("--max-waiting", type=cli.positive_int, default=64, help="more get status 429 (64)")
     parser.add_argument("--max-tokens", type=cli.positive_int, default=1024, help="of an answer (1024)")
     parser.add_argument("--default-tokens", type=cli.positive_int, default=256, help="if a request has no limit (256)")

@@ -83,6 +83,14 @@ class Kept:
         return self.mask & self.visual
 
 
+@dataclass(frozen=True)
+class RunningGenerate:
+    """What a call of `generate` that has not ended has set: its prompt, and the budgets that it runs at."""
+
+    call: GenerateCall | None
+    reducers: tuple[Reducer, ...]
+
+
 class Attached:
     """A model with its reduction. Also a context manager, which removes it."""
 
@@ -135,6 +143,19 @@ class Attached:
         """Another budget for each stage, from the next forward on."""
         self._engine.student.reducers = self._with_budgets(keep)
 
+    def suspend_generate(self, reducers: Sequence[Reducer] | None = None) -> RunningGenerate:
+        """Between two tokens of a call of `generate`, so that another one can run before its next token. reducers: the
+        budgets of others; None: the present ones."""
+        engine = self._engine
+        running = RunningGenerate(engine.generate_call, engine.reducers)
+        engine.generate_call = None
+        if reducers is not None:
+            engine.student.reducers = tuple(reducers)
+        return running
+
+    def resume_generate(self, running: RunningGenerate) -> None:
+        self._engine.generate_call, self._engine.student.reducers = running.call, running.reducers
+
     def set_tower_keep(self, keep: float) -> None:
         """Another ratio for the stage in the vision tower, from the next forward on."""
         if self._tower is None or self._tower.stage.by_pixels:
@@ -142,15 +163,24 @@ class Attached:
         self._tower.stage = replace(self._tower.stage, keep=keep)
 
     @contextmanager
-    def with_teacher(self, *keep: Keep) -> Iterator[None]:
+    def with_teacher(self, *keep: Keep | Reducer) -> Iterator[None]:
         """Inside this context every forward also returns logits at a second budget of each stage, without gradient.
         Logits are concatenated on dim 0: first this model's budget, then the second. The vision tower and layers < K
-        run once for both."""
-        before, self._engine.teacher = self._engine.teacher, TeacherPass(self._with_budgets(keep))
+        run once for both. One reducer in place of the budgets: the teacher has it instead of this model's stages, at a
+        layer that is not before their first."""
+        own = [each for each in keep if isinstance(each, Reducer)]
+        if own and len(keep) > 1:
+            raise ValueError(f"{len(keep)} entries for the teacher: give one reducer, or a budget for each stage")
+        budgets = [each for each in keep if not isinstance(each, Reducer)]
+        teacher = self._engine.own_teacher(own[0]) if own else TeacherPass(self._with_budgets(budgets))
+        before, self._engine.teacher = self._engine.teacher, teacher
+        handles = self._engine.register_teacher_hooks(teacher)
         try:
             yield
         finally:
             self._engine.teacher = before
+            for handle in handles:
+                handle.remove()
 
     def _with_budgets(self, keep: Sequence[Keep]) -> tuple[Reducer, ...]:
         if len(keep) != len(self.reducers):

@@ -1,8 +1,9 @@
-"""Requests that wait together are one `generate`.
+"""Requests that wait together are one `generate`, and batches take turns.
 
-One thread generates. It takes the request that has waited longest and the ones of equal settings that wait with it, and
-pads their rows on the left. A row ends for itself: at its own end token, stop text, number of tokens or deadline, or
-when its client has gone. No row changes another's answer.
+A batch is the request that has waited longest and the ones of equal settings that wait with it, with their rows padded
+on the left. A row ends for itself: at its own end token, stop text, number of tokens or deadline, or when its client
+has gone. Requests that come while a batch runs wait for its end, and where that takes long, start next to it. No
+request changes another's answer.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from .errors import ApiError, generation_failed, timed_out
 from .limits import ServerLimits
 from .metrics import ServerMetrics
 from .preparation import PreparedPrompt, PromptBuilder
+from .turns import GenerateState, Turns
 
 FinishReason = Literal["stop", "length"]
 
@@ -47,7 +49,7 @@ class JobUpdate:
         return self.finish_reason is not None or self.error is not None
 
 
-@dataclass
+@dataclass(eq=False)  # two requests are never the same, and their tensors cannot be compared
 class GenerationJob:
     """One request. deadline: by time.monotonic. listener: called with each update, from any thread."""
 
@@ -62,6 +64,8 @@ class GenerationJob:
     kept_visual_tokens: int | None = None
     cancelled: threading.Event = field(default_factory=threading.Event)
     ended: bool = False
+    alone: bool = False  # after an error of its batch: once more, while nothing else runs
+    submitted: float = field(default_factory=time.monotonic)
 
     @property
     def settings(self) -> GenerationSettings:
@@ -101,30 +105,33 @@ class GenerationJob:
 
 
 class RowProgress(StoppingCriteria):
-    """Hands each new token to the request of its row; `generate` calls it once for every token."""
+    """Hands each new token to the request of its row; `generate` calls it once for every token. after: called then."""
 
-    def __init__(self, jobs: Sequence[GenerationJob]) -> None:
-        self.jobs = jobs
+    def __init__(self, jobs: Sequence[GenerationJob], after: Callable[[], None]) -> None:
+        self.jobs, self.after = jobs, after
 
     def __call__(self, input_ids: Tensor, scores: Any, **options: Any) -> Tensor:
         for job, token in zip(self.jobs, input_ids[:, -1].tolist(), strict=True):
             if not job.is_over():
                 job.add_token(token)
+        if not all(job.ended for job in self.jobs):
+            self.after()
         return torch.tensor([job.is_over() for job in self.jobs], device=input_ids.device)
 
 
 class BatchingWorker:
-    """The thread that generates, and the requests that wait for it."""
+    """A thread that forms batches of the requests that wait, and one thread for each batch that runs."""
 
     def __init__(self, loaded: Loaded, builder: PromptBuilder, limits: ServerLimits, metrics: ServerMetrics) -> None:
         self.loaded, self.builder, self.limits, self.metrics = loaded, builder, limits, metrics
         # A copy, because a fast tokenizer refuses to decode while another thread encodes.
         self.tokenizer = copy.deepcopy(loaded.processor.tokenizer)
-        self.running = 0
+        self._turns, self._state = Turns(), GenerateState(loaded)
         self._waiting: deque[GenerationJob] = deque()
+        self._batches: dict[threading.Thread, list[GenerationJob]] = {}  # that run
         self._changed = threading.Condition()
         self._closed = False
-        self._thread = threading.Thread(target=self._run, name="generate", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="batches", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
@@ -133,7 +140,7 @@ class BatchingWorker:
         """What waits is still answered."""
         with self._changed:
             self._closed = True
-            self._changed.notify()
+            self._changed.notify_all()
 
     @property
     def alive(self) -> bool:
@@ -143,6 +150,11 @@ class BatchingWorker:
     def waiting(self) -> int:
         return len(self._waiting)
 
+    @property
+    def running(self) -> int:
+        with self._changed:
+            return sum(not job.ended for jobs in self._batches.values() for job in jobs)
+
     def submit(
         self, prompt: PreparedPrompt, request: ChatRequest, deadline: float, listener: Callable[[JobUpdate], None]
     ) -> GenerationJob:
@@ -151,7 +163,7 @@ class BatchingWorker:
         job = GenerationJob(prompt, request, text, deadline, listener, self._end_tokens(), seconds)
         with self._changed:
             self._waiting.append(job)
-            self._changed.notify()
+            self._changed.notify_all()
         return job
 
     def _end_tokens(self) -> frozenset[int]:
@@ -159,39 +171,64 @@ class BatchingWorker:
         return frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
 
     def _run(self) -> None:
-        while jobs := self._next_batch():
-            self._answer(jobs)
+        """Until the worker is closed, and nothing waits or runs."""
+        with self._changed:
+            while self._waiting or self._batches or not self._closed:
+                if jobs := self._next_batch():
+                    thread = threading.Thread(target=self._answer, args=(jobs,), name="generate", daemon=True)
+                    self._batches[thread] = jobs
+                    thread.start()
+                else:
+                    self._changed.wait(self._until_due())
 
     def _next_batch(self) -> list[GenerationJob]:
-        """Waits for requests; empty once the worker is closed and nothing waits."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._closed)
-            jobs: list[GenerationJob] = []
-            for job in list(self._waiting):
-                fits = not jobs or (job.settings == jobs[0].settings and job.settings.batchable)
-                if len(jobs) < self.limits.batch and fits:
-                    self._waiting.remove(job)
-                    jobs.append(job)
-            self.running = len(jobs)
-            return jobs
+        """The request that has waited longest and those of equal settings; none while they are to wait."""
+        if not self._waiting or (self._batches and not self._may_start()):
+            return []
+        jobs: list[GenerationJob] = []
+        for job in list(self._waiting):
+            fits = not jobs or (job.settings == jobs[0].settings and job.settings.batchable)
+            if len(jobs) < self.limits.batch and fits and (not jobs or not (job.alone or jobs[0].alone)):
+                self._waiting.remove(job)
+                jobs.append(job)
+        return jobs
+
+    def _may_start(self) -> bool:
+        """While another batch runs. Requests that wait a little are generated together, which is cheaper."""
+        return self._until_due() == 0.0
+
+    def _until_due(self) -> float | None:
+        """Seconds; None: nothing waits, or nothing can start before a batch ends."""
+        if not self._waiting or len(self._batches) >= self.limits.batches or self._waiting[0].alone:
+            return None
+        return max(0.0, self._waiting[0].submitted + self.limits.wait_seconds - time.monotonic())
 
     def _answer(self, jobs: list[GenerationJob]) -> None:
-        """An error of a batch may be that of one row, or of its size: each row that has no token yet is tried alone."""
-        waiting = [job for job in jobs if not job.is_over()]
-        try:
-            if waiting:
-                self.metrics.count_batch(len(waiting))
-                self._generate(waiting)
-        except Exception as error:
-            for job in waiting:
-                if len(waiting) > 1 and job.first_token_at is None:
-                    self._answer([job])
-                job.fail(generation_failed(error))
-        finally:
-            for job in waiting:
-                if not job.ended:
-                    job.fail(ApiError(500, "generation ended without an end of the answer", "server_error"))
-            self.running = 0
+        """An error of a batch may be that of one row, or of its size, or of the memory that others hold: each row that
+        has no token yet is tried once more, alone."""
+        again: list[GenerationJob] = []
+        with self._turns.taken():
+            waiting = [job for job in jobs if not job.is_over()]
+            try:
+                if waiting:
+                    self.metrics.count_batch(len(waiting))
+                    self._generate(waiting)
+            except Exception as error:
+                if len(waiting) > 1 or len(self._batches) > 1:
+                    again = [job for job in waiting if job.first_token_at is None and not job.alone]
+                for job in waiting:
+                    if job not in again:
+                        job.fail(generation_failed(error))
+            finally:
+                for job in waiting:
+                    if not job.ended and job not in again:
+                        job.fail(ApiError(500, "generation ended without an end of the answer", "server_error"))
+        with self._changed:
+            for job in reversed(again):
+                job.alone = True
+                self._waiting.appendleft(job)
+            del self._batches[threading.current_thread()]
+            self._changed.notify_all()
 
     @torch.inference_mode()
     def _generate(self, jobs: list[GenerationJob]) -> None:
@@ -199,13 +236,21 @@ class BatchingWorker:
         inputs = to_device(self.builder.join([job.prompt for job in jobs]), loaded.model)
         if settings.seed is not None:
             torch.manual_seed(settings.seed)
+
+        def let_others_go_on() -> None:
+            if self._turns.wanted:
+                before = self._state.suspend(draws=settings.seed is not None)
+                self._turns.give()
+                self._turns.take()
+                self._state.resume(before)
+
         with _budgets(loaded.attached, settings.keep):
             loaded.model.generate(
                 **inputs,
                 **settings.generate_options(),
                 max_new_tokens=max(job.request.max_tokens for job in jobs),
                 stopping_criteria=StoppingCriteriaList(
-                    [_KeptTokens(loaded.attached, jobs, self.metrics), RowProgress(jobs)]
+                    [_KeptTokens(loaded.attached, jobs, self.metrics), RowProgress(jobs, let_others_go_on)]
                 ),
             )
 

@@ -12,7 +12,8 @@ MIB = 2**20
 class ServerLimits:
     """image_bytes, image_pixels: of each image, as it is sent. images, prompt_tokens (before the reduction), max_tokens
     and request_seconds (from its arrival to its last token): of a request. batch: requests that are generated together.
-    waiting: requests that are accepted while a batch runs; more are refused."""
+    waiting: requests that are accepted while batches run; more are refused. batches, wait_seconds: where requests have
+    waited for so long, they do not wait for the end of the batch that runs: up to so many take turns."""
 
     image_bytes: int = 20 * MIB
     image_pixels: int = 50_000_000
@@ -22,6 +23,8 @@ class ServerLimits:
     batch: int = 8
     waiting: int = 64
     request_seconds: float = 300.0
+    batches: int = 4
+    wait_seconds: float = 0.5
 
     @property
     def body_bytes(self) -> int:

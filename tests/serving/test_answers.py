@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import dart_train
 from dart_train.chat import generate_answers
 from dart_train.checkpoints import Loaded
 from dart_train.models.prompts import assistant_message, user_message
-from dart_train.serving.batching import GenerationJob
+from dart_train.serving.batching import BatchingWorker, GenerationJob
 from dart_train.serving.limits import ServerLimits
 from tests.serving.clients import COMPLETIONS, Reply, RunningServer, body, serving, user, wait_until
 from tests.zoo import make_image, save_folder, sentence
@@ -211,3 +212,94 @@ def test_more_requests_than_a_batch_are_all_answered(llava: Loaded) -> None:
         assert [reply.answer for reply in replies] == [*alone, *alone]
         assert server.metric("batch_size_count") == 3
         assert server.metric("time_to_first_token_seconds_count") == 8
+
+
+def test_requests_of_different_settings_wait_in_turn(llava: Loaded) -> None:
+    keeps = [4, 8, 4, 8]
+    with serving(llava, start_worker=False) as server:
+        replies = together(server, [{**bodies()[n], "keep": keep} for n, keep in enumerate(keeps)])
+        assert server.metric("batch_size_count") == 2
+    for reply, keep in zip(replies, keeps, strict=True):
+        details = reply.json["usage"]["prompt_tokens_details"]
+        assert details["kept_visual_tokens"] == min(keep, details["visual_tokens"])
+
+
+LONG = 160
+
+
+def ask_during_a_long_answer(running: RunningServer, long: dict[str, Any], short: list[dict[str, Any]]) -> Any:
+    """(the long answer, the short ones in order, whether each came before the long one's end)"""
+    replies: dict[str, Reply] = {}
+    thread = threading.Thread(target=lambda: replies.update(long=running.post(long)))
+    thread.start()
+    wait_until(lambda: running.server.worker.running == 1)
+    answers, early = [], []
+    for content in short:
+        answers.append(running.post(content))
+        early.append(thread.is_alive())
+    thread.join(120)
+    return replies["long"], answers, early
+
+
+@pytest.fixture
+def endless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers end at their number of tokens, and tokens take a while."""
+    monkeypatch.setattr(BatchingWorker, "_end_tokens", lambda self: frozenset())
+    add = GenerationJob.add_token
+
+    def add_token(job: GenerationJob, token: int) -> None:
+        time.sleep(0.01)
+        add(job, token)
+
+    monkeypatch.setattr(GenerationJob, "add_token", add_token)
+
+
+@pytest.mark.parametrize("reduction", ["dart at K = 2", "two stages"])
+def test_a_long_answer_does_not_delay_later_ones(folder: Path, reduction: str, endless: None) -> None:
+    """Batches take turns, and answer as they do alone: at budgets and with seeds of their own."""
+    loaded = load(folder, REDUCTIONS[reduction])
+    loaded.model.generation_config.eos_token_id = None
+    stages = len(loaded.attached.reducers)  # type: ignore[union-attr]
+    long = {**bodies()[0], "max_tokens": LONG, "keep": [3] * stages}
+    short = [bodies()[1], {**bodies()[3], "keep": [4] * stages}, {**bodies()[1], "temperature": 1.5, "seed": 7}]
+    with serving(loaded) as running:
+        alone = [running.post(content).answer for content in (long, *short)]
+    limits = ServerLimits(wait_seconds=0.0)
+    with serving(loaded, limits) as running:
+        found, answers, early = ask_during_a_long_answer(running, long, short)
+        assert [found.answer, *(reply.answer for reply in answers)] == alone
+        assert early == [True] * 3 and running.server.worker.running == 0
+    with serving(loaded, ServerLimits(wait_seconds=0.0, batches=1)) as running:
+        found, answers, early = ask_during_a_long_answer(running, long, short[:1])
+        assert [found.answer, answers[0].answer] == alone[:2] and early == [False]
+
+
+def test_drawn_answers_that_take_turns_draw_the_same(llava: Loaded, endless: None) -> None:
+    llava.model.generation_config.eos_token_id = None
+    long = {**bodies()[0], "max_tokens": LONG, "temperature": 1.5, "seed": 3}
+    short = [{**bodies()[1], "temperature": 1.5, "seed": 7}]
+    with serving(llava, ServerLimits(wait_seconds=0.0)) as running:
+        alone = [running.post(content).answer for content in (long, *short)]
+        found, answers, early = ask_during_a_long_answer(running, long, short)
+    assert [found.answer, answers[0].answer] == alone and early == [True]
+
+
+def test_an_error_next_to_a_running_batch_is_tried_again_when_it_has_ended(
+    llava: Loaded, monkeypatch: pytest.MonkeyPatch, endless: None
+) -> None:
+    """As where the memory is held by the batch that runs."""
+    llava.model.generation_config.eos_token_id = None
+    generate = llava.model.generate
+    with serving(llava, ServerLimits(wait_seconds=0.0)) as running:
+        alone = running.post(bodies()[1]).answer
+
+        def failing(*args: Any, **inputs: Any) -> torch.Tensor:
+            if len(running.server.worker._batches) > 1:
+                raise torch.OutOfMemoryError("out of memory")
+            result: torch.Tensor = generate(*args, **inputs)
+            return result
+
+        monkeypatch.setattr(llava.model, "generate", failing)
+        long = {**bodies()[0], "max_tokens": LONG}
+        found, answers, early = ask_during_a_long_answer(running, long, bodies()[1:2])
+    assert found.status == 200 and answers[0].answer == alone and early == [False]
