@@ -37,7 +37,25 @@ def find_method_errors(recipe: Recipe) -> Iterator[ConfigIssue]:
         except ValueError as error:
             yield ConfigIssue("reduction.tower", str(error).removeprefix("tower: "))
     yield from find_hf_errors(recipe.train.hf)
+    if recipe.distill.enabled and recipe.distill.reduction is not None and recipe.reduction.stages:
+        yield from _teacher_stage(recipe)
     yield from _methods(recipe)
+
+
+def _teacher_stage(recipe: Recipe) -> Iterator[ConfigIssue]:
+    from ..reduction import from_config
+    from ..reduction.teacher_stage import teacher_stage, why_not_teacher_stage
+
+    try:
+        student = from_config(recipe.reduction.stages[0])
+    except ValueError:
+        return  # reported as that of reduction.stages
+    try:
+        problem = why_not_teacher_stage(teacher_stage(recipe.distill, student.keep), student)
+    except ValueError as error:
+        problem = str(error)
+    if problem:
+        yield ConfigIssue("distill.reduction", problem)
 
 
 def _model(recipe: Recipe) -> Iterator[ConfigIssue]:
@@ -169,6 +187,13 @@ def _distill(recipe: Recipe) -> Iterator[ConfigIssue]:
     if recipe.distill.enabled and not recipe.reduction.stages:
         remedy = "set distill.enabled to false, or choose a reduction"
         yield ConfigIssue("distill.enabled", "without a reduction teacher and student are the same", remedy)
+    own, given = recipe.distill.teacher == "reduction", recipe.distill.reduction is not None
+    if recipe.distill.enabled and own and not given:
+        what = "missing, but distill.teacher is reduction"
+        yield ConfigIssue("distill.reduction", what, "give the teacher's, such as {method: dart, layer: 2}")
+    if given and not own:
+        what = f"given, but distill.teacher is {recipe.distill.teacher}"
+        yield ConfigIssue("distill.reduction", what, "choose teacher: reduction, or leave it out")
 
 
 def _steps(recipe: Recipe) -> Iterator[ConfigIssue]:

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from ..common.environment import version_note
 from ..models.structure import ModelParts
 from ..reduction import Observed, Reducer
+from ..reduction.teacher_stage import why_not_teacher_stage
 from .answers import INPUTS, AnswerLocator, CallInputs
 from .batch_plan import (
     GenerateCall,
@@ -135,13 +136,33 @@ class Engine:
             if layer is None:
                 continue
             attention = parts.attention(layer)
-            hook = eager(functools.partial(self.on_attention_start, stage))
+            hook = eager(functools.partial(self.on_attention_start, stage, None))
             handles.append(attention.register_forward_pre_hook(hook, with_kwargs=True))
             handles.append(attention.register_forward_hook(eager(remove_observer), always_call=True))
         for layer in range(self.reducers[0].layer, len(parts.layers)):
             hook = eager(functools.partial(self.on_reduced_layer, layer))
             handles.append(parts.layers[layer].register_forward_pre_hook(hook, with_kwargs=True))
         return handles
+
+    def own_teacher(self, reducer: Reducer) -> TeacherPass:
+        """A teacher with a stage of its own."""
+        if problem := why_not_teacher_stage(reducer, self.reducers[0]):
+            raise ValueError(f"a teacher with {reducer.name}: {problem}")
+        if not reducer.layer < len(self.parts.layers):
+            raise ValueError(f"a teacher with layer={reducer.layer}: the model has {len(self.parts.layers)} layers")
+        return TeacherPass([reducer], observed_layer(self.parts, [reducer], 0), reducer.per)
+
+    def register_teacher_hooks(self, teacher: TeacherPass) -> list[Any]:
+        """What a stage of the teacher's own selects by is observed in the teacher's pass. At the student's first layer
+        that is known already, because the layers before run once for both."""
+        layer, eager = teacher.observed_layer, torch.compiler.disable
+        if layer is None or layer < self.reducers[0].layer:
+            return []
+        attention, hook = self.parts.attention(layer), functools.partial(self.on_attention_start, 0, teacher)
+        return [
+            attention.register_forward_pre_hook(eager(hook), with_kwargs=True),
+            attention.register_forward_hook(eager(remove_observer), always_call=True),
+        ]
 
     # start and end of a forward ------------------------------------------------------------------------------------
 
@@ -203,9 +224,14 @@ class Engine:
 
     # layers --------------------------------------------------------------------------------------------------
 
-    def on_attention_start(self, stage: int, module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Before the attention that a stage observes: it gets a cache, and where needed a config, that record."""
+    def on_attention_start(
+        self, stage: int, teacher: TeacherPass | None, module: Any, args: Any, kwargs: dict[str, Any]
+    ) -> Any:
+        """Before the attention that a stage observes: it gets a cache, and where needed a config, that record.
+        teacher: whose own stage it is; None: the student's, and of a teacher that shares its stages."""
         current = self.running_pass
+        if teacher is not _own_stage_of(current):
+            return None
         state = current.state
         if state is None or state.decoding:
             return None
@@ -241,7 +267,7 @@ class Engine:
         state = current.state
         if state is None and not self.scorers and layer not in self.own_row_stages:
             return None
-        if layer in self.own_row_stages and (state is None or not state.decoding):
+        if layer in self.own_row_stages and _own_stage_of(current) is None and (state is None or not state.decoding):
             self._observe_own_row(layer, module, args, kwargs)
         if state is None:
             self._run_idle_scorer(layer, current, self._active(args[0]))
@@ -251,6 +277,10 @@ class Engine:
         hidden, stage = args[0], sum(reducer.layer <= layer for reducer in current.reducers) - 1
         if state.reduced:
             hidden = self.deepstack.add(layer, state.kept, hidden)
+        elif _own_stage_of(current) is not None:
+            hidden = self.deepstack.add(layer, None, hidden)
+        if stage < 0:  # a teacher before its own stage
+            return (hidden, *args[1:]), kwargs
         if not state.decoding and len(state.stages) == stage:
             scorer = self.scorers.get(layer) if current is self.student else None
             hidden = self._reduce(state, stage, current.reducers[stage], hidden, scorer)
@@ -268,7 +298,8 @@ class Engine:
     def _reduce(
         self, state: ForwardState, stage: int, reducer: Reducer, hidden: Tensor, scorer: nn.Module | None
     ) -> Tensor:
-        observed = self.observed_layers[stage]
+        teacher = _own_stage_of(self.running_pass)
+        observed = self.observed_layers[stage] if teacher is None else teacher.observed_layer
         if observed is not None and state.observed.keys is None:
             raise RuntimeError(_keys_not_observed(observed))
         with self.timer.running(hidden.device):
@@ -388,6 +419,11 @@ class Engine:
             return states, None
         targets = SupervisedTargets.of(plan.layout, state.kept, plan.labels)
         return (states, None) if targets is None else (targets.gather(states), targets)
+
+
+def _own_stage_of(current: ReductionPass) -> TeacherPass | None:
+    """The pass, if it is that of a teacher with a stage of its own."""
+    return current if isinstance(current, TeacherPass) and current.has_own_stage else None
 
 
 def observed_layer(parts: ModelParts, reducers: Sequence[Reducer], stage: int) -> int | None:

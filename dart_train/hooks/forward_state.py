@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..reduction import Observed, Reducer, SelectionContext
+from ..reduction.batch_layout import Per
 from ..reduction.kept_tokens import KeptTokens, average_merged
 from ..reduction.relaxation import straight_through
 from ..reduction.token_groups import TokenGroups
@@ -85,9 +86,13 @@ class ForwardState:
         reduced prefill its state still holds: these tokens are found in the mask, like generated ones."""
         return all(stage.kept.keeps_all for stage in self.stages)
 
-    def copy_for_teacher(self) -> ForwardState:
-        """The same forward before any selection, for another budget. What was observed so far holds for both."""
+    def copy_for_teacher(self, per: Per | None = None) -> ForwardState:
+        """The same forward before any selection, for another budget. What was observed so far holds for both. per:
+        other groups than the student's."""
         fresh = ForwardState.start(self.plan)
+        if per is not None and self.plan.layout is not None and self.plan.real is not None:
+            groups = TokenGroups.of(self.plan.layout, per)
+            fresh.groups = None if groups is None else groups.to(self.plan.real.device)
         fresh.observed = self.observed
         return fresh
 

@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..reduction.kept_tokens import KeptTokens
@@ -48,8 +49,10 @@ class InlineDeepstack:
         self.visual = kwargs[VISUAL].flatten(1)
         return {**kwargs, FEATURES: {layer: given for layer, given in features.items() if layer <= first}}
 
-    def add(self, layer: int, kept: KeptTokens, hidden: Tensor) -> Tensor:
-        """hidden: the input of a layer after K."""
+    def add(self, layer: int, kept: KeptTokens | None, hidden: Tensor) -> Tensor:
+        """hidden: the input of a layer after K. kept: None before a teacher's own stage."""
         if layer not in self.features or self.visual is None:
             return hidden
+        if kept is None:
+            return hidden + torch.zeros_like(hidden).index_put((self.visual,), self.features[layer].to(hidden))
         return add_to_kept(kept, hidden, self.visual, self.features[layer])

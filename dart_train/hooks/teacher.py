@@ -5,6 +5,8 @@ on, each layer runs for the teacher first, in evaluation mode and without gradie
 one forward with one order of layers: ZeRO-3 sees the same trace in every step and on every rank, with or without
 images, and gathers a layer once for both. Two forwards in a row would restart its trace in the middle of a step.
 
+A teacher may have a reduction of its own, at a layer after K: until there its layers run at full length.
+
 Where dropout is active before layer K (adapters on the first layers, say), the teacher shares what was dropped there:
 it is the same forward. From layer K on nothing is dropped for the teacher.
 """
@@ -20,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ..reduction import Reducer
+from ..reduction.batch_layout import Per
 from .forward_state import ForwardState
 from .transformers_compat import SHARED_KEYS, cache_of
 
@@ -33,13 +36,19 @@ class ReductionPass:
 
 
 class TeacherPass(ReductionPass):
-    """`reducers`: the teacher's own stages, at the layers of the student's."""
+    """`reducers`: the student's stages at the teacher's budgets. observed_layer and per: of a teacher whose one stage
+    is its own, the layer whose keys it selects by, and its groups."""
 
-    def __init__(self, reducers: Sequence[Reducer]) -> None:
+    def __init__(self, reducers: Sequence[Reducer], observed_layer: int | None = None, per: Per | None = None) -> None:
         super().__init__(reducers)
+        self.observed_layer, self.per = observed_layer, per
         self.running = False  # a layer, for the teacher
         self.hidden: Tensor | None = None  # [B, its own length, D]; None before layer K
         self.shared_keys: Any = None  # of earlier layers, for those that use them
+
+    @property
+    def has_own_stage(self) -> bool:
+        return self.per is not None
 
     def start(self) -> None:
         """Before a forward."""
@@ -56,7 +65,7 @@ class TeacherPass(ReductionPass):
             )
         if self.hidden is None:
             self.hidden = args[0].detach()
-            self.state = None if student is None else student.copy_for_teacher()
+            self.state = None if student is None else student.copy_for_teacher(self.per)
             self.shared_keys = copy.copy(kwargs.get(SHARED_KEYS))
         if self.shared_keys is not None:
             kwargs = {**kwargs, SHARED_KEYS: self.shared_keys}

@@ -23,6 +23,7 @@ from ..profiling.flops import QuadraticCost, flop_rates, patches_in
 from ..reduction import FewerPixels, Reducer
 from ..reduction.budget import Keep
 from ..reduction.schedule import budget_at_step, dropped_range, teacher_keep
+from ..reduction.teacher_stage import teacher_stage
 from ..training.trainable import count_parameters
 from .costs import Rates, activation_memory, break_even_ratio, static_memory
 from .probe import measure_rates
@@ -183,11 +184,22 @@ class PlanInputs:
         distill, most = self.recipe.distill, int(self.full.work.visual.max())
         if not self.recipe.runs_teacher:
             return None
+        if distill.enabled and distill.teacher == "reduction" and budget.reducers:
+            return self._own_teacher(budget)
         keeps: list[Keep] = [1.0] * len(budget.reducers)  # of the attention that scorers learn from
         if distill.enabled:
             keeps = [teacher_keep(distill, r.keep, most, self.steps // 2, self.steps) for r in budget.reducers]
         work = self.batches.workload([replace(r, keep=keep) for r, keep in zip(budget.reducers, keeps, strict=True)])
         return replace(work, stages=work.stages[-len(keeps) :])  # the layers before the reduction run once for both
+
+    def _own_teacher(self, budget: ScheduledBudget) -> StepWorkload:
+        """Of a teacher with a stage of its own: at full length from the student's first layer to its own."""
+        stage = teacher_stage(self.recipe.distill, budget.reducers[-1].keep)
+        work, shared = self.batches.workload([stage]), budget.reducers[0].layer
+        if not stage.layer:
+            return work
+        (before, lengths), *after = work.stages
+        return replace(work, stages=tuple(each for each in ((before - shared, lengths), *after) if each[0]))
 
     def measure(self, seconds: float) -> Rates:
         """In seconds, timed on this device. seconds: for each call, in all its repeats."""

@@ -6,6 +6,7 @@ A resumed run draws again what the uninterrupted one drew, and every rank draws 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -55,11 +56,16 @@ Schedule = Fixed | Progressive | Elastic
 
 @dataclass(frozen=True)
 class Distill:
-    """Token consistency distillation: the same weights at a gentler reduction are the teacher."""
+    """Token consistency distillation: the same weights at a gentler or a later reduction are the teacher."""
 
     enabled: bool = _setting(False, "run the layers after the reduction once more in each step, for the teacher")
-    teacher: Literal["full", "gap"] = _setting(
-        "gap", "the teacher sees all tokens, or a gap more of them than the student"
+    teacher: Literal["full", "gap", "reduction"] = _setting(
+        "gap", "the teacher sees all tokens, a gap more of them than the student, or has a `reduction` of its own"
+    )
+    reduction: Mapping[str, Any] | None = _setting(
+        None,
+        "of teacher: reduction, such as `{method: dart, layer: 2}`: from the student's first layer on; without `keep` "
+        "it has the student's budget of each step",
     )
     alpha: float = _setting(0.5, "weight of the teacher's loss; that of the labels is 1 - alpha", ge=0, le=1)
     temperature: float = _setting(2.0, "softens both distributions", gt=0)
@@ -96,7 +102,8 @@ def dropped_range(schedule: Progressive, step: int, steps: int) -> tuple[float, 
 
 
 def teacher_keep(distill: Distill, student: Keep, visual: int, step: int, steps: int) -> Keep:
-    """The teacher's budget where the student keeps `student` of `visual` tokens: all, or a gap more of them."""
+    """The budget of a teacher without a reduction of its own, where the student keeps `student` of `visual` tokens:
+    all, or a gap more of them."""
     if distill.teacher == "full":
         return FULL
     share = student if isinstance(student, float) else min(1.0, student / max(visual, 1))

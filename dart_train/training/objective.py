@@ -15,9 +15,11 @@ from ..config import Recipe
 from ..data.supervision import LOSS_WEIGHTS
 from ..hooks import Attached
 from ..hooks.batch_plan import has_images
+from ..reduction import Reducer
 from ..reduction.batch_layout import IGNORED
 from ..reduction.budget import Keep
 from ..reduction.schedule import budget_at_step, teacher_keep, tower_keep_at_step
+from ..reduction.teacher_stage import teacher_stage
 
 Batch = Mapping[str, Any]
 
@@ -64,12 +66,12 @@ def forward_supervised(model: Any, attached: Attached | None, batch: Batch, host
 
 
 def forward_with_teacher(
-    model: Any, attached: Attached, batch: Batch, host: Batch, keep: Sequence[Keep]
+    model: Any, attached: Attached, batch: Batch, host: Batch, teacher_at: Sequence[Keep | Reducer]
 ) -> tuple[SupervisedLogits, Tensor]:
     """One forward at two budgets: the model's output at its own, and the logits [M, V], without gradient, of a teacher
-    that keeps `keep`. Vision tower and layers < K run once for both, so dropout before layer K is the student's; from
-    layer K on the teacher has no dropout."""
-    with attached.with_teacher(*keep):
+    (`Attached.with_teacher` takes the same). Vision tower and layers < K run once for both, so dropout before layer K
+    is the student's; from layer K on the teacher has no dropout."""
+    with attached.with_teacher(*teacher_at):
         student, teacher = _logits(model, attached, batch, host)
     return _with_targets(student, host), teacher.detach()
 
@@ -193,8 +195,10 @@ class StepBudgets:
             if self.current_tower is not None:
                 self.attached.set_tower_keep(self.current_tower)
 
-    def teacher(self, step: int, host: Batch) -> list[Keep]:
-        """The budgets of the teacher for this batch, one for each stage."""
+    def teacher(self, step: int, host: Batch) -> Sequence[Keep | Reducer]:
+        """What `Attached.with_teacher` takes for this batch."""
+        if self.recipe.distill.teacher == "reduction":
+            return [teacher_stage(self.recipe.distill, self.current[-1])]
         # [B] visual tokens of each row; the row with the most decides
         most = int(torch.isin(host["input_ids"], torch.tensor(list(self.visual_ids))).sum(1).max())
         return [teacher_keep(self.recipe.distill, keep, most, step, self.steps) for keep in self.current]

@@ -87,6 +87,22 @@ CONFLICTS = [
         "model.dtype=auto",
     ),
     ("distill.enabled", ["distill.enabled=true", "reduction=none"], "distill.enabled=false"),
+    ("distill.reduction", ["distill={enabled: true, teacher: reduction}"], "distill.teacher=gap"),
+    (
+        "distill.reduction",
+        ["distill={enabled: true, reduction: {method: dart, layer: 3}}"],
+        "distill.teacher=reduction",
+    ),
+    (
+        "distill.reduction",
+        ["distill={enabled: true, teacher: reduction, reduction: {method: dart, layer: 1}}"],
+        "distill.reduction.layer=2",
+    ),
+    (
+        "distill.reduction",
+        ["distill={enabled: true, teacher: reduction, reduction: {method: dartt, layer: 2}}"],
+        "distill.reduction.method=dart",
+    ),
     ("data.min_pixels", ["data.min_pixels=10", "data.max_pixels=9"], "data.max_pixels=10"),
     (
         "parts",

@@ -51,3 +51,17 @@ def test_second_budget_in_one_forward_is_refused_for_several_streams() -> None:
     refused = pytest.raises(NotImplementedError, match="run two forwards instead")
     with torch.no_grad(), attach(model, DART(keep=5)) as attached, attached.with_teacher(1.0), refused:
         model(**fresh(ragged(model)), use_cache=False)
+
+
+def test_teacher_gets_the_features_of_layers_before_its_own_stage() -> None:
+    model = every_model.build("granite4_vision")
+    find_form(model)
+    student, teacher, inputs = DART(keep=4, layer=0), DART(keep=6, layer=2), ragged(model)
+    with torch.no_grad():
+        with attach(model, teacher):
+            expected = model(**fresh(inputs), use_cache=False).logits
+        with attach(model, student) as attached:
+            alone = model(**fresh(inputs), use_cache=False).logits
+            with attached.with_teacher(teacher):
+                both = model(**fresh(inputs), use_cache=False).logits
+    torch.testing.assert_close(both, torch.cat([alone, expected]), rtol=1e-4, atol=1e-4)

@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
-from dart_train import DART, FastV, Random, attach
+from dart_train import DART, FastV, Learned, Random, attach
 from dart_train.hooks import Attached
 from dart_train.models.structure import find_parts
 from dart_train.training.objective import (
@@ -220,3 +220,49 @@ def test_autocast_cache_is_off_for_the_teacher_only() -> None:
         forward_with_teacher(model, attached, batch, batch, [GAP])
         hook.remove()
     assert enabled == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher"),
+    [
+        (DART(layer=0, keep=0.2, text_pivots=0, per="image", merge="nearest"), DART(layer=2, keep=0.4)),
+        (DART(layer=0, keep=0.2, per="image"), FastV(layer=1, keep=0.4)),
+        (DART(layer=1, keep=0.2), DART(layer=1, keep=0.4, text_pivots=0, pivot="key_min")),
+        (DART(layer=1, keep=0.2), DART(layer=3, keep=0.2, merge="nearest")),
+    ],
+)
+@pytest.mark.parametrize("name", NAMES)
+def test_teacher_with_a_reduction_of_its_own(name: str, student: Any, teacher: Any) -> None:
+    """The teacher is the model with that reduction alone, and the student is as without it."""
+    model, batch = adapted(name), batch_of(name, labels=True)
+    with attach(model.eval(), teacher, output="compact") as attached:
+        expected = forward_supervised(model, attached, batch, batch).logits.detach()
+    with attach(model.train(), student, output="compact") as attached:
+        alone = forward_supervised(model, attached, batch, batch)
+        gradients = gradients_of(model, alone, expected)
+        both, appended = forward_with_teacher(model, attached, batch, batch, [teacher])
+        torch.testing.assert_close(appended, expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(both.logits, alone.logits, rtol=1e-4, atol=1e-4)
+        assert not appended.requires_grad and not torch.allclose(expected, alone.logits, atol=1e-3)
+        for key, gradient in gradients_of(model, both, appended).items():
+            torch.testing.assert_close(gradient, gradients[key], rtol=1e-3, atol=1e-4)
+        again = forward_supervised(model, attached, batch, batch)
+        torch.testing.assert_close(again.logits, alone.logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "message"),
+    [
+        (DART(layer=0, keep=0.4), "layer=0 is before the student's first, 1"),
+        (DART(layer=99, keep=0.4), "layer=99: the model has"),
+        (DART(layer=1, keep=0.4, per="image"), "does not read where images begin"),
+        (Learned(layer=1, keep=0.4), "needs scorer"),
+    ],
+)
+def test_teacher_that_cannot_run_in_the_same_forward(teacher: Any, message: str) -> None:
+    with (
+        attach(adapted("llava"), DART(layer=1, keep=0.2)) as attached,
+        pytest.raises(ValueError, match=message),
+        attached.with_teacher(teacher),
+    ):
+        pass

@@ -30,6 +30,17 @@ def test_timed_plans_add_up(text: str, overrides: list[str]) -> None:
     assert json.loads(json.dumps(plan.to_dict()))["expected"] == plan.expected()
 
 
+def test_teacher_with_a_stage_of_its_own_runs_at_full_length_until_there(text: str) -> None:
+    student = "reduction={method: dart, keep: 0.25, layer: 0, schedule: {kind: fixed}}"
+    teacher = "distill={enabled: true, teacher: reduction, reduction: {method: dart, layer: 2, keep: 0.5}}"
+    inputs = inputs_of(text, student, teacher)
+    [load], full = inputs.budgets, inputs.full.work
+    assert load.teacher is not None
+    (before, long), (after, short) = load.teacher.stages
+    assert (before, before + after) == (2, full.stages[0][0])
+    assert (long == full.stages[0][1]).all() and (short < long).any() and (short > load.work.stages[-1][1]).any()
+
+
 def test_a_layer_that_does_not_fit_is_timed_narrower(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = inputs_of(text, "parts.language.mode=full", rows=8)
     config, factor = setup.fit_to_device(inputs.config, inputs.setup, CPU)
