@@ -24,12 +24,12 @@ from dart_train.common.environment import read_environment
 from dart_train.common.statistics import PairedDifference
 
 from .claim import Cell, Part, figure, marked, paired, percent, read_lines, scores_of, table_lines
-from .demo import Commands, deepspeed_command, precision, python_command
+from .demo import Commands, precision, python_command
 
 RESULTS = Path("data/results/serving")
 COMPARE = "recipes/compare_serve.yaml"
 FIRST_SEED = 201  # of the questions; data/results/serving has what earlier ones were used for
-SAME = ("train.max_steps=120", "train.per_device_batch_size=12", "log.report_to=[]")
+SAME = ("train.max_steps=100", "train.per_device_batch_size=6", "train.zero_stage=0", "log.report_to=[]")
 TRAIN = {
     "trained at K = 0": ("recipes/tiny_serve.yaml",),
     "trained at K = 2": (
@@ -72,7 +72,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/serving_cost"), help="folder of all that is written")
     parser.add_argument("--seeds", type=int, default=3, help="repetitions of training and comparison (3)")
     parser.add_argument("--train", type=int, default=4800, help="images to draw for training (4800)")
-    parser.add_argument("--test", type=int, default=30, help="images of each seed whose questions are compared (30)")
+    parser.add_argument("--test", type=int, default=24, help="images of each seed whose questions are compared (24)")
     parser.add_argument("--change", nargs="*", default=[], metavar="key=value", help="of both training recipes")
     parser.add_argument("--publish", action="store_true", help=f"write the results to {RESULTS}")
     options = parser.parse_args()
@@ -102,7 +102,7 @@ def train(commands: Commands, options: argparse.Namespace, rows: str, seed: int)
     for name, (recipe, *changes) in TRAIN.items():
         seeds = (f"train.seed={seed}", f"data.seed={seed}", f"train.output_dir={run_folder(options.out, name, seed)}")
         changes = [*SAME, rows, "data.validation=[]", *precision(), *changes, *options.change, *seeds]
-        commands.run(f"Train, seed {seed}: {name}", deepspeed_command(1, "launch/train.py", recipe, *changes))
+        commands.run(f"Train, seed {seed}: {name}", python_command("-m", "dart_train", "train", recipe, *changes))
 
 
 def compare(commands: Commands, options: argparse.Namespace, seed: int) -> Path:
