@@ -271,6 +271,29 @@ class Attached:
         if self._tower is not None:
             self._tower.prefetch(others)
 
+    def expect(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        prompt_lengths: Tensor | None = None,
+        answer_mask: Tensor | None = None,
+        *,
+        visual: Tensor | None = None,
+        **others: Any,
+    ) -> None:
+        """Before a forward, or a call of `generate`, that is given `inputs_embeds` without `input_ids`.
+
+        visual [B, L] bool: True at visual tokens, of which the embeddings may already be those of the images. Random
+        methods draw by the prompt's ids: they draw differently without them.
+        input_ids and the others: the former name of `prefetch_batch`, until the next release.
+        """
+        if (visual is None) == (input_ids is None):
+            raise ValueError("expect() takes either visual=mask, [batch, length] bool, or input_ids")
+        if input_ids is not None:
+            self.prefetch_batch(input_ids, attention_mask, labels, prompt_lengths, answer_mask, **others)
+        self._engine.visual = visual
+
     def collate(self, collator: Callable[..., Any]) -> AnswerCollator:
         """`collator` with one more entry in its batches, `answer_mask`, made of its labels (or its completion_mask or
         assistant_masks): for trainers that take the labels away before they call the model, as with label smoothing or
@@ -328,7 +351,7 @@ class Attached:
         return twin
 
     # The former names, until the next release.
-    beside, without_loss, expect = with_teacher, skip_model_loss, prefetch_batch
+    beside, without_loss = with_teacher, skip_model_loss
     time_choices, choosing_seconds = time_selection, selection_seconds
 
     def _install(self) -> Attached:
@@ -486,8 +509,9 @@ def _recording_the_prompt(engine: Engine, generate: Callable[..., Any]) -> Calla
     def generate_with_prompt(*args: Any, **kwargs: Any) -> Any:
         ids = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
         before = engine.generate_call
-        if isinstance(ids, Tensor) and ids.ndim == 2:
-            engine.generate_call = GenerateCall(ids.shape[0], ids.shape[1], kwargs)
+        prompt = ids if isinstance(ids, Tensor) and ids.numel() else kwargs.get("inputs_embeds", ids)
+        if isinstance(prompt, Tensor) and prompt.ndim in (2, 3):
+            engine.generate_call = GenerateCall(prompt.shape[0], prompt.shape[1], kwargs)
         try:
             return generate(*args, **kwargs)
         finally:

@@ -71,25 +71,33 @@ def plan_batch(
     prefetched: Mapping[str, Any] | None = None,
     call: CallInputs | None = None,
     locator: AnswerLocator | None = None,
+    visual: Tensor | None = None,
 ) -> BatchPlan | None:
     """The plan of one forward, or None where it runs as the plain model.
 
     inputs: what the inner model is called with; labels: what the outer model was called with.
     generate: the call of `generate` that this forward belongs to. prefetched: ids, mask, labels and grids on the host.
     call: the other inputs of the outer model. locator: finds the answers; None: they are what is supervised.
+    visual [B, L] bool: the visual tokens of a forward that is given embeddings without ids.
     """
     cache = cache_of(inputs)
     past = int(cache.get_seq_length()) if cache is not None else 0
     cache_state = CacheState.of(cache) if past else None
-    if not has_images(inputs):
+    if not has_images(inputs) and visual is None:
         mask = None if cache_state is None else require_2d_mask(inputs.get("attention_mask"))
         return None if cache_state is None else BatchPlan(mask, cache_state, past)
     mask = require_2d_mask(inputs.get("attention_mask"))
-    if inputs.get("input_ids") is None and all(isinstance(reducer, KeepAll) for reducer in reducers):
+    unknown = inputs.get("input_ids") is None and visual is None and not (prefetched and "ids" in prefetched)
+    if unknown and all(isinstance(reducer, KeepAll) for reducer in reducers):
         return None if cache_state is None else BatchPlan(mask, cache_state, past)
-    ids = _checked_ids(inputs, past, parts)
+    ids = _checked_ids(inputs, parts, visual, prefetched, generate)
     per, grid = reducers[0].per, any("grid" in reducer.required_inputs() for reducer in reducers)
     by_image = grid or per == "image"
+    if by_image and inputs.get("input_ids") is None and not prefetched:
+        raise ValueError(
+            "a method that uses the image's grid, or has a budget for each image, needs the ids of the text around the "
+            "images: " + _IDS_REMEDY
+        )
 
     call = CallInputs(labels) if call is None else call
     batch = {"ids": ids, "mask": None if mask is None else mask[:, past:], "labels": labels}
@@ -161,15 +169,49 @@ def require_2d_mask(mask: Any) -> Tensor | None:
     )
 
 
-def _checked_ids(inputs: Mapping[str, Any], past: int, parts: ModelParts) -> Tensor:
-    """The ids of a forward with images."""
+_IDS_REMEDY = (
+    "call attached.prefetch_batch(input_ids=...) before this forward, with the ids that the embeddings were made of"
+)
+
+
+def _checked_ids(
+    inputs: Mapping[str, Any],
+    parts: ModelParts,
+    visual: Tensor | None,
+    prefetched: Mapping[str, Any] | None,
+    generate: GenerateCall | None,
+) -> Tensor:
+    """The ids of a forward with images; made of `visual`, or those that were prefetched, where it has embeddings."""
     ids: Tensor | None = inputs.get("input_ids")
     if ids is None:
-        raise ValueError("images came in without input_ids: they are needed to find the visual tokens")
+        embeds: Tensor | None = inputs.get("inputs_embeds")
+        if prefetched and "ids" in prefetched and embeds is not None:
+            ids = prefetched["ids"].to(embeds.device)
+        elif visual is not None and embeds is not None:
+            ids = _ids_from_visual(visual, embeds, parts, generate)
+        else:
+            raise ValueError(
+                "images came in without input_ids: they are needed to find the visual tokens. Before this forward "
+                "(or generate) call attached.expect(visual=mask), [batch, length] bool, True at visual tokens; or "
+                + _IDS_REMEDY
+            )
     refuse_static_cache(cache_of(inputs))
     if packed := [name for name in PACKING if inputs.get(name) is not None]:
         raise _packed_sequences(", ".join(packed))
     return ids
+
+
+def _ids_from_visual(visual: Tensor, embeds: Tensor, parts: ModelParts, generate: GenerateCall | None) -> Tensor:
+    """[B, L] with the same id at all text. Beams repeat the rows that `generate` was called with."""
+    repeats = embeds.shape[0] // visual.shape[0] if generate is not None and visual.shape[0] else 1
+    visual = visual.to(embeds.device).bool().repeat_interleave(repeats, 0)
+    if visual.shape != embeds.shape[:2]:
+        raise ValueError(
+            f"expect(visual=...) was given a mask of shape {tuple(visual.shape)}, but embeddings of "
+            f"{tuple(embeds.shape[:2])} tokens came in: give the mask of the next forward, or of the prompt of generate"
+        )
+    text = next(number for number in range(len(parts.visual_ids) + 1) if number not in parts.visual_ids)
+    return torch.where(visual, parts.visual_ids[0], text)
 
 
 def _packed_sequences(by: str) -> NotImplementedError:

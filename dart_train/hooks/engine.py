@@ -88,6 +88,7 @@ class Engine:
         self.last: ForwardState | None = None  # of the last forward with images
         self.call = CallInputs()  # of the forward that is running
         self.prefetched: Mapping[str, Any] | None = None  # the next batch, on the host
+        self.visual: Tensor | None = None  # [B, L], of the next forward, where it has embeddings without ids
         self.generate_call: GenerateCall | None = None
         self.scorers: dict[int, nn.Module] = {}  # by the layer of the stage that they serve
         self.idle_scores: list[Tensor] = []  # zeros, of a batch without images
@@ -183,6 +184,7 @@ class Engine:
 
     def on_inner_start(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         self.student.state, call, self.call = None, self.call, CallInputs()
+        visual, self.visual = self.visual, None
         self.idle_scores = []
         if self.teacher is not None:
             self.teacher.start()
@@ -193,12 +195,20 @@ class Engine:
             inputs = {**self.inner_signature.bind_partial(*args, **kwargs).arguments}
             inputs |= inputs.pop("kwargs", {})
         prefetched, self.prefetched = self.prefetched, None
-        if not has_images(inputs) and CacheState.of(cache_of(inputs)) is None:
+        if visual is None and not has_images(inputs) and CacheState.of(cache_of(inputs)) is None:
             self.last = None  # text alone, or a token after a prefill that dropped nothing: the plain model
             return None
         with self.timer.running(next((x.device for x in inputs.values() if isinstance(x, Tensor)), CPU)):
             plan = plan_batch(
-                inputs, call.labels, self.parts, self.reducers, self.generate_call, prefetched, call, self.locator
+                inputs,
+                call.labels,
+                self.parts,
+                self.reducers,
+                self.generate_call,
+                prefetched,
+                call,
+                self.locator,
+                visual,
             )
         self.student.state = None if plan is None else ForwardState.start(plan)
         if plan is None or not plan.decoding:
