@@ -30,9 +30,10 @@ from .patcher import ObjectPatcher
 from .scorers import ScorerTraining, check_attention_rows, layers_with_rows, place_scorers
 from .teacher import TeacherPass
 from .tower import TowerHooks
-from .transformers_compat import LOSS_FUNCTION
+from .transformers_compat import LOSS_FUNCTION, cache_of, is_static
 
 MARK = "_dart_train_attached"
+PREPARE = "prepare_inputs_for_generation"
 
 
 @dataclass(frozen=True)
@@ -359,6 +360,8 @@ class Attached:
         patcher.set(parts.top, MARK, self)
         patcher.set(parts.top, LOSS_FUNCTION, engine.loss)
         patcher.set(parts.top, "generate", _recording_the_prompt(engine, parts.top.generate))
+        if hasattr(parts.top, PREPARE):
+            patcher.set(parts.top, PREPARE, _recording_the_mask(engine, getattr(parts.top, PREPARE)))
         for name, value in patch_deepstack(engine).items():
             patcher.set(parts.text, name, value)
         for part in (parts.top, parts.inner, parts.text):
@@ -518,3 +521,17 @@ def _recording_the_prompt(engine: Engine, generate: Callable[..., Any]) -> Calla
             engine.generate_call = before
 
     return generate_with_prompt
+
+
+def _recording_the_mask(engine: Engine, prepare: Callable[..., Any]) -> Callable[..., Any]:
+    """For a static cache `generate` replaces the mask [B, length], or None, by those of the layers."""
+
+    @functools.wraps(prepare)
+    def prepare_with_mask(*args: Any, **kwargs: Any) -> Any:
+        mask = kwargs.get("attention_mask")
+        inputs = prepare(*args, **kwargs)
+        known = mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)
+        engine.generation_mask = (mask,) if known and is_static(cache_of(inputs)) else None
+        return inputs
+
+    return prepare_with_mask

@@ -21,7 +21,7 @@ from ..reduction.batch_layout import BatchLayout, to_cpu_in_one_copy
 from ..reduction.token_groups import TokenGroups, upload
 from .answers import INPUTS, AnswerLocator, CallInputs
 from .cache_state import CacheState
-from .transformers_compat import cache_of, has_two_way_attention, refuse_static_cache
+from .transformers_compat import cache_of, check_static_cache, has_two_way_attention, is_static
 
 PIXELS = ("pixel_values", "pixel_values_videos", "pixel_values_images")
 PACKING = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx")
@@ -44,6 +44,7 @@ class BatchPlan:
     groups, real [B, L], visual [B, L]: on the device, of the full sequence.
     grid_shapes: per group, (rows, columns) of each tile; only where a method needs the grid.
     two_way_images: the tokens of an image may see each other in both directions.
+    static: the cache's layers have a fixed size.
     """
 
     attention_mask: Tensor | None  # the full-length 2-D mask, cached tokens included
@@ -56,6 +57,7 @@ class BatchPlan:
     grid_shapes: Sequence[Sequence[tuple[int, int]]] | None = None
     labels: Tensor | None = None
     two_way_images: bool = False
+    static: bool = False
 
     @property
     def decoding(self) -> bool:
@@ -85,11 +87,11 @@ def plan_batch(
     cache_state = CacheState.of(cache) if past else None
     if not has_images(inputs) and visual is None:
         mask = None if cache_state is None else require_2d_mask(inputs.get("attention_mask"))
-        return None if cache_state is None else BatchPlan(mask, cache_state, past)
+        return None if cache_state is None else BatchPlan(mask, cache_state, past, static=is_static(cache))
     mask = require_2d_mask(inputs.get("attention_mask"))
     unknown = inputs.get("input_ids") is None and visual is None and not (prefetched and "ids" in prefetched)
     if unknown and all(isinstance(reducer, KeepAll) for reducer in reducers):
-        return None if cache_state is None else BatchPlan(mask, cache_state, past)
+        return None if cache_state is None else BatchPlan(mask, cache_state, past, static=is_static(cache))
     ids = _checked_ids(inputs, parts, visual, prefetched, generate)
     per, grid = reducers[0].per, any("grid" in reducer.required_inputs() for reducer in reducers)
     by_image = grid or per == "image"
@@ -127,7 +129,15 @@ def plan_batch(
     real, visual = upload(layout.real, ids.device), upload(layout.visual, ids.device)
     kind: Any = type(parts.inner)
     two_way = has_two_way_attention(kind)
-    return BatchPlan(mask, cache_state, past, layout, groups.to(ids.device), real, visual, shapes, labels, two_way)
+    if past and two_way and is_static(cache):
+        raise NotImplementedError(
+            f"{type(cache).__name__}: an image comes after a filled static cache, in a model whose images attend in "
+            "both directions. Use the dynamic cache."
+        )
+    on_device = groups.to(ids.device)
+    return BatchPlan(
+        mask, cache_state, past, layout, on_device, real, visual, shapes, labels, two_way, is_static(cache)
+    )
 
 
 def _read_on_host(
@@ -195,7 +205,7 @@ def _checked_ids(
                 "(or generate) call attached.expect(visual=mask), [batch, length] bool, True at visual tokens; or "
                 + _IDS_REMEDY
             )
-    refuse_static_cache(cache_of(inputs))
+    check_static_cache(cache_of(inputs), str(parts.text_config._attn_implementation))
     if packed := [name for name in PACKING if inputs.get(name) is not None]:
         raise _packed_sequences(", ".join(packed))
     return ids

@@ -63,7 +63,6 @@ from .transformers_compat import (
     cache_in_output,
     cache_of,
     needs_positions,
-    refuse_static_cache,
     shorten_kept_prefill,
 )
 
@@ -88,6 +87,7 @@ class Engine:
         self.last: ForwardState | None = None  # of the last forward with images
         self.call = CallInputs()  # of the forward that is running
         self.prefetched: Mapping[str, Any] | None = None  # the next batch, on the host
+        self.generation_mask: tuple[Tensor | None] | None = None  # [B, length], replaced by `generate` (static cache)
         self.visual: Tensor | None = None  # [B, L], of the next forward, where it has embeddings without ids
         self.generate_call: GenerateCall | None = None
         self.scorers: dict[int, nn.Module] = {}  # by the layer of the stage that they serve
@@ -185,6 +185,7 @@ class Engine:
     def on_inner_start(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         self.student.state, call, self.call = None, self.call, CallInputs()
         visual, self.visual = self.visual, None
+        mask, self.generation_mask = self.generation_mask, None
         self.idle_scores = []
         if self.teacher is not None:
             self.teacher.start()
@@ -194,6 +195,8 @@ class Engine:
         if args:  # binding takes longer than all else that a decoding step does here
             inputs = {**self.inner_signature.bind_partial(*args, **kwargs).arguments}
             inputs |= inputs.pop("kwargs", {})
+        if mask is not None:
+            inputs = {**inputs, "attention_mask": mask[0]}
         prefetched, self.prefetched = self.prefetched, None
         if visual is None and not has_images(inputs) and CacheState.of(cache_of(inputs)) is None:
             self.last = None  # text alone, or a token after a prefill that dropped nothing: the plain model
@@ -262,6 +265,7 @@ class Engine:
         groups, real = state.groups, state.real
         assert groups is not None and real is not None
         window = getattr(module, "sliding_window", None)
+        key = key[:, :, : state.plan.past + query.shape[2]]  # those of a static cache come with empty slots
         with self.timer.running(key.device):
             row = attention_row(
                 query.detach(), key.detach(), groups.row_of, groups.last, real, scaling, softcap, window
@@ -338,11 +342,7 @@ class Engine:
         """One new token of one row sees its entire cache, and the model gives no mask: nothing changes."""
         if layer not in self.full_attention or kwargs.get("attention_mask") is not None:
             return False
-        if self._active(args[0]).shape[:2] != (1, 1) or self.limits_keys:
-            return False
-        if layer == self.reducers[0].layer:
-            refuse_static_cache(cache_of(kwargs))
-        return True
+        return bool(self._active(args[0]).shape[:2] == (1, 1)) and not self.limits_keys
 
     def _active(self, hidden: Tensor) -> Tensor:
         """[B, L, D]: of several streams the one that attention reads."""

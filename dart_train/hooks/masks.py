@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
 from ..models.structure import RECURRENT
 from ..reduction.kept_tokens import KeptTokens
 from .cache_state import OwnLengths, cached_length
 from .forward_state import ForwardState
-from .transformers_compat import cache_argument, refuse_static_cache
+from .transformers_compat import cache_argument, static_length
 
 MASKED_KERNELS = ("sdpa", "eager")  # the others take no mask of single tokens
 
@@ -116,9 +116,17 @@ def layer_mask(state: ForwardState, stage: int, given: Any, cache: Any, hidden: 
         check_window(config, layer, kept.source_length, by_position)
         if not by_position:
             check_chunks(config, layer, kept.source_length)
-        return prefill_mask(given, kept, hidden, config, layer)
-    refuse_static_cache(cache)
-    if state.decoding and hidden.shape[:2] == (1, 1) and layer_type(config, layer) == "full_attention":
+        if not plan.static:
+            return prefill_mask(given, kept, hidden, config, layer)
+        if isinstance(given, Tensor) and given.ndim == 4:
+            given = given[..., : kept.source_length]
+        return to_slots(prefill_mask(given, kept, hidden, config, layer), static_length(cache, layer))
+    if (
+        state.decoding
+        and not plan.static
+        and hidden.shape[:2] == (1, 1)
+        and layer_type(config, layer) == "full_attention"
+    ):
         return None  # one row has no padding once it is short, and its newest token sees all of it
     if state.decoding:
         held, new, before = cached_length(cache, layer), hidden.shape[1], plan.cache_state
@@ -173,6 +181,14 @@ def prefill_mask(mask: Any, kept: KeptTokens, hidden: Tensor, config: Any, layer
         return short
     visible = kept.valid[:, None, None, :]
     return short & visible if short.dtype == torch.bool else short.masked_fill(~visible, torch.finfo(short.dtype).min)
+
+
+def to_slots(mask: Any, slots: int) -> Any:
+    """A mask [B, 1, S, S] for the keys of a static cache: the slots after those of the S tokens are empty."""
+    if not isinstance(mask, Tensor) or mask.ndim != 4:
+        return mask
+    empty = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+    return nn.functional.pad(mask, (0, slots - mask.shape[-1]), value=empty)
 
 
 def last_rows(mask: Any, number: int) -> Any:

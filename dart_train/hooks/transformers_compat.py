@@ -48,12 +48,33 @@ def shorten_kept_prefill(cache: Any, layer: int, full: int, short: int) -> None:
         layers[layer].prefill_length = short
 
 
-def refuse_static_cache(cache: Any) -> None:
-    if cache is not None and getattr(cache, "is_compileable", False):
+def is_static(cache: Any) -> bool:
+    """Whether the layers of a cache have a fixed size, of which the first slots are filled."""
+    return cache is not None and bool(getattr(cache, "is_compileable", False))
+
+
+def check_static_cache(cache: Any, kernel: str) -> None:
+    """Refuses a static cache whose short layers could not be masked. kernel: the name of the attention function."""
+    if not is_static(cache):
+        return
+    name, remedy = type(cache).__name__, "Use the dynamic cache: generate(cache_implementation='dynamic')."
+    if kernel not in ("sdpa", "eager"):
         raise NotImplementedError(
-            f"{type(cache).__name__}: a static cache has one length for all layers, and layers >= K hold fewer "
-            "tokens. Use the dynamic cache: generate(cache_implementation='dynamic')."
+            f"{name} with attention {kernel!r}: layers >= K fill fewer slots than the others, and only sdpa and eager "
+            f"take a mask that hides the empty ones. {remedy}"
         )
+    sizes = [layer.max_cache_len for layer in cache.layers if hasattr(layer, "max_cache_len")]
+    windows = [size for size in sizes if size < max(sizes)]
+    if windows:
+        raise NotImplementedError(
+            f"{name} with layers of {min(windows)} slots for a sliding window: the window counts positions, and in "
+            f"layers >= K the slots are those of the kept tokens alone. {remedy}"
+        )
+
+
+def static_length(cache: Any, layer: int) -> int:
+    """The slots of a static cache's layer."""
+    return int(cache.layers[layer].max_cache_len)
 
 
 def needs_positions(layer: nn.Module, config: Any) -> bool:

@@ -66,12 +66,6 @@ def test_unknown_output() -> None:
         attach(model_of(LLAVA), DART(keep=8), output="short")  # type: ignore[arg-type]
 
 
-def test_static_cache() -> None:
-    model = model_of(LLAVA)
-    with pytest.raises(NotImplementedError, match="Use the dynamic cache"), attach(model, DART(keep=8)):
-        model.generate(**batch_of(LLAVA, (1,)), max_new_tokens=2, cache_implementation="static")
-
-
 def test_packed_sequences() -> None:
     length = batch_of(LLAVA, (1,))["input_ids"].shape[1]
     again = torch.cat([torch.arange(length - 5), torch.arange(5)])[None]
