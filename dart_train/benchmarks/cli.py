@@ -22,6 +22,7 @@ BENCHES = {
     "select": ("select", "bench_select", "the selection of tokens: every method, against one layer and the usual code"),
     "step": ("training_step", "bench_step", "a training step: full tokens, reduced, alternatives, and the bound"),
     "prefill": ("inference", "bench_prefill", "from pixels to the first token, in the same variants"),
+    "tower": ("tower_image", "bench_tower", "the vision tower on an image of yours, without its repeated pixels"),
     "decode": ("inference", "bench_decode", "a token of an answer, and the bytes of the cache"),
     "distill": ("training_step", "bench_distill", "a step with a teacher: in one forward, and in two"),
     "data": ("scaling", "bench_data", "rows a second of one core, and how long a training waits for them"),
@@ -40,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
     if options.clock == "cpu":
         timing.clock.count_cpu_time()
         facts["clock"] = "CPU time of the process"
-    names = list(BENCHES) if options.bench == "all" else [options.bench]
+    names = [name for name in BENCHES if name != "tower"] if options.bench == "all" else [options.bench]
     tables = [_function(name)(options) for name in names]
     report = BenchReport(_command(argv), {**facts, "load after": load_average()}, tables)
     print(report.markdown(), end="")
@@ -76,6 +77,9 @@ def _check(options: argparse.Namespace) -> None:
         for name in ("repeats", "seconds")
         if getattr(options, name) <= 0
     ]
+    image = getattr(options, "image", None)
+    if image is not None and not image.is_file():
+        problems.append(f"--image {image}: no such file")
     if problems:
         raise ValueError("; ".join(problems))
 
@@ -88,6 +92,8 @@ def _parser() -> argparse.ArgumentParser:
         _add_common_options(sub)
         if name != "select":
             _add_model_options(sub)
+        if name == "tower":
+            sub.add_argument("--image", type=Path, required=True, help="an image file; data/pages.py draws one")
         if name in ("select", "all"):
             _add_select_options(sub)
     return parser

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import copy
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -14,7 +16,7 @@ from ..profiling.device import DevicePeak
 from ..profiling.memory import kv_cache_bytes
 from ..profiling.op_count import count_ops
 from ..profiling.timing import Workload
-from .baselines import FEWER_PIXELS, FULL, KEEP_ALL, OURS, Variant, make_variants
+from .baselines import FEWER_PIXELS, FULL, KEEP_ALL, OURS, TOWER_ON, Variant, make_variants
 from .cli import scale_of
 from .comparison import (
     COLUMNS,
@@ -30,8 +32,9 @@ from .model_shapes import ModelShape
 from .table import BenchTable, Row, percent
 from .workloads import LAYER, PROMPT_AFTER, PROMPT_BEFORE, BenchModel
 
-TOKENS = 8  # decoded in each round
-DECODE_VARIANTS = (FULL, KEEP_ALL, OURS, FEWER_PIXELS)
+TOKENS = 24  # decoded in each round
+CUT = "plain model, caches cut by hand"
+DECODE_VARIANTS = (FULL, KEEP_ALL, TOWER_ON, OURS, FEWER_PIXELS)
 
 
 def bench_prefill(options: argparse.Namespace) -> BenchTable:
@@ -64,24 +67,32 @@ def measure_decode(shape: ModelShape, peak: DevicePeak, options: argparse.Namesp
     bench = BenchModel.build(shape, scale_of(options), 1, options.device, options.dtype)
     variants = make_variants(bench, "expand", DECODE_VARIANTS)
     states = {variant.name: DecodeState.from_prefill(bench, variant) for variant in variants}
+    variants.append(Variant(CUT, ExitStack))
+    states[CUT] = states[FULL].cut(bench)
     sizes = {name: kv_cache_bytes(state.cache) for name, state in states.items()}
-    bounds = {OURS: _decode_bound(states, variants, peak), KEEP_ALL: NO_GAIN}
+    bound = _decode_bound(states, variants, peak)
+    bounds = {OURS: bound, CUT: bound, KEEP_ALL: NO_GAIN, TOWER_ON: NO_GAIN}
     found = compare_variants(
         bench, variants, lambda variant: states[variant.name].decode_tokens, bounds, options, f"{shape.key} decode"
     )
+    reachable = next((row["faster"] for row in found if row["way"] == CUT), None)
     for row in found:
         row["visual tokens"] = states[row["way"]].visual_tokens
         row |= {"cache bytes": sizes[row["way"]], "share": sizes[row["way"]] / sizes[FULL]}
         row["true share"] = bench.position_share if row["way"] == OURS else None
+        if row["way"] == OURS and reachable is not None and row.get("faster") is not None:
+            row["of plain"] = row["faster"].median / reachable.median
     return found
 
 
 class DecodeState:
-    """A sequence that continues from a prefilled cache, and grows by as many tokens in every round as the others."""
+    """A sequence that continues from a prefilled cache; every round starts from the same one."""
 
     def __init__(self, bench: BenchModel, cache: Any, token: Tensor, visual_tokens: int) -> None:
         """token [1, 1]: the first one; visual_tokens: after layer K."""
         self.bench, self.cache, self.token, self.visual_tokens = bench, cache, token, visual_tokens
+        self.argument = cache_argument(bench.model.forward)
+        self.prefilled = [(layer.keys, layer.values) for layer in cache.layers]
 
     @classmethod
     @torch.no_grad()
@@ -91,12 +102,21 @@ class DecodeState:
             token = output.logits[:, -1:].argmax(-1)
             return cls(bench, cache_in_output(output), token, tokens_after_reduction(bench, variant))
 
+    def cut(self, bench: BenchModel) -> DecodeState:
+        """The same with the last tokens alone in the caches of layers >= K, as many as a reduction leaves: what any
+        implementation can reach, since the plain model then runs without a hook."""
+        cache = copy.deepcopy(self.cache)
+        for layer in cache.layers[LAYER:]:
+            layer.keys, layer.values = (x[:, :, -bench.reduced_length :].clone() for x in (layer.keys, layer.values))
+        return DecodeState(bench, cache, self.token, bench.shape.kept)
+
     @torch.no_grad()
     def decode_tokens(self) -> None:
         """TOKENS more, always the same one: time does not depend on which."""
-        cache = {cache_argument(self.bench.model.forward): self.cache}
+        for layer, (keys, values) in zip(self.cache.layers, self.prefilled, strict=True):
+            layer.keys, layer.values = keys, values
         for _ in range(TOKENS):
-            self.bench.model(input_ids=self.token, use_cache=True, **cache)
+            self.bench.model(input_ids=self.token, use_cache=True, **{self.argument: self.cache})
 
 
 def _decode_bound(states: Mapping[str, DecodeState], variants: Sequence[Variant], peak: DevicePeak) -> Bound:
@@ -120,14 +140,18 @@ _CACHE_COLUMNS: dict[str, Any] = {
 }
 DECODE_COLUMNS: dict[str, Any] = {
     **{name: COLUMNS[name] for name in list(COLUMNS)[:6]},
+    "of the plain model with caches cut": lambda row: percent(row["of plain"]) if "of plain" in row else "",
     **_CACHE_COLUMNS,
     **{name: COLUMNS[name] for name in ("ms, median [quartiles]", "repeats")},
 }
 DECODE_NOTES = (
-    f"One row; times are of {TOKENS} tokens. Faster: against full tokens, round by round; every answer grows by as "
-    "many tokens in a round. Cache: bytes of its storages after the prefill, as allocated.",
+    f"One row; times are of {TOKENS} tokens, in every round the same. Faster: against full tokens, round by round. "
+    "Cache: bytes of its storages after the prefill, as allocated.",
     "Bound: the operations of a token counted over a full cache and over a reduced one, each at the slower of the "
     "FLOPs and bytes a second that this device reached: weights and caches read, and caches copied as they grow.",
+    f"{CUT}: full tokens, and then only as many tokens in the caches of layers >= {LAYER} as DART keeps; no hook runs. "
+    "What it lacks to the bound is time that does not depend on the cache: Python, and the start of each operation, "
+    "which the bound does not count.",
     f"Positions that remain: layers 0 to {LAYER - 1} at full length, the others reduced, of all layers at full length. "
     "Tokens that are only masked stay in a cache.",
 )

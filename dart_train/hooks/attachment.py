@@ -114,7 +114,8 @@ class Attached:
 
     @property
     def tower_units(self) -> tuple[Representatives | None, ...]:
-        """What the tower dropped in the last forward: one entry for each run of the tower, None where nothing was."""
+        """What the tower dropped in the last forward with images: one entry for each run of the tower, None where
+        nothing was."""
         return () if self._tower is None else tuple(self._tower.last)
 
     @property

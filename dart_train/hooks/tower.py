@@ -104,8 +104,8 @@ class TowerCall:
 
 
 class TowerHooks:
-    """One tower with its stage. `last`: the choices of the last forward, one for each run of the tower; None where
-    nothing was dropped."""
+    """One tower with its stage. `last`: the choices of the last forward with images, one for each run of the tower;
+    None where nothing was dropped. `generate` may encode the images before its first forward."""
 
     def __init__(self, stage: TowerDART, parts: TowerParts, is_active: Callable[[], bool]) -> None:
         if stage.layer >= len(parts.blocks):
@@ -115,6 +115,7 @@ class TowerHooks:
         self.stage, self.parts, self.is_active = stage, parts, is_active
         self.call: TowerCall | None = None
         self.last: list[Representatives | None] = []
+        self._ended = False  # the forward that `last` belongs to
         self._prefetched: list[tuple[list[int], Representatives | None]] = []  # sizes and choices of the next forward
 
     # before a forward ------------------------------------------------------------------------------------------------
@@ -166,13 +167,16 @@ class TowerHooks:
         return handles
 
     def on_model_start(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        self.last = []
+        if any(kwargs.get(pixels) is not None for pixels, _ in PIXELS_AND_GRIDS):
+            self.last, self._ended = [], False
 
     def on_model_end(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._prefetched = []
+        self._prefetched, self._ended = [], True
 
     def on_tower_start(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         self.call = None
+        if self._ended:
+            self.last, self._ended = [], False
         if not self.is_active() or self.stage.keep == 1.0:
             return
         pixels: Any = args[0] if args else kwargs.get("pixel_values", kwargs.get("hidden_states"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import statistics
 import time
 import warnings
@@ -100,11 +101,16 @@ def time_once(workload: Workload, device: torch.device) -> float:
     if isinstance(workload, WithContext):
         with workload.around():
             return time_once(workload.workload, device)
-    synchronize(device)
-    start = clock.read()
-    workload()
-    synchronize(device)
-    return clock.read() - start
+    collects, _ = gc.isenabled(), gc.disable()  # as timeit does
+    try:
+        synchronize(device)
+        start = clock.read()
+        workload()
+        synchronize(device)
+        return clock.read() - start
+    finally:
+        if collects:
+            gc.enable()
 
 
 def synchronize(device: torch.device) -> None:

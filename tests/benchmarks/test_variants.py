@@ -27,7 +27,7 @@ from dart_train.benchmarks.baselines import (
     make_variants,
 )
 from dart_train.benchmarks.comparison import IdealCost, count_layer, tokens_after_reduction
-from dart_train.benchmarks.inference import DecodeState
+from dart_train.benchmarks.inference import TOKENS, DecodeState
 from dart_train.benchmarks.model_shapes import SHAPES
 from dart_train.benchmarks.training_step import TrainStep
 from dart_train.benchmarks.workloads import LAYER, BenchModel
@@ -36,6 +36,7 @@ from dart_train.profiling.device import DevicePeak
 from dart_train.profiling.memory import kv_cache_bytes
 from dart_train.profiling.op_count import OpCount
 from dart_train.training.objective import forward_supervised
+from data.scenes.page import draw_page
 
 CPU = torch.device("cpu")
 PEAK = DevicePeak(1e9, 1e9)
@@ -156,6 +157,30 @@ def test_kv_cache_has_the_share_of_positions_that_remain() -> None:
         assert kv_cache_bytes(state.cache) > sizes[name]
         assert state.visual_tokens == {FULL: 576, OURS: 64}[name]
     assert sizes[OURS] / sizes[FULL] == pytest.approx(bench.position_share, rel=1e-6)
+
+
+def test_caches_that_are_cut_by_hand_are_as_long_as_reduced_ones_and_every_round_starts_from_the_same() -> None:
+    bench = bench_model("llava", None)
+    ours = variant_of(OURS, bench, "expand")
+    reduced, cut = (DecodeState.from_prefill(bench, variant) for variant in (ours, variant_of(FULL, bench)))
+    cut = cut.cut(bench)
+    assert [keys.shape for keys, _ in cut.prefilled] == [keys.shape for keys, _ in reduced.prefilled]
+    for _ in range(2):
+        cut.decode_tokens()
+        grown = zip(cut.cache.layers, cut.prefilled, strict=True)
+        assert {layer.keys.shape[2] - keys.shape[2] for layer, (keys, _) in grown} == {TOKENS}
+
+
+def test_tower_bench_on_a_page_counts_the_units_that_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    draw_page(504, 504).save(tmp_path / "page.png")
+    argv = ["bench", "tower", "--image", str(tmp_path / "page.png"), "--quick", "--device", "cpu", "--repeats", "1"]
+    assert main([*argv, "--models", "llava", "--out", str(tmp_path)]) == 0
+    entire, distinct = json.loads((tmp_path / "bench.json").read_text())["tables"]["Vision tower"]["rows"]
+    assert entire["units left"] == 1 and 0.4 < distinct["units left"] < 0.9 and distinct["bound"] > 1
+    with pytest.raises(SystemExit):
+        main(["bench", "tower"])
+    assert main(["bench", "tower", "--image", str(tmp_path / "none.png")]) != 0
+    capsys.readouterr()
 
 
 def test_train_step_updates_what_trains_and_nothing_else() -> None:
