@@ -183,6 +183,27 @@ def _template_problem(data: Data) -> str | None:
     return None
 
 
+def _packing(recipe: Recipe) -> Iterator[ConfigIssue]:
+    train, data = recipe.train, recipe.data
+    if train.padding_free and data.pad_to_multiple_of:
+        what = f"{data.pad_to_multiple_of}, but train.padding_free leaves nothing to pad"
+        yield ConfigIssue("data.pad_to_multiple_of", what, "leave one of them out")
+    if train.tokens_per_batch is None:
+        return
+    path = "train.tokens_per_batch"
+    if not train.padding_free:
+        yield ConfigIssue("train.padding_free", f"false, but {path} needs it", "set it to true")
+    if train.per_device_batch_size != 1:
+        what = f"given {train.per_device_batch_size}, together with {path}"
+        yield ConfigIssue("train.per_device_batch_size", what, "leave one of them out")
+    if any(source.streaming for source in data.train):
+        what = "needs all lengths in advance, which a streaming source does not have"
+        yield ConfigIssue(path, what, "use train.per_device_batch_size, or read the source from disk")
+    elif data.allow_urls and not data.group_by_length:
+        what = "needs all lengths in advance, and the size of an image that is fetched is a download"
+        yield ConfigIssue(path, what, "store the images on disk, or accept it with data.group_by_length true")
+
+
 def _distill(recipe: Recipe) -> Iterator[ConfigIssue]:
     if recipe.distill.enabled and not recipe.reduction.stages:
         remedy = "set distill.enabled to false, or choose a reduction"
@@ -321,6 +342,7 @@ RULES = (
     _parts,
     _quantization,
     _data,
+    _packing,
     _distill,
     _steps,
     _optimizer,

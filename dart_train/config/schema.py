@@ -299,6 +299,15 @@ class Train(Section):
     per_device_eval_batch_size: Count = Field(
         default=4, description="samples of a rank in one forward of the validation"
     )
+    padding_free: bool = Field(
+        default=False,
+        description="rows of a forward are laid end to end, without padding, and attention stays within each row",
+    )
+    tokens_per_batch: Count | None = Field(
+        default=None,
+        description="tokens of a rank in one forward, in place of per_device_batch_size; needs padding_free. A row "
+        "counts its tokens at the budget that is served, as a mean over the decoder's layers",
+    )
     gradient_accumulation_steps: Count = Field(default=1, description="forwards for each optimizer step")
     learning_rate: Positive = Field(default=1e-4, description="of parts that have none of their own")
     lr_scheduler: LearningRateSchedule = Field(default="cosine", description="how the learning rate decays")

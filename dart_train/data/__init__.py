@@ -8,9 +8,11 @@ from .encoder import Encoded, Encoder
 from .formats import normalise
 from .images import ImageStore
 from .issues import BadRowError, RowIssue
+from .packing_collator import PackingCollator
 from .sampler import DeterministicOrder, RankBatchSampler, steps_for
 from .sources import DataSource, SourceSpec, open_source, open_sources
 from .survey import row_lengths
+from .token_batches import RankTokenSampler, TokenBatches
 
 __all__ = [
     "BadRowError",
@@ -20,13 +22,16 @@ __all__ = [
     "Encoded",
     "Encoder",
     "ImageStore",
+    "PackingCollator",
     "RankBatchSampler",
+    "RankTokenSampler",
     "RowDataset",
     "RowIssue",
     "RowReader",
     "RowStream",
     "SkippedRow",
     "SourceSpec",
+    "TokenBatches",
     "check_rows",
     "dummy_inputs",
     "normalise",

@@ -57,6 +57,16 @@ class RowReport:
         """Tokens of the row after max_length and after the reduction; 0 if it is dropped."""
         return self.used - sum(self.visual) + self.kept(stages) if self.used else 0
 
+    def mean_length(self, stages: Sequence[Any], layers: int) -> float:
+        """Tokens of the row after max_length, as the mean over the decoder's layers; 0 if it is dropped. stages: those
+        of the reduction, each with the layer that it is made at."""
+        if not self.used:
+            return 0.0
+        kept = count_kept_by_stage(stages, self.visual, self.answer_starts, self.prompt_tokens_after)
+        starts = [*(min(stage.layer, layers) for stage in stages), layers]
+        runs = zip([0, *starts[:-1]], starts, [sum(self.visual), *kept], strict=True)
+        return self.used - sum(self.visual) + sum((stop - start) * visual for start, stop, visual in runs) / layers
+
 
 @dataclass
 class DroppedRows:

@@ -33,7 +33,7 @@ class Collator:
         """Skipped rows are left out. If none remains, one row without supervised tokens replaces them, so that this
         rank takes part in the step."""
         features = [row.features for row in rows if isinstance(row, Encoded)] or [self.blank]
-        features = _with_weights(features)
+        features = with_weights(features)
         names = list(dict.fromkeys(name for row in features for name in row))
         longest = max(row["input_ids"].shape[1] for row in features)
         length = -(-longest // self.multiple) * self.multiple
@@ -47,21 +47,21 @@ class Collator:
         if name in self.by_row:
             empty = given[0].new_zeros(1, *(0 for _ in shape))
             given = [row.get(name, empty) for row in rows]
-        return torch.cat([_pad_to_shape(tensor, shape) for tensor in given])
+        return torch.cat([pad_to_shape(tensor, shape) for tensor in given])
 
     def _pad(self, tensor: Tensor, length: int, value: int) -> Tensor:
         missing = length - tensor.shape[1]
         return pad(tensor, (missing, 0) if self.side == "left" else (0, missing), value=value)
 
 
-def _with_weights(rows: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+def with_weights(rows: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
     """Where one row has weights, all have: those of the others are 1 at every target."""
     if not any(LOSS_WEIGHTS in row for row in rows):
         return rows
     return [{LOSS_WEIGHTS: (row["labels"] != IGNORED).float(), **row} for row in rows]
 
 
-def _pad_to_shape(tensor: Tensor, shape: Sequence[int]) -> Tensor:
+def pad_to_shape(tensor: Tensor, shape: Sequence[int]) -> Tensor:
     """Zeros at the end of every dimension but the first, up to `shape`."""
     missing = [new - old for new, old in zip(shape, tensor.shape[1:], strict=True)]
     return pad(tensor, [n for size in reversed(missing) for n in (0, size)]) if any(missing) else tensor

@@ -96,9 +96,13 @@ class DeterministicOrder:
     def _permutation(self, size: int, stream: int, cycle: int) -> np.ndarray:
         if not self.shuffle:
             return np.arange(size)
-        # RandomState, because NumPy guarantees that its numbers never change; Generator's may change with a version.
-        seeds = np.random.SeedSequence([self.seed, stream, cycle])
-        return np.random.RandomState(np.random.MT19937(seeds)).permutation(size)
+        return seeded_permutation(size, self.seed, stream, cycle)
+
+
+def seeded_permutation(size: int, *seeds: int) -> np.ndarray:
+    """[size] the same on every machine."""
+    # RandomState, because NumPy guarantees that its numbers never change; Generator's may change with a version.
+    return np.random.RandomState(np.random.MT19937(np.random.SeedSequence(list(seeds)))).permutation(size)
 
 
 def _usable_rows(sizes: Sequence[int], lengths: np.ndarray | None) -> list[np.ndarray]:
@@ -136,7 +140,11 @@ class RankBatchSampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         for batch in range(self.first, self.last):
-            yield self.order.rows((batch * self.world + self.rank) * self.batch_size, self.batch_size)
+            yield self.rows_of(batch * self.world + self.rank)
+
+    def rows_of(self, number: int) -> list[int]:
+        """The rows of micro-batch `number` of the run, of all ranks."""
+        return self.order.rows(number * self.batch_size, self.batch_size)
 
 
 def steps_for(order: DeterministicOrder, epochs: float, batch_size: int, world: int = 1, accumulation: int = 1) -> int:

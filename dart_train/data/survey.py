@@ -30,11 +30,13 @@ from .sources import DataSource
 @dataclass(frozen=True)
 class Survey:
     """lengths: [rows of all sources] the tokens of each row after max_length and after the reduction; 0 if it is
-    dropped. skipped: the dropped rows."""
+    dropped. mean_lengths: the same as a mean over the decoder's layers, of which those before the reduction have all
+    tokens. skipped: the dropped rows."""
 
     lengths: np.ndarray
     dropped: DroppedRows
     skipped: list[SkippedRow]
+    mean_lengths: np.ndarray | None = None
 
     def check(self, limit: float, on_bad_row: str) -> None:
         """Raises ValueError for a row that ends the run, for more dropped rows than `limit`, and where no row is left.
@@ -69,11 +71,16 @@ def row_lengths(
 
 
 def survey_rows(
-    sources: Sequence[DataSource], encoder: Encoder, reducers: Sequence[Any] = (), workers: int | None = None
+    sources: Sequence[DataSource],
+    encoder: Encoder,
+    reducers: Sequence[Any] = (),
+    workers: int | None = None,
+    layers: int | None = None,
 ) -> Survey:
     """workers: processes, by default all available cores, for sources that are worth it. Of the ranks of a machine one
-    makes the reports, while the others wait for them."""
+    makes the reports, while the others wait for them. layers: of the decoder, for `mean_lengths`."""
     lengths, dropped, skipped = array("q"), DroppedRows(), list[SkippedRow]()
+    means = array("d")
     for source in sources:
         processes = min(_available_cores(), 1 + len(source.rows) // BATCH) if workers is None else workers
         file = _cache_file(source, encoder)
@@ -84,11 +91,14 @@ def survey_rows(
         for batch in reports.iter(batch_size=BATCH):
             for report in read_reports(batch):
                 lengths.append(report.cost(reducers))
+                if layers is not None:
+                    means.append(report.mean_length(reducers, layers))
                 dropped.add(report.id, report.fault)
                 if report.fault is not None:
                     message = report.fault.message or CODES[report.fault.code][1]
                     skipped.append(SkippedRow(report.id, report.fault.code, source.name, message))
-    return Survey(np.array(lengths, dtype=np.int64), dropped, skipped)
+    mean_lengths = None if layers is None else np.array(means, dtype=np.float64)
+    return Survey(np.array(lengths, dtype=np.int64), dropped, skipped, mean_lengths)
 
 
 def is_surveyed(sources: Sequence[DataSource], encoder: Encoder) -> bool:

@@ -61,7 +61,7 @@ class Kept:
         layout, groups, last = state.plan.layout, state.groups, state.stages[-1]
         assert layout is not None and groups is not None
         masks = tuple(stage.kept.mask() for stage in state.stages)
-        after = [0] * layout.shape[0]
+        after, seen = [0] * layout.shape[0], state.plan.visual
         for row, number in zip(groups.row_of, last.visual_counts, strict=True):
             after[row] += number
         pivots = None
@@ -75,8 +75,8 @@ class Kept:
             scored = torch.zeros_like(masks[-1])
             scored[groups.rows[:, None].expand_as(places)[chosen], places[chosen]] = True
         before = tuple(layout.visual.sum(1).tolist())
-        visual = layout.visual.to(masks[-1].device)
-        return cls(masks[-1], visual, masks, before, tuple(after), last.kept.length, pivots, scored)
+        assert seen is not None
+        return cls(masks[-1], seen, masks, before, tuple(after), last.kept.length, pivots, scored)
 
     @property
     def kept_visual(self) -> Tensor:
@@ -319,6 +319,7 @@ class Attached:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._engine.packing.remove()
         self._patcher.undo()
         self._engine.student.state = None
 
@@ -340,7 +341,7 @@ class Attached:
         engine, top = self._engine, self._engine.parts.top
         if module is top:
             memo |= {id(self): None, id(engine.loss): None}  # replaced below
-        handles = [*self._handles, *self._training_handles]
+        handles = [*self._handles, *engine.packing.handles, *self._training_handles]
         twin = copy_without_hooks(module, memo, [handle.id for handle in handles])
         self._patcher.undo_in_copy(memo)
         if module is top:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,8 @@ from torch import Tensor
 from ..models.image_grids import ImageGrids, group_tiles
 from ..models.structure import ModelParts
 from ..reduction import KeepAll, Reducer
-from ..reduction.batch_layout import BatchLayout, to_cpu_in_one_copy
+from ..reduction.batch_layout import IGNORED, BatchLayout, to_cpu_in_one_copy
+from ..reduction.packed_rows import PackedRows
 from ..reduction.token_groups import TokenGroups, upload
 from .answers import INPUTS, AnswerLocator, CallInputs
 from .cache_state import CacheState
@@ -45,6 +46,8 @@ class BatchPlan:
     grid_shapes: per group, (rows, columns) of each tile; only where a method needs the grid.
     two_way_images: the tokens of an image may see each other in both directions.
     static: the cache's layers have a fixed size.
+    packed: the rows that the sequence consists of; `layout` then has them padded on the right, while groups, real,
+        visual and labels are [1, T]. None: padded.
     """
 
     attention_mask: Tensor | None  # the full-length 2-D mask, cached tokens included
@@ -58,6 +61,7 @@ class BatchPlan:
     labels: Tensor | None = None
     two_way_images: bool = False
     static: bool = False
+    packed: PackedRows | None = None
 
     @property
     def decoding(self) -> bool:
@@ -74,6 +78,7 @@ def plan_batch(
     call: CallInputs | None = None,
     locator: AnswerLocator | None = None,
     visual: Tensor | None = None,
+    packed: PackedRows | None = None,
 ) -> BatchPlan | None:
     """The plan of one forward, or None where it runs as the plain model.
 
@@ -81,6 +86,7 @@ def plan_batch(
     generate: the call of `generate` that this forward belongs to. prefetched: ids, mask, labels and grids on the host.
     call: the other inputs of the outer model. locator: finds the answers; None: they are what is supervised.
     visual [B, L] bool: the visual tokens of a forward that is given embeddings without ids.
+    packed: the rows that are laid end to end in this forward; None: it has a row for each sample.
     """
     cache = cache_of(inputs)
     past = int(cache.get_seq_length()) if cache is not None else 0
@@ -102,16 +108,21 @@ def plan_batch(
         )
 
     call = CallInputs(labels) if call is None else call
-    batch = {"ids": ids, "mask": None if mask is None else mask[:, past:], "labels": labels}
+    if packed is not None:
+        call = replace(call, logits_to_keep=0)  # the last columns are of the last row alone
+    batch = {"ids": ids, "mask": None if mask is None or packed is not None else mask[:, past:], "labels": labels}
     if not prefetched or not any(prefetched.get(name) is not None for name in ("labels", *INPUTS)):
         batch |= {name: getattr(call, name) for name in INPUTS}
     host = _read_on_host(inputs, batch, parts.family.reads if by_image else (), generate, prefetched)
-    check_positions(host.get("positions"))
+    if packed is None:
+        check_positions(host.get("positions"))
     if prefetched and host["ids"].shape != ids.shape:
         raise ValueError(
             f"prefetch_batch() was given a batch of shape {tuple(host['ids'].shape)}, but {tuple(ids.shape)} came in: "
             "call it with the batch of the next forward"
         )
+    if packed is not None:
+        host = _unpack(host, packed)
     prompt = None if generate is None or prefetched else generate.prompt_length - past
     answers = None
     if locator is not None and prompt is None:
@@ -123,10 +134,13 @@ def plan_batch(
         sizes = grids.image_sizes(layout)
         layout = layout if sizes is None else layout.with_images(sizes)
         shapes = group_tiles(grids.of(layout), layout, per) if grid else None
-    groups = TokenGroups.of(layout, per)
+    groups = TokenGroups.of(layout, per, packed)
     if groups is None:
         return None
-    real, visual = upload(layout.real, ids.device), upload(layout.visual, ids.device)
+    real, visual = layout.real, layout.visual
+    if packed is not None:
+        real, visual = packed.pack(real), packed.pack(visual)
+    real, visual = upload(real, ids.device), upload(visual, ids.device)
     kind: Any = type(parts.inner)
     two_way = has_two_way_attention(kind)
     if past and two_way and is_static(cache):
@@ -136,8 +150,17 @@ def plan_batch(
         )
     on_device = groups.to(ids.device)
     return BatchPlan(
-        mask, cache_state, past, layout, on_device, real, visual, shapes, labels, two_way, is_static(cache)
+        mask, cache_state, past, layout, on_device, real, visual, shapes, labels, two_way, is_static(cache), packed
     )
+
+
+def _unpack(host: Mapping[str, Any], packed: PackedRows) -> dict[str, Any]:
+    """What is [1, T] on the host as [B, L], padded on the right."""
+    found = dict(host)
+    for name in ("ids", "labels", "answer_mask"):
+        if found.get(name) is not None:
+            found[name] = packed.unpack(found[name], IGNORED if name == "labels" else 0)
+    return {**found, "mask": packed.real()}
 
 
 def _read_on_host(
@@ -206,8 +229,8 @@ def _checked_ids(
                 + _IDS_REMEDY
             )
     check_static_cache(cache_of(inputs), str(parts.text_config._attn_implementation))
-    if packed := [name for name in PACKING if inputs.get(name) is not None]:
-        raise _packed_sequences(", ".join(packed))
+    if marks := [name for name in PACKING if inputs.get(name) is not None]:
+        raise _packed_sequences(", ".join(marks))
     return ids
 
 

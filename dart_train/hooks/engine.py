@@ -55,6 +55,8 @@ from .observers import (
 )
 from .outputs import ReducedLoss, SupervisedTargets
 from .own_row import run_to_kernel, shares_weights
+from .packed_attention import PackedMask
+from .packing import RowPacking
 from .router_loss import RouterLoss
 from .teacher import ReductionPass, TeacherPass, append_teacher
 from .transformers_compat import (
@@ -93,6 +95,7 @@ class Engine:
         self.scorers: dict[int, nn.Module] = {}  # by the layer of the stage that they serve
         self.idle_scores: list[Tensor] = []  # zeros, of a batch without images
         self.task: TaskGradient | None = None  # set while scorers learn from the model's own loss
+        self.packing = RowPacking(parts)
         self.timer = SelectionTimer()
         self.scale = FinalNormWeight(parts.norm)
         self.loss = ReducedLoss(parts.top.loss_function, compact=output == "compact")
@@ -121,6 +124,7 @@ class Engine:
     def register_hooks(self) -> list[Any]:
         """In the order of a forward; each returned handle removes one."""
         parts = self.parts
+        self.packing.register_hooks()
         eager = torch.compiler.disable  # the rest of the model may be compiled; this is not
         handles = [
             parts.top.register_forward_pre_hook(eager(self.on_model_start), with_kwargs=True),
@@ -212,6 +216,7 @@ class Engine:
                 call,
                 self.locator,
                 visual,
+                self.packing.rows,
             )
         self.student.state = None if plan is None else ForwardState.start(plan)
         if plan is None or not plan.decoding:
@@ -268,7 +273,14 @@ class Engine:
         key = key[:, :, : state.plan.past + query.shape[2]]  # those of a static cache come with empty slots
         with self.timer.running(key.device):
             row = attention_row(
-                query.detach(), key.detach(), groups.row_of, groups.last, real, scaling, softcap, window
+                query.detach(),
+                key.detach(),
+                groups.sequence_of,
+                groups.last,
+                groups.seen_by(real),
+                scaling,
+                softcap,
+                window,
             )
         state.observed = Observed(state.observed.keys, state.observed.values, row)
 
@@ -364,14 +376,17 @@ class Engine:
     def _mask(self, state: ForwardState, stage: int, layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> Any:
         """Layers of one stage that are given the same mask share the short one. A layer that shares the keys of an
         earlier one shares its mask, too: the cache of these keys has grown since."""
-        config, given = self.parts.text_config, kwargs.get("attention_mask")
+        config, given, rows = self.parts.text_config, kwargs.get("attention_mask"), None
+        if isinstance(given, PackedMask):
+            given, rows = given.mask, state.rows_of(stage)
         kind = layer_type(config, layer)
         key, latest = (stage, kind, id(given)), ("latest mask", stage, kind)
         if layer not in self.sharing_keys:
             if key not in state.memo:
                 state.memo[key] = (given, layer_mask(state, stage, given, cache_of(kwargs), hidden, config, layer))
             state.memo[latest] = state.memo[key]
-        return last_rows(state.memo[latest][1], hidden.shape[1])
+        mask = last_rows(state.memo[latest][1], hidden.shape[1])
+        return mask if rows is None else PackedMask(mask, rows)
 
     # the output ----------------------------------------------------------------------------------------------
 
@@ -396,7 +411,8 @@ class Engine:
         if state is None or not reduced:
             self.loss.prepare(None, None, with_teacher=teacher is not None)
             return output
-        self.loss.prepare(state.kept, targets, with_teacher=teacher is not None)
+        rows = state.rows_of(len(state.stages) - 1)
+        self.loss.prepare(state.kept, targets, with_teacher=teacher is not None, rows=rows)
         cache = cache_in_output(output)
         if cache is not None and not state.is_noop:
             first = self.parts.attention_layers()[0]
@@ -427,7 +443,7 @@ class Engine:
         plan = state.plan
         if plan.labels is None or plan.layout is None:
             return states, None
-        targets = SupervisedTargets.of(plan.layout, state.kept, plan.labels)
+        targets = SupervisedTargets.of(plan.layout, state.kept, plan.labels, plan.packed)
         return (states, None) if targets is None else (targets.gather(states), targets)
 
 

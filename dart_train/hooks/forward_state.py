@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..reduction import Observed, Reducer, SelectionContext
 from ..reduction.batch_layout import Per
 from ..reduction.kept_tokens import KeptTokens, average_merged
+from ..reduction.packed_rows import PackedRows
 from ..reduction.relaxation import straight_through
 from ..reduction.token_groups import TokenGroups
 from .batch_plan import BatchPlan
@@ -46,6 +47,7 @@ class StageResult:
     visual_counts: tuple[int, ...]  # kept visual tokens of each group
     pivots: Pivots | None  # None: the method has none
     scores: TokenScores | None = None  # of a trained scorer
+    rows: PackedRows | None = None  # of the short sequence, where rows are packed
 
 
 @dataclass
@@ -86,12 +88,16 @@ class ForwardState:
         reduced prefill its state still holds: these tokens are found in the mask, like generated ones."""
         return all(stage.kept.keeps_all for stage in self.stages)
 
+    def rows_of(self, stage: int) -> PackedRows | None:
+        """The packed rows of the sequence that layers of this stage run on; None where rows are padded."""
+        return None if self.decoding else self.stages[stage].rows
+
     def copy_for_teacher(self, per: Per | None = None) -> ForwardState:
         """The same forward before any selection, for another budget. What was observed so far holds for both. per:
         other groups than the student's."""
         fresh = ForwardState.start(self.plan)
         if per is not None and self.plan.layout is not None and self.plan.real is not None:
-            groups = TokenGroups.of(self.plan.layout, per)
+            groups = TokenGroups.of(self.plan.layout, per, self.plan.packed)
             fresh.groups = None if groups is None else groups.to(self.plan.real.device)
         fresh.observed = self.observed
         return fresh
@@ -127,13 +133,16 @@ class ForwardState:
             targets = reducer.merge_targets(context, keep)
         if targets is not None:
             hidden = groups.scatter(hidden, average_merged(groups.gather(hidden), targets, groups.valid))
-        kept = KeptTokens.of(groups.keep_mask(self.real & ~self.visual, keep), groups.row_counts(counts))
+        lengths = groups.row_counts(counts)
+        lengths = lengths if groups.packed is None else [sum(lengths)]
+        kept = KeptTokens.of(groups.keep_mask(self.real & ~self.visual, keep), lengths)
         self.groups = groups.after_reduction(kept, keep, counts)
         self.visual, self.real = kept.gather(self.visual) & kept.valid, kept.valid
         if reducer.positions == "compact" and not kept.keeps_all:
-            self.compact_places = _places_of_new_positions(kept, self.plan.real)
+            packed = groups.packed, self.groups.packed
+            self.compact_places = _places_of_new_positions(kept, self.plan.real, *packed)
         from_full = self.kept.compose(kept) if self.stages else kept
-        self.stages.append(StageResult(from_full, tuple(counts), pivots, scores))
+        self.stages.append(StageResult(from_full, tuple(counts), pivots, scores, self.groups.packed))
         self.observed = Observed()
         hidden = kept.gather(hidden)
         return hidden if active_stream is None else hidden.unflatten(2, (streams, -1)).permute(2, 0, 1, 3)
@@ -199,11 +208,17 @@ class ForwardState:
         return torch.cat([valid, kept.valid], 1), torch.cat([places, kept.index + plan.past], 1)
 
 
-def _places_of_new_positions(kept: KeptTokens, real: Tensor | None) -> Tensor:
+def _places_of_new_positions(
+    kept: KeptTokens, real: Tensor | None, before: PackedRows | None = None, after: PackedRows | None = None
+) -> Tensor:
     """[B, L]: for each kept token, where the full sequence has its new position. The n-th kept token of a row gets the
-    position of the row's n-th real token, of which padding on either side is not one."""
+    position of the row's n-th real token, of which padding on either side is not one. before, after: the packed rows of
+    the long and of the short sequence."""
     assert real is not None
     number = (kept.mask().long().cumsum(1) - 1).clamp_min(0)
+    if before is not None and after is not None:
+        rows = before.on(number.device, "number")
+        return number + (before.on(number.device, "starts") - after.on(number.device, "starts"))[rows]
     return torch.argsort(real.logical_not().to(torch.uint8), dim=1, stable=True).gather(1, number)
 
 

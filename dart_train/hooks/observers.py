@@ -87,10 +87,10 @@ def attention_row(
     softcap: float | None = None,
     window: int | None = None,
 ) -> Tensor:
-    """query [B, Hq, L, d], key [B, Hkv, P + L, d] with P cached tokens before; rows (the sample of each of R groups),
-    last [R]; real [B, L] -> [R, L]: the attention of each group's last prompt token to each place, mean over heads, in
-    float32, under autocast too: a training must choose as serving does. Sample by sample: all keys at once would be
-    copied, and the copy would cost more than the products."""
+    """query [B, Hq, L, d], key [B, Hkv, P + L, d] with P cached tokens before; rows (the sequence of each of R groups),
+    last [R]; real [R, L] (the tokens of each group's own sample) -> [R, L]: the attention of each group's last prompt
+    token to each place, mean over heads, in float32, under autocast too: a training must choose as serving does.
+    Sample by sample: all keys at once would be copied, and the copy would cost more than the products."""
     device = query.device.type  # "meta", where launches are counted, has no autocast
     with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
         return _attention_row(query, key, rows, last, real, scaling, softcap, window)
@@ -115,7 +115,7 @@ def _attention_row(
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
     place = torch.arange(-past, length, device=key.device)
-    visible = (place <= last[:, None]) & torch.cat([real.new_ones(len(rows), past), real[of]], 1)
+    visible = (place <= last[:, None]) & torch.cat([real.new_ones(len(rows), past), real], 1)
     if window is not None:
         visible &= place > last[:, None] - window
     scores = scores.masked_fill(~visible[:, None, None], -torch.inf)

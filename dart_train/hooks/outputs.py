@@ -6,10 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..reduction.batch_layout import IGNORED, BatchLayout
 from ..reduction.kept_tokens import KeptTokens
+from ..reduction.packed_rows import PackedRows
 from ..reduction.token_groups import upload
 
 
@@ -22,12 +24,17 @@ class SupervisedTargets:
     labels: Tensor
 
     @classmethod
-    def of(cls, layout: BatchLayout, kept: KeptTokens, labels: Tensor) -> SupervisedTargets | None:
-        """None when visual tokens are supervised (then how many remain is not known on the host)."""
+    def of(
+        cls, layout: BatchLayout, kept: KeptTokens, labels: Tensor, packed: PackedRows | None = None
+    ) -> SupervisedTargets | None:
+        """None when visual tokens are supervised (then how many remain is not known on the host). packed: the rows of
+        the layout are laid end to end in `kept` and `labels`."""
         if bool((layout.supervised & layout.visual).any()):
             return None
         first = layout.real & (layout.real.cumsum(1) == 1)
         rows, places = (layout.supervised & ~first).nonzero(as_tuple=True)  # on the host
+        if packed is not None:
+            rows, places = torch.zeros_like(rows), torch.tensor(packed.starts)[rows] + places
         rows, places = upload(rows, labels.device), upload(places, labels.device)
         padding = (~kept.valid).sum(1, keepdim=True)
         slot = kept.mask().long().cumsum(1) - 1 + padding
@@ -38,16 +45,21 @@ class SupervisedTargets:
         return hidden[self.rows[0], self.slots[0]][None]
 
 
-def compact_labels(kept: KeptTokens, labels: Tensor) -> Tensor:
-    """[B, S]. A slot whose predecessor is padding is not a target: nothing predicts it."""
+def compact_labels(kept: KeptTokens, labels: Tensor, rows: PackedRows | None = None) -> Tensor:
+    """[B, S]. A slot whose predecessor is padding, or of another of the packed rows, is not a target: nothing predicts
+    it."""
     predicted = kept.valid.clone()
     predicted[:, 1:] &= kept.valid[:, :-1]
+    if rows is not None:
+        predicted = predicted.index_fill(1, rows.on(predicted.device, "starts"), False)
     return kept.gather(labels).masked_fill(~predicted, IGNORED)
 
 
-def full_labels(kept: KeptTokens, labels: Tensor) -> Tensor:
+def full_labels(kept: KeptTokens, labels: Tensor, rows: PackedRows | None = None) -> Tensor:
     """[B, L]. What is not a target in the short sequence is not one here: dropped tokens, and a row's first one."""
     here = kept.mask()
+    if rows is not None:
+        return labels.masked_fill(~here.index_fill(1, kept.index[0, rows.on(here.device, "starts")], False), IGNORED)
     return labels.masked_fill(~(here & (here.long().cumsum(1) > 1)), IGNORED)
 
 
@@ -63,9 +75,16 @@ class ReducedLoss:
         """Outside of a reduced forward the loss is the model's own."""
         self.prepare(None, None, with_teacher=False)
 
-    def prepare(self, kept: KeptTokens | None, targets: SupervisedTargets | None, with_teacher: bool) -> None:
-        """with_teacher: the second half of the logits is the teacher's and has no part in the loss."""
-        self.kept, self.targets, self.with_teacher = kept, targets, with_teacher
+    def prepare(
+        self,
+        kept: KeptTokens | None,
+        targets: SupervisedTargets | None,
+        with_teacher: bool,
+        rows: PackedRows | None = None,
+    ) -> None:
+        """with_teacher: the second half of the logits is the teacher's and has no part in the loss. rows: the packed
+        rows of the short sequence."""
+        self.kept, self.targets, self.with_teacher, self.rows = kept, targets, with_teacher, rows
 
     def __call__(self, logits: Tensor, labels: Any = None, *args: Any, **kwargs: Any) -> Tensor:
         kept, targets = self.kept, self.targets
@@ -79,5 +98,5 @@ class ReducedLoss:
             return self.original(logits, labels, *args, shift_labels=targets.labels, **kwargs)
         if kwargs.get("shift_labels") is not None:
             raise ValueError("shift_labels came with a reduction: give labels; they are shifted after the selection")
-        labels = compact_labels(kept, labels) if self.compact else full_labels(kept, labels)
+        labels = (compact_labels if self.compact else full_labels)(kept, labels, self.rows)
         return self.original(logits, labels, *args, **kwargs)

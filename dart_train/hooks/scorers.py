@@ -120,7 +120,8 @@ class ScorerTraining:
         assert state.real is not None and state.groups is not None
         rows, places, groups, share = self._query_positions(state)
         window = getattr(module, "sliding_window", None)
-        found = attention_row(query.detach(), key.detach(), rows, places, state.real, scaling, softcap, window)
+        real = state.groups.seen_by(state.real, groups)
+        found = attention_row(query.detach(), key.detach(), rows, places, real, scaling, softcap, window)
         total = found.new_zeros(len(state.groups.row_of), found.shape[1])
         self.rows[layer] = total.index_add(0, groups, found * share[:, None])
 
@@ -142,7 +143,7 @@ class ScorerTraining:
             index = torch.tensor(of).to(device, non_blocking=True)
             places = groups.last[index] + torch.tensor(offset).to(device, non_blocking=True)
             weights = torch.tensor(share).to(device, non_blocking=True)
-            self._queries = [groups.row_of[n] for n in of], places, index, weights
+            self._queries = [groups.sequence_of[n] for n in of], places, index, weights
         return self._queries
 
     def loss(self) -> Tensor:

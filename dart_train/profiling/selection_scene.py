@@ -72,7 +72,9 @@ class SelectionScene:
         attention = None
         if reducer.required_inputs() & {"attention", "own_attention"}:
             groups = self.groups
-            attention = attention_row(self.query, self.keys, groups.row_of, groups.last, self.real, None)
+            attention = attention_row(
+                self.query, self.keys, groups.row_of, groups.last, groups.seen_by(self.real), None
+            )
         observed = Observed(self.keys, None, attention)
         grids = [tile_grids(self.tokens)] * len(self.groups.sizes)
         scorer = None

@@ -103,7 +103,7 @@ class SelectionContext:
         scale = mine.new_ones(width) if self.scale is None else self.scale.detach().float()
         out, square = mine.new_zeros(*mine.shape[:2], self.valid.shape[1]), scale * scale
         lengths, work = out.new_ones(out.shape[0], out.shape[2]), scratch_buffer(2, _slice_length(states, width), width)
-        for group, (row, places) in enumerate(zip(self.groups.row_of, spans, strict=True)):
+        for group, (row, places) in enumerate(zip(self.groups.sequence_of, spans, strict=True)):
             pivots, first = mine[group] * scale, 0
             for part in (part for a, b in places for part in states[row, a:b].split(work.shape[1])):
                 tokens = part if part.dtype == torch.float32 else work[0, : len(part)].copy_(part)

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from .batch_layout import BatchLayout, ImageSpans, Per
 from .kept_tokens import KeptTokens
+from .packed_rows import PackedRows
 
 
 @dataclass(frozen=True)
 class TokenGroups:
     """R groups of at most N visual tokens in a sequence of length L; sizes are known on the host."""
 
-    rows: Tensor  # [R] long: the sample of each group
+    rows: Tensor  # [R] long: the sample of each group; of packed rows always 0, the one sequence that there is
     slots: Tensor  # [R, N] long: positions of its visual tokens, in order
     valid: Tensor  # [R, N] bool
     prompt: Tensor  # [R, L] bool: text that may serve as a pivot
@@ -30,10 +31,12 @@ class TokenGroups:
     kept_text: tuple[int, ...]  # [B] tokens of each sample that no method may drop
     length: int  # L
     spans: tuple[ImageSpans, ...] | None = None  # positions of each group; None after an earlier stage
+    packed: PackedRows | None = None  # the samples are rows of one sequence: slots, prompt and last count in it
 
     @classmethod
-    def of(cls, batch: BatchLayout, per: Per) -> TokenGroups | None:
-        """On the host; None when there is no visual token at all."""
+    def of(cls, batch: BatchLayout, per: Per, packed: PackedRows | None = None) -> TokenGroups | None:
+        """On the host; None when there is no visual token at all. packed: the samples of `batch`, which are padded
+        on the right there, are rows of one sequence."""
         groups = batch.groups(per)
         if not groups:
             return None
@@ -47,7 +50,7 @@ class TokenGroups:
         prompt = torch.stack([batch.prompt_of(group) for group in groups])
         ordinal = torch.tensor(_ordinals([group.row for group in groups]))
         sizes = tuple(group.size for group in groups)
-        return cls(
+        found = cls(
             rows=rows,
             slots=slots,
             valid=valid,
@@ -62,6 +65,39 @@ class TokenGroups:
             length=batch.shape[1],
             spans=tuple(group.spans for group in groups),
         )
+        return found if packed is None else found._laid_end_to_end(packed)
+
+    @property
+    def sequence_of(self) -> tuple[int, ...]:
+        """`rows` on the host."""
+        return self.row_of if self.packed is None else (0,) * len(self.row_of)
+
+    def _laid_end_to_end(self, packed: PackedRows) -> TokenGroups:
+        starts = torch.tensor([packed.starts[row] for row in self.row_of])
+        prompt = torch.zeros(len(starts), packed.total, dtype=torch.bool)
+        for group, row in enumerate(self.row_of):
+            first, length = packed.starts[row], packed.lengths[row]
+            prompt[group, first : first + length] = self.prompt[group, :length]
+        moved = zip(self.spans or (), starts.tolist(), strict=True)
+        return replace(
+            self,
+            rows=torch.zeros_like(self.rows),
+            slots=(self.slots + starts[:, None]).masked_fill(~self.valid, 0),
+            prompt=prompt,
+            last=self.last + starts,
+            length=packed.total,
+            spans=tuple(tuple((start + first, stop + first) for start, stop in spans) for spans, first in moved),
+            packed=packed,
+        )
+
+    def seen_by(self, real: Tensor, groups: Tensor | None = None) -> Tensor:
+        """real [B, L] -> [R, L] bool: the real tokens of each group's own sample, or of those of `groups` [P]."""
+        rows = self.rows if groups is None else self.rows[groups]
+        if self.packed is None:
+            return real[rows]
+        samples = upload(torch.tensor(self.row_of), real.device)
+        samples = samples if groups is None else samples[groups]
+        return real & (self.packed.on(real.device, "number") == samples[:, None])
 
     def to(self, device: torch.device) -> TokenGroups:
         if device == self.rows.device:
@@ -99,6 +135,7 @@ class TokenGroups:
         padding = (~reduction.valid).sum(1, keepdim=True)
         place = (reduction.mask().long().cumsum(1) - 1 + padding).clamp_min(0)  # [B, L] -> short position
         prompt = self.prompt.gather(1, reduction.index[self.rows])  # text is kept: padding points at none
+        packed = None if self.packed is None else self.packed.with_lengths(self.row_counts(kept))
         return replace(
             self,
             slots=self.gather(place).gather(1, order),
@@ -108,6 +145,7 @@ class TokenGroups:
             sizes=tuple(kept),
             length=reduction.length,
             spans=None,
+            packed=packed,
         )
 
 

@@ -18,6 +18,7 @@ from ..hooks.batch_plan import has_images
 from ..reduction import Reducer
 from ..reduction.batch_layout import IGNORED
 from ..reduction.budget import Keep
+from ..reduction.packed_rows import ROW_LENGTHS
 from ..reduction.schedule import budget_at_step, teacher_keep, tower_keep_at_step
 from ..reduction.teacher_stage import teacher_stage
 
@@ -199,8 +200,10 @@ class StepBudgets:
         """What `Attached.with_teacher` takes for this batch."""
         if self.recipe.distill.teacher == "reduction":
             return [teacher_stage(self.recipe.distill, self.current[-1])]
-        # [B] visual tokens of each row; the row with the most decides
-        most = int(torch.isin(host["input_ids"], torch.tensor(list(self.visual_ids))).sum(1).max())
+        visual = torch.isin(host["input_ids"], torch.tensor(list(self.visual_ids)))
+        lengths = host.get(ROW_LENGTHS)  # of packed rows
+        rows = visual.split(1) if lengths is None else visual.split(lengths, 1)
+        most = max(int(row.sum()) for row in rows)  # the row with the most visual tokens decides
         return [teacher_keep(self.recipe.distill, keep, most, step, self.steps) for keep in self.current]
 
     def metrics(self) -> dict[str, float]:

@@ -18,7 +18,9 @@ from ..config import Recipe
 from ..data.collator import dummy_inputs
 from ..hooks import attach
 from ..hooks.dummy_image import attach_dummy_image
+from ..hooks.packing import RowPacking, why_not_packed
 from ..models.processors import load_processor, takes_pixel_limits
+from ..models.structure import find_parts, unwrap_model
 from .arguments import reset_deepspeed_state, training_arguments
 from .callbacks import MetricsFile, ProgressLine
 from .data_feed import TrainFeed
@@ -120,12 +122,13 @@ def prepare(recipe: Recipe, ranks: RankInfo, force: bool = False) -> PreparedRun
     reset_deepspeed_state()
     meta_model = trainable_meta_model(recipe)
     check_initial_scorers(recipe, meta_model)
+    check_packing(recipe, meta_model)
     processor = load_processor(
         recipe.model.path, trust_remote_code=recipe.model.trust_remote_code, template=recipe.data.template_text()
     )
     resume, incomplete = choose_checkpoint(recipe, ranks, force)
     recipe = with_grouping(recipe, resume)
-    feed = TrainFeed.open(recipe, ranks, processor, was_surveyed(resume))
+    feed = TrainFeed.open(recipe, ranks, processor, was_surveyed(resume), len(find_parts(meta_model).layers))
     check_same_rows(resume, feed.fingerprint(), force)
     validation = Validation.open(recipe, ranks, processor)
     if ranks.rank == 0:
@@ -140,6 +143,14 @@ def prepare(recipe: Recipe, ranks: RankInfo, force: bool = False) -> PreparedRun
             )
     samples = overlay_samples(recipe, validation, processor, meta_model)
     return PreparedRun(recipe, ranks, processor, feed, validation, meta_model, resume, samples)
+
+
+def check_packing(recipe: Recipe, model: Any) -> None:
+    """Raises ValueError if rows of this model cannot be laid end to end. model: on any device."""
+    reason = why_not_packed(find_parts(model)) if recipe.train.padding_free else None
+    if reason is not None:
+        name = type(unwrap_model(model)).__name__
+        raise ValueError(f"train.padding_free: not with {name}: {reason}; set it to false")
 
 
 def build(prepared: PreparedRun, stop: StopRequest | None = None) -> DartTrainer:
@@ -160,6 +171,8 @@ def build(prepared: PreparedRun, stop: StopRequest | None = None) -> DartTrainer
     attached = attach(model, recipe.reduction.all_stages(), output="compact") if reducers else None
     for scorer in attached.scorers.values() if attached is not None else ():
         scorer.requires_grad_(recipe.scorer.train)
+    if attached is None and recipe.train.padding_free:
+        RowPacking(find_parts(model)).register_hooks()
     attach_dummy_image(model, dummy_inputs(prepared.processor))
     reporters = _reporters(prepared) if ranks.rank == 0 else []
     callbacks = [*make_early_stopping(recipe.train), *reporters]

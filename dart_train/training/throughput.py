@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..hooks import Attached
 from ..hooks.batch_plan import has_images
+from ..reduction.packed_rows import ROW_LENGTHS
 from .objective import count_targets
 from .scorer_training import ScorerStep
 
@@ -57,7 +58,7 @@ class ThroughputMeter:
         """After a forward. `host`: its batch on the CPU."""
         mask, labels = host.get("attention_mask"), host["labels"]
         self.sums["tokens"] += float(labels.numel() if mask is None else mask.sum())
-        self.sums["samples"] += len(labels)
+        self.sums["samples"] += len(host.get(ROW_LENGTHS, labels))
         self.sums["targets"] += count_targets(host)
         last = self.attached.last if self.attached is not None and has_images(host) else None
         if last is not None:

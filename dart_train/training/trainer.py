@@ -20,7 +20,7 @@ from ..hooks import Attached
 from ..models.structure import find_parts
 from .callbacks import AgreeAtStepEnd, ApplyStepBudget
 from .checkpointing import CheckpointWriter
-from .data_feed import SKIPPED_ROWS, TrainFeed
+from .data_feed import ROWS_READ, SKIPPED_ROWS, TrainFeed
 from .liveness import StopRequest
 from .nonfinite import NonFiniteGuard
 from .objective import (
@@ -107,7 +107,7 @@ class DartTrainer(CompatTrainer):
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         self.meter.add_data_wait(time.perf_counter() - begin)
         skipped = [row for batch in batches for row in batch.pop(SKIPPED_ROWS)]
-        rows = len(batches) * self.args.per_device_train_batch_size
+        rows = sum(batch.pop(ROWS_READ) for batch in batches)
         weight = sum(target_weight(batch) for batch in batches)
         total = self.row_guard.begin_step(self.state.global_step + 1, rows, weight, skipped)
         return batches, torch.tensor(total or 1.0, device=device)  # a step without targets divides by one

@@ -72,7 +72,7 @@ def test_attention_row_equals_the_plain_formula(window: int | None, softcap: flo
     real = torch.ones(2, 9, dtype=torch.bool)
     real[1, :3] = False
     rows, last = (0, 0, 1), torch.tensor([4, 8, 7])
-    found = attention_row(query, key, rows, last, real, 0.25, softcap, window)
+    found = attention_row(query, key, rows, last, real[list(rows)], 0.25, softcap, window)
     for group, (row, place) in enumerate(zip(rows, last.tolist(), strict=True)):
         heads = []
         for head in range(4):

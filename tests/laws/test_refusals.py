@@ -66,12 +66,13 @@ def test_unknown_output() -> None:
         attach(model_of(LLAVA), DART(keep=8), output="short")  # type: ignore[arg-type]
 
 
-def test_packed_sequences() -> None:
-    length = batch_of(LLAVA, (1,))["input_ids"].shape[1]
+def test_packed_sequences_of_unknown_form() -> None:
+    """Rows of one sequence are packed rows (test_packing.py); several such sequences, or `seq_idx`, are not."""
+    length = batch_of(LLAVA, (1, 1))["input_ids"].shape[1]
     again = torch.cat([torch.arange(length - 5), torch.arange(5)])[None]
-    refused(NotImplementedError, "start again", {"attention_mask": None, "position_ids": again})
-    lengths = torch.tensor([0, 5, length])
-    refused(NotImplementedError, "cu_seq_lens_q", cu_seq_lens_q=lengths, cu_seq_lens_k=lengths)
+    batch = {**batch_of(LLAVA, (1, 1)), "attention_mask": None, "position_ids": again.expand(2, -1)}
+    refused(NotImplementedError, "start again", batch)
+    refused(NotImplementedError, "seq_idx", seq_idx=torch.zeros(1, 5, dtype=torch.int32))
 
 
 def test_masks_of_unknown_form() -> None:
