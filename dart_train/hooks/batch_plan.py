@@ -270,7 +270,7 @@ def check_positions(positions: Tensor | None) -> None:
 def position_ids_from_mask(plan: BatchPlan | None, inputs: Mapping[str, Any], parts: ModelParts) -> dict[str, Tensor]:
     """Left padding without position ids would move the rotary keys, and so the pivots: count from the mask. Later
     forwards on the same cache continue from there."""
-    if plan is None or parts.family.own_positions or inputs.get("position_ids") is not None:
+    if plan is None or parts.own_positions or inputs.get("position_ids") is not None:
         return {}
     if plan.past:
         if plan.cache_state is None or not plan.cache_state.positions_from_mask or plan.attention_mask is None:

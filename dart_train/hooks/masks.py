@@ -64,13 +64,19 @@ def check_selected_keys(config: Any, layer: int, length: int) -> None:
             )
 
 
+def reaches_chunk(config: Any, layer: int, length: int) -> bool:
+    """Whether a layer attends within chunks that `length` tokens do not fit in."""
+    size = getattr(config, "attention_chunk_size", None)
+    return layer_type(config, layer) == "chunked_attention" and size is not None and length > size
+
+
 def check_chunks(config: Any, layer: int, length: int) -> None:
     """Chunks are cut by position; a mask that is built for the kept tokens would cut them by kept tokens."""
-    size = getattr(config, "attention_chunk_size", None)
-    if layer_type(config, layer) == "chunked_attention" and size is not None and length > size:
+    if reaches_chunk(config, layer, length):
         raise NotImplementedError(
-            f"layer {layer} attends within chunks of {size} tokens, and {length} tokens came in: while decoding, and "
-            "without a mask of single tokens, chunks would be cut by kept tokens. Use fewer tokens."
+            f"layer {layer} attends within chunks of {config.attention_chunk_size} tokens, and {length} tokens came "
+            f"in: without a mask of single tokens, as with attention {config._attn_implementation!r}, chunks would be "
+            "cut by kept tokens. Load the model with attn_implementation sdpa or eager, or use fewer tokens."
         )
 
 
@@ -83,7 +89,28 @@ def window_mask(config: Any, layer: int, hidden: Tensor, valid: Tensor, places: 
     keys, _ = cache.get_mask_sizes(new, layer)
     query, place = places[:, -new:, None], places[:, None, -keys:]
     visible = (place <= query) & (place > query - config.sliding_window) & valid[:, None, -keys:]
-    visible = (visible | (place == query))[:, None]  # padding sees itself, so that no row is empty
+    return _for_kernel(config, hidden, visible | (place == query))  # padding sees itself, so that no row is empty
+
+
+def chunk_mask(
+    config: Any, layer: int, hidden: Tensor, valid: Tensor, places: Tensor, cache: Any, real: Tensor | None
+) -> Tensor:
+    """As `window_mask`, of attention within chunks of places, which are counted from the first real token of a row.
+
+    real: the full-length 2-D mask. The cache holds the last `chunk - 1` tokens, which are at least those of as many
+    places."""
+    new, size = hidden.shape[1], config.attention_chunk_size
+    keys, _ = cache.get_mask_sizes(new, layer)
+    first = places.new_zeros(len(places)) if real is None else (real.cumsum(1) == 0).sum(1)
+    query, place = places[:, -new:, None], places[:, None, -keys:]
+    chunk = [(at - first[:, None, None]).div(size, rounding_mode="floor") for at in (query, place)]
+    visible = (place <= query) & (chunk[0] == chunk[1]) & valid[:, None, -keys:]
+    return _for_kernel(config, hidden, visible | (place == query))
+
+
+def _for_kernel(config: Any, hidden: Tensor, visible: Tensor) -> Tensor:
+    """visible [B, new, keys] -> the mask [B, 1, new, keys], bool or additive."""
+    visible = visible[:, None]
     if config._attn_implementation != "eager":
         return visible
     return torch.zeros_like(visible, dtype=hidden.dtype).masked_fill(~visible, torch.finfo(hidden.dtype).min)
@@ -141,9 +168,11 @@ def layer_mask(state: ForwardState, stage: int, given: Any, cache: Any, hidden: 
     windowed = reaches_window(config, layer, length) and config._attn_implementation in MASKED_KERNELS
     own = window_mask(config, layer, hidden, valid, places, cache) if windowed else None
     if plan.two_way_images and isinstance(given, Tensor) and given.ndim == 4:
-        return continued_mask(given, state.stages[stage].kept, valid, own, plan.past)
+        return continued_mask(given, state.stages[stage].kept, valid, own, plan.past, plan.attention_mask)
     if own is not None:
         return own
+    if reaches_chunk(config, layer, length) and config._attn_implementation in MASKED_KERNELS:
+        return chunk_mask(config, layer, hidden, valid, places, cache, plan.attention_mask)
     check_window(config, layer, length)
     check_chunks(config, layer, length)
     one_row = valid.shape[0] == 1  # it has no padding once it is short
@@ -198,19 +227,23 @@ def last_rows(mask: Any, number: int) -> Any:
     return mask[:, :, mask.shape[2] - number :]
 
 
-def continued_mask(mask: Tensor, kept: KeptTokens, valid: Tensor, windowed: Tensor | None, past: int) -> Tensor:
+def continued_mask(
+    mask: Tensor, kept: KeptTokens, valid: Tensor, windowed: Tensor | None, past: int, real: Tensor | None
+) -> Tensor:
     """[B, 1, S, cached + S] of a prefill after a filled cache, from its full-length mask [B, 1, L, cached + L].
 
     New tokens see each other as in the full mask, in both directions where images do. They see all cached ones, valid
-    [B, cached + S], or those that a window over places leaves: `windowed` [B, 1, S, keys of this layer]."""
+    [B, cached + S], or those that a window over places leaves: `windowed` [B, 1, S, keys of this layer].
+    real: the full-length 2-D mask."""
     length = kept.source_length
     # Sized to the first layer with this kind of attention, which may be a reduced one. The columns of new tokens are
-    # the last ones all the same, but padding would be looked up at the wrong places.
+    # the last ones all the same, but padding was looked up at the wrong places: that is right where there is none.
     to_full_length = mask.shape[-1] == past + length or windowed is not None
-    if not to_full_length and mask.shape[0] > 1:
+    if not to_full_length and real is not None and not bool(real[:, mask.shape[-1] - length :].all()):
         raise NotImplementedError(
-            f"a batch of {mask.shape[0]} samples adds images to {past} cached tokens, and the model sizes its mask "
-            f"{tuple(mask.shape)} to a layer that was reduced: continue one sample at a time, or start a new cache"
+            f"a padded batch of {mask.shape[0]} samples adds images to {past} cached tokens, and the model sizes its "
+            f"mask {tuple(mask.shape)} to a layer that was reduced: give turns of one length, continue one sample at a "
+            "time, or start a new cache"
         )
     new = kept.gather(kept.gather(mask[..., -length:], 2), 3)
     seen = kept.valid[:, None, None, :]

@@ -32,7 +32,7 @@ def masked_logits(model: Any, inputs: Mapping[str, Any], stages: Sequence[Stage]
 def plain_logits(model: Any, inputs: Mapping[str, Any]) -> Tensor:
     """[B, L, V]: of the model as it is, with positions counted from the mask: left padding must not move the
     rotary embeddings, which some families handle themselves."""
-    positions = {} if find_parts(model).family.own_positions else _positions(inputs)
+    positions = {} if find_parts(model).own_positions else _positions(inputs)
     return model(**inputs, **positions, use_cache=False).logits
 
 

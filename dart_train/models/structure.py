@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from .families import Family, find_family, projector_names
+from .families import GENERIC, Family, find_family, projector_names
 
 PartName = Literal["vision", "projector", "language", "scorer"]
 SCORERS = "dart_scorers"  # the submodule that holds the trained scorers of a reduction
@@ -54,6 +54,14 @@ class ModelParts:
         """Gemma 3n's layers work on several streams of hidden states, [streams, B, L, D]: the one that attention reads.
         None where there is one stream."""
         return getattr(self.text_config, "altup_active_idx", None)
+
+    @property
+    def own_positions(self) -> bool:
+        """Whether the model computes its position ids itself, from the grids of images. Others count places, padding on
+        the left included, unless they are given position ids. Of a model of no known family its methods tell."""
+        if self.family is not GENERIC:
+            return self.family.own_positions
+        return hasattr(self.inner, "get_rope_index") or not _takes(self.inner, "position_ids")
 
     def key_source(self, layer: int) -> int:
         """The layer whose keys and values a layer attends to: itself, or, where it shares them (Gemma 3n and 4), the

@@ -255,6 +255,48 @@ def reduced(model: Any, reducer: Reducer, side: str, use_cache: bool = False) ->
     return difference(logits, wanted, keep)
 
 
+def same_choice(model: Any, reducer: Reducer) -> float:
+    """The share of tokens that padding on the left, on the right, and no padding select differently."""
+    rows = [row_of(model, 4, "image", 6, seed=1), row_of(model, 9, "image", 5, seed=2), row_of(model, 40, seed=3)]
+    chosen = []
+    for batches in ([batch(model, rows, "left")], [batch(model, rows, "right")], one_by_one(model, rows)):
+        found: list[Tensor] = []
+        with torch.no_grad(), attach(model, reducer) as attached:
+            for inputs in batches:
+                model(**fresh(inputs), use_cache=False)
+                length, real = inputs["input_ids"].shape, inputs["attention_mask"].bool()
+                keep = kept_or_all(attached, length[1], length[0]) if "mm_encoder_outputs" in inputs else real
+                found += [keep[row][real[row]] for row in range(len(real))]
+        chosen.append(torch.cat(found))
+    return float(max((chosen[0] != other).float().mean() for other in chosen[1:]))
+
+
+def one_by_one(model: Any, rows: Sequence[list[int]]) -> list[dict[str, Any]]:
+    """The rows as batches of one, each with the features of its images in the batch of all."""
+    together, batches, first = batch(model, rows), [], 0
+    for row in rows:
+        images, inputs = row.count(image_id(model.config)) // IMAGE_TOKENS, batch(model, [row])
+        if images:
+            encoded = copy.copy(together["mm_encoder_outputs"]["image"])
+            for name, value in encoded.items():
+                if name != "visual_indicator_features":
+                    encoded[name] = of_images(value, slice(first, first + images))
+            inputs["mm_encoder_outputs"] = {"image": encoded}
+        first += images
+        batches.append(inputs)
+    return batches
+
+
+def of_images(value: Any, images: slice) -> Any:
+    """Of features in a list, stacked or flat, or in a list for each of several layers: those of some images."""
+    if isinstance(value, Tensor):
+        size = 1 if value.ndim == 3 else IMAGE_TOKENS
+        return value[images.start * size : images.stop * size]
+    if isinstance(value, list | tuple) and value and isinstance(value[0], Tensor):
+        return value[images]
+    return type(value)(of_images(each, images) for each in value) if isinstance(value, list | tuple) else value
+
+
 def generation(model: Any, reducer: Reducer) -> float:
     """Each step of cached generation, against that of the plain model, which hides the same tokens and is made to
     generate the same ones."""
@@ -419,12 +461,14 @@ def training(model: Any, reducer: Reducer, checkpointing: bool) -> float:
 
 
 RANDOM = Random(keep=KEEP, layer=K)
+SIMILAR = DART(keep=KEEP, layer=K, image_pivots=2, text_pivots=2)
 LAWS: dict[str, Callable[[Any], float]] = {
     "keep-all, left padding": partial(keep_all, side="left"),
     "keep-all, right padding": partial(keep_all, side="right"),
     "reduced, left padding": partial(reduced, reducer=RANDOM, side="left"),
     "reduced, right padding": partial(reduced, reducer=RANDOM, side="right"),
-    "reduced, DART": partial(reduced, reducer=DART(keep=KEEP, layer=K, image_pivots=2, text_pivots=2), side="left"),
+    "reduced, DART": partial(reduced, reducer=SIMILAR, side="left"),
+    "DART, left = right = no padding": partial(same_choice, reducer=SIMILAR),
     "reduced, prefill with a cache": partial(reduced, reducer=RANDOM, side="left", use_cache=True),
     "generation": partial(generation, reducer=RANDOM),
     "second turn, keep-all": partial(second_turn, reducer=None, image=False),

@@ -37,7 +37,7 @@ class Family:
         `no_resizer` is the reason why a family has none.
     accept_smaller_images(model): a context in which the model takes images of the resizer's sizes.
     projectors: names of the modules between the vision encoder and the language model.
-    own_positions: the model computes its position ids itself, from the grid.
+    own_positions: the model computes its position ids itself, from the grid; see `ModelParts.own_positions`.
     bidirectional_images: image tokens attend to each other in both directions.
     """
 
