@@ -16,6 +16,7 @@ from .schema import (
     ReductionConfig,
     SourceConfig,
     Train,
+    VideoConfig,
 )
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "Schedule",
     "SourceConfig",
     "Train",
+    "VideoConfig",
     "check_recipe",
     "load_recipe",
     "read_recipe",

@@ -224,6 +224,19 @@ class SourceConfig(Section):
     weight: Positive = Field(default=1.0, description="share of rows, relative to the other sources")
 
 
+class VideoConfig(Section):
+    """Which frames of a video are used."""
+
+    frames: Count = Field(default=16, description="most frames of a video, evenly spaced")
+    fps: Positive | None = Field(
+        default=None,
+        description="frames for each second of the video, at most `frames`; null: `frames`, however long it is",
+    )
+    max_pixels: Count | None = Field(
+        default=None, description="larger frames are scaled down; null: as the processor does"
+    )
+
+
 class Data(Section):
     """The training and validation data."""
 
@@ -257,6 +270,7 @@ class Data(Section):
         default=None, description="larger images are scaled down; null: as the processor does"
     )
     min_pixels: Count | None = Field(default=None, description="smaller images are scaled up")
+    video: VideoConfig = Field(default_factory=VideoConfig, description="frames of videos")
     group_by_length: bool | None = Field(
         default=None,
         description="batches of similar length after the reduction; null: true, but false where rows are streamed or "

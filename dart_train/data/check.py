@@ -21,11 +21,11 @@ from tqdm import tqdm
 
 from .check_report import CheckSummary, RowReport
 from .encoder import Encoder
-from .images import fitted_size
 from .issues import ERROR, BadRowError, RowIssue
 from .repeated_pixels import count_repeated_units
 from .sample import Sample
 from .sources import DataSource
+from .videos import MediaShape, media_shape, probe_media
 
 _NUMBERS = ("digest", "total", "used", "visual", "answer_starts", "prompt_tokens_after")
 _FEATURES = Features(
@@ -150,15 +150,15 @@ class RowChecker:
             prompt_tokens_after=list(length.prompt_tokens_after),
         )
 
-    def _check_images(self, sample: Sample) -> tuple[list[tuple[int, int]], list[RowIssue]]:
-        store, sizes, issues = self.source.store, [], []
-        for ref in sample.images:
+    def _check_images(self, sample: Sample) -> tuple[list[MediaShape], list[RowIssue]]:
+        store, sizes, issues = self.source.store, list[MediaShape](), list[RowIssue]()
+        for ref in sample.media:
             try:
-                size, found = store.probe(ref) if self.decode else (store.size(ref), [])
+                size, found = probe_media(store, ref) if self.decode else (media_shape(store, ref), [])
             except BadRowError as bad:
                 issues.append(bad.issue)
             else:
-                sizes.append(fitted_size(size, store.min_pixels, store.max_pixels))
+                sizes.append(size)
                 issues += found
         return sizes, issues
 

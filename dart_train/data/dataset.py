@@ -19,6 +19,7 @@ from .encoder import Encoded, Encoder
 from .issues import CODES, BadRowError
 from .sources import DataSource
 from .truncation import TooLongError
+from .videos import open_media
 
 log = logging.getLogger(__name__)
 _MAX_WORKERS = 256  # loader processes that have a counter of their own
@@ -82,7 +83,7 @@ class RowReader:
         self._count("rows")
         try:
             sample = source.sample(row, index)
-            encoded = self.encoder.encode(sample, [source.store.open(ref) for ref in sample.images])
+            encoded = self.encoder.encode(sample, [open_media(source.store, ref) for ref in sample.media])
         except BadRowError as bad:
             return self._skip(source, source.label(row, index), bad)
         except TooLongError as error:

@@ -14,21 +14,23 @@ import torch
 from datasets.fingerprint import Hasher
 from PIL import Image
 
+from ..models.processors import video_problem
 from ..models.prompts import special_tokens
 from .chat_template import ChatTemplate, Span
 from .issues import BadRowError, RowIssue
-from .sample import Sample
+from .sample import Sample, VideoRef
 from .supervision import IGNORED, LOSS_WEIGHTS, SampleTokens, make_tokens
 from .truncation import POLICIES, TooLongError, shorten_to_fit
+from .videos import Clip, MediaShape, VideoShape
 
-ImageSizes = tuple[tuple[int, int], ...]  # (width, height) of each image of a conversation
+MediaShapes = tuple[MediaShape, ...]  # of each image and video of a conversation: (width, height), or a `VideoShape`
 _CACHE_SIZE = 1 << 16  # entries; the text of a large image is up to 250 kB, and compressed below 1 kB
 
 
 class ImageTokenCounter:
-    """The placeholder text that the processor writes for images of given sizes. It depends on the sizes alone, so a
-    blank image of the same size is enough. Results are cached, because the image processor takes most of the time.
-    `visual` are the ids that the model replaces by image features."""
+    """The placeholder text that the processor writes for images and videos of given shapes. It depends on the shapes
+    alone, so a blank image of the same size is enough. Results are cached, because the image processor takes most of
+    the time. `visual` are the ids that the model replaces by image features."""
 
     def __init__(self, processor: Any) -> None:
         self.processor = processor
@@ -42,20 +44,39 @@ class ImageTokenCounter:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["processor"])  # type: ignore[misc]
 
-    def counts(self, sizes: ImageSizes) -> list[int]:
-        """The number of visual tokens of each image of one conversation."""
-        return [sum(text.count(token) for token in self._tokens) for text in self.texts(sizes)]
+    def counts(self, shapes: MediaShapes) -> list[int]:
+        """The number of visual tokens of each image and video of one conversation."""
+        return [sum(text.count(token) for token in self._tokens) for text in self.texts(shapes)]
 
-    def texts(self, sizes: ImageSizes) -> list[str]:
-        """The placeholder text of each image of one conversation."""
-        return [zlib.decompress(text).decode() for text in self._compressed(sizes)] if sizes else []
+    def texts(self, shapes: MediaShapes) -> list[str]:
+        """The placeholder text of each image and video of one conversation."""
+        return [zlib.decompress(text).decode() for text in self._compressed(shapes)] if shapes else []
 
-    def _compressed_texts(self, sizes: ImageSizes) -> list[bytes]:
-        blanks = [Image.new("RGB", size) for size in sizes]
-        text = " ".join([self.processor.image_token] * len(sizes))
-        output = self.processor(text=[text], images=[blanks], return_text_replacement_offsets=True)
+    def _compressed_texts(self, shapes: MediaShapes) -> list[bytes]:
+        blanks = [_blank(shape) for shape in shapes]
+        marks = {Image.Image: self.processor.image_token, Clip: getattr(self.processor, "video_token", None)}
+        text = " ".join(marks[type(blank)] for blank in blanks)
+        output = self.processor(text=[text], **media_inputs(blanks), return_text_replacement_offsets=True)
         replacements = (image["replacement"] for image in output["text_replacement_offsets"][0])
         return [zlib.compress(text.encode(), 1) for text in replacements]
+
+
+def _blank(shape: MediaShape) -> Image.Image | Clip:
+    if isinstance(shape, VideoShape):
+        return Clip(shape, [Image.new("RGB", shape.size)] * len(shape.indices))
+    return Image.new("RGB", shape)
+
+
+def media_inputs(media: Sequence[Image.Image | Clip]) -> dict[str, Any]:
+    """The images and videos of one conversation as the processor takes them."""
+    images = [each for each in media if not isinstance(each, Clip)]
+    clips = [each for each in media if isinstance(each, Clip)]
+    inputs: dict[str, Any] = {"images": [images]} if images else {}
+    if clips:
+        inputs["videos"] = [[clip.frames for clip in clips]]
+        inputs["video_metadata"] = [clip.shape.metadata() for clip in clips]
+        inputs["do_sample_frames"] = False
+    return inputs
 
 
 def visual_token_ids(processor: Any) -> frozenset[int]:
@@ -66,7 +87,8 @@ def visual_token_ids(processor: Any) -> frozenset[int]:
     single = processor.image_token_id
     if not ids:
         raise ValueError(f"{type(processor).__name__} has no image token; a processor of a vision model is needed")
-    return frozenset([single] if single in ids else ids)
+    found = {single} if single in ids else set(ids)
+    return frozenset(found if video_problem(processor) else found | {processor.video_token_id})
 
 
 @dataclass(frozen=True)
@@ -103,27 +125,29 @@ class Encoder:
         self.processor, self.max_length, self.on_too_long = processor, max_length, on_too_long
         self.template = ChatTemplate(processor)
         self.image_tokens = ImageTokenCounter(processor)
+        self._video_problem = video_problem(processor)
 
-    def encode(self, sample: Sample, images: Sequence[Image.Image]) -> Encoded:
-        """Raises `BadRowError`; `TooLongError` under on_too_long: error."""
-        features, tokens, found = self._process(sample, images)
+    def encode(self, sample: Sample, media: Sequence[Image.Image | Clip]) -> Encoded:
+        """media: the images and videos of the sample, in its order. Raises `BadRowError`; `TooLongError` under
+        on_too_long: error."""
+        features, tokens, found = self._process(sample, media)
         shorter, end = self._fit(sample, tokens, [image["replacement"] for image in found])
         before = len(tokens.ids)
         if end == before:
             return Encoded(_require_supervision(features))
         if shorter is not sample:
-            features, _, _ = self._process(shorter, images)
+            features, _, _ = self._process(shorter, media)
         note = RowIssue("truncated_text", f"{before - end} of {before} tokens cut")
         return Encoded(_require_supervision(_cut(features, end)), (note,))
 
-    def measure(self, sample: Sample, sizes: ImageSizes) -> RowLength:
-        """The lengths that `encode` would give, from the sizes of the images alone. Raises `BadRowError` too, but not
-        for a row that is too long."""
+    def measure(self, sample: Sample, shapes: MediaShapes) -> RowLength:
+        """The lengths that `encode` would give, from the shapes of images and videos alone. Raises `BadRowError` too,
+        but not for a row that is too long."""
         self._refuse_control_tokens(sample)
-        replacements = self._replacements(sizes)
+        replacements = self._replacements(shapes)
         tokens = self._tokenise(sample, replacements)
         total, visual = len(tokens.ids), self.image_tokens.visual
-        counts = tuple(self.image_tokens.counts(sizes))
+        counts = tuple(self.image_tokens.counts(shapes))
         length = RowLength(total, total, counts, tokens.answer_starts(), tokens.prompt_tokens_after(visual))
         try:
             _, used = self._fit(sample, tokens, replacements)
@@ -149,27 +173,30 @@ class Encoder:
         tokenizer = self.processor.tokenizer
         return shorten_to_fit(sample, tokens, self.max_length, self.on_too_long, tokenise, tokenizer)
 
-    def _replacements(self, sizes: ImageSizes) -> list[str]:
+    def _replacements(self, shapes: MediaShapes) -> list[str]:
         try:
-            return self.image_tokens.texts(sizes)
+            return self.image_tokens.texts(shapes)
         except Exception as error:
             raise BadRowError("template_failed", f"the processor refuses the images: {error}") from error
 
     def _tokenise(self, sample: Sample, replacements: list[str]) -> SampleTokens:
         text, answers = self.answers(sample)
-        texts, found = self.processor.get_text_with_replacements([text], list(replacements))
+        by_kind: dict[bool, list[str]] = {False: [], True: []}
+        for ref, replacement in zip(sample.media, replacements, strict=True):
+            by_kind[isinstance(ref, VideoRef)].append(replacement)
+        texts, found = self.processor.get_text_with_replacements([text], by_kind[False], by_kind[True])
         output = self.processor.tokenizer(texts[0], return_offsets_mapping=True, **special_tokens(self.processor, text))
         return make_tokens(output["input_ids"], output["offset_mapping"], text, answers, found[0] if found else [])
 
     def _process(
-        self, sample: Sample, images: Sequence[Image.Image]
+        self, sample: Sample, media: Sequence[Image.Image | Clip]
     ) -> tuple[dict[str, torch.Tensor], SampleTokens, list[dict[str, Any]]]:
         self._refuse_control_tokens(sample)
         text, answers = self.answers(sample)
         try:
             output = self.processor(
                 text=[text],
-                images=[list(images)] if images else None,
+                **media_inputs(media),
                 return_offsets_mapping=True,
                 return_text_replacement_offsets=True,
                 **special_tokens(self.processor, text),
@@ -178,6 +205,7 @@ class Encoder:
             raise BadRowError("template_failed", f"the processor refuses the row: {error}") from error
         offsets, found = output.pop("offset_mapping")[0], (output.pop("text_replacement_offsets", None) or [[]])[0]
         tokens = make_tokens(output["input_ids"][0], offsets, text, answers, found)
+        output.pop("video_metadata", None)
         features = dict(output.convert_to_tensors("pt"))
         features["labels"] = torch.from_numpy(tokens.labels)[None]
         if not np.isin(tokens.weights, (0, 1)).all():
@@ -195,8 +223,8 @@ class Encoder:
         return text, list(zip(spans, sample.weights, strict=True))
 
     def _refuse_control_tokens(self, sample: Sample) -> None:
-        if sample.videos:
-            raise BadRowError("unsupported_media", "the row has a video; only images are supported")
+        if sample.videos and self._video_problem is not None:
+            raise BadRowError("unsupported_media", f"the row has a video, and {self._video_problem}")
         for turn in sample.turns:
             for text in (*turn.texts, turn.fields):
                 if token := self.template.find_control_token(text):

@@ -10,15 +10,15 @@ import urllib.request
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from PIL import Image, ImageOps
 
-from ..config import Data
-from ..models.processors import limit_pixels, takes_pixel_limits
+from ..config import Data, VideoConfig
+from ..models.processors import limit_frames, limit_pixels, takes_pixel_limits
 from .issues import BadRowError, RowIssue
 from .sample import ImageRef
 
@@ -46,16 +46,21 @@ class ImageStore:
     min_pixels: int | None = None
     limit: int = MAX_PIXELS
     follow_links: bool | tuple[str, ...] = False
+    video: VideoConfig = field(default_factory=VideoConfig)
 
     @classmethod
     def from_config(cls, data: Data) -> ImageStore:
         """With the settings of a recipe's `data` section; the folder comes with each source."""
-        return cls(None, data.allow_urls, data.max_pixels, data.min_pixels, follow_links=data.follow_links)
+        return cls(
+            None, data.allow_urls, data.max_pixels, data.min_pixels, follow_links=data.follow_links, video=data.video
+        )
 
     def leave_limits_to(self, processor: Any) -> ImageStore:
         """Where the image processor itself resizes to a number of pixels (Qwen-VL), the limits are set on it, so that
         checkpoints and exports carry them, and the store no longer resizes. Other processors, and the store for them,
-        stay as they are."""
+        stay as they are. Likewise the limit of the frames of videos."""
+        if self.video.max_pixels is not None:
+            limit_frames(processor, self.video.max_pixels)
         if (self.min_pixels, self.max_pixels) == (None, None) or not takes_pixel_limits(processor):
             return self
         size = processor.image_processor.size
@@ -69,7 +74,7 @@ class ImageStore:
 
     def open(self, ref: ImageRef) -> Image.Image:
         """The first frame, upright, RGB, within the pixel limits. Raises `BadRowError`."""
-        with self._file(ref) as file, _decoder_errors():
+        with self.file(ref) as file, _decoder_errors():
             image = _read_header(file, self.limit)
             image.load()
             upright = ImageOps.exif_transpose(image)
@@ -78,7 +83,7 @@ class ImageStore:
     def probe(self, ref: ImageRef) -> tuple[tuple[int, int], list[RowIssue]]:
         """((width, height) as `open` would give it before resizing, warnings). Decodes the entire file, because the
         header of a truncated one is complete; a JPEG at an eighth of its size, which is faster."""
-        with self._file(ref) as file, _decoder_errors():
+        with self.file(ref) as file, _decoder_errors():
             image = _read_header(file, self.limit)
             size, found = oriented_size(image), _warnings(image)
             image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
@@ -87,19 +92,26 @@ class ImageStore:
 
     def size(self, ref: ImageRef) -> tuple[int, int]:
         """(width, height) upright, from the header alone."""
-        with self._file(ref) as file, _decoder_errors():
+        with self.file(ref) as file, _decoder_errors():
             return oriented_size(_read_header(file, self.limit))
 
-    def _file(self, ref: ImageRef) -> BinaryIO:
+    def folder(self, ref: ImageRef) -> str | None:
+        """The real path of a reference that is a folder; None: it is not. Raises `BadRowError`."""
+        if ref.path is None:
+            return None
+        real = self._real_path(ref.path, folder=True)
+        return real if os.path.isdir(real) else None
+
+    def file(self, ref: ImageRef) -> BinaryIO:
         if ref.data is not None:
             return io.BytesIO(ref.data)
         if ref.url is not None:
             return _download(ref.url, self.allow_urls)
         return open(self._real_path(ref.path or ""), "rb")
 
-    def _real_path(self, path: str) -> str:
-        """The real path, which must be a regular file below the real root: no `..`, no device, and no link that leads
-        out, unless `follow_links` allows its target."""
+    def _real_path(self, path: str, folder: bool = False) -> str:
+        """The real path, which must be a regular file (or a folder, where that is allowed) below the real root: no
+        `..`, no device, and no link that leads out, unless `follow_links` allows its target."""
         if self.root is None:
             raise BadRowError("missing_image", f"{path!r} is a path, and no image folder was given")
         root, shown = os.path.realpath(self.root), repr(path[:200])
@@ -109,7 +121,8 @@ class ImageStore:
             real = os.path.realpath(os.path.join(root, path))
             if not _is_below(real, root):
                 self._check_link(path, root, real)
-            if not stat.S_ISREG(os.stat(real).st_mode):
+            mode = os.stat(real).st_mode
+            if not stat.S_ISREG(mode) and not (folder and stat.S_ISDIR(mode)):
                 raise BadRowError("missing_image", f"{shown} is not a file")
         except OSError as error:
             raise BadRowError("missing_image", f"{shown}: {error.strerror}") from None

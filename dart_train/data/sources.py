@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 import datasets
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_from_disk
 from datasets.exceptions import DatasetNotFoundError
 
@@ -84,6 +86,17 @@ class DataSource:
         """Raises `BadRowError`."""
         sample = normalise(_content(row), self.columns, self.format, self.row_id(index))
         return sample if self.by_answer is None else sample.up_to_answer(self.by_answer.answers[index])
+
+    def may_have_videos(self) -> bool:
+        """False only where no row can have one. Reads the texts of the rows, not one row after the other."""
+        if isinstance(self.rows, IterableDataset):
+            return True
+        described = f"{self.rows.features} {dict(self.columns)}"
+        if "video" in described or "'type'" in described:  # the latter: parts of a content, each with its type
+            return True
+        columns = (column for column in self.rows.data.columns if pa.types.is_string(column.type))
+        large = (column for column in self.rows.data.columns if pa.types.is_large_string(column.type))
+        return any(pc.any(pc.match_substring(column, "video")).as_py() for column in (*columns, *large))
 
     def one_row_an_answer(self) -> DataSource:
         """The same rows, once for each answer of their conversations. Reads every row, but no image."""

@@ -83,6 +83,8 @@ def questions_of(source: DataSource) -> Iterator[Question | BadRowError]:
 
 def _of_row(source: DataSource, row: Any, index: int) -> Iterator[Question]:
     sample, extra = source.sample(row, index), _extra_fields(source, row)
+    if sample.videos:
+        raise BadRowError("unsupported_media", "a comparison asks about images; the row has a video")
     positions = [i for i, turn in enumerate(sample.turns) if turn.role == "assistant"]
     if len(positions) > 1 and "answers" in extra:
         raise BadRowError("bad_type", "answers is given, expected a row with one question; this one has several")

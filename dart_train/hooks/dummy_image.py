@@ -1,7 +1,8 @@
 """An image for batches without one, so that every rank runs the vision tower in every step.
 
-Where one rank's batch is text only, ZeRO (and DDP) wait for gathers and gradients that this rank never starts. The
-dummy goes through tower and projector where a real image would, between embedding and decoder, so that the ranks
+Where one rank's batch is text only, ZeRO (and DDP) wait for gathers and gradients that this rank never starts.
+Likewise where rows have videos: the tower then runs once for the images of a batch and once for its videos. The dummy
+goes through tower and projector where a real image would, between embedding and decoder, so that the ranks
 gather in the same order; its features are added times zero: loss and gradients stay what they are."""
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from .transformers_compat import cache_of
 class DummyImage:
     """Handle of `attach_dummy_image`: `remove()` leaves the model as it was. Also a context manager."""
 
-    def __init__(self, inner: Any, decoder: Any, inputs: Mapping[str, Any]) -> None:
-        self.inner, self.inputs, self.missing = inner, dict(inputs), False
+    def __init__(self, inner: Any, decoder: Any, inputs: Mapping[str, Any], videos: bool = False) -> None:
+        self.inner, self.inputs, self.missing, self.videos = inner, dict(inputs), 0, videos
         self._hooks = [
             inner.register_forward_pre_hook(self._look, with_kwargs=True),
             decoder.register_forward_pre_hook(self._add, with_kwargs=True),
@@ -43,24 +44,31 @@ class DummyImage:
         """In evaluation an image is only needed where weights are partitioned over the ranks, and only at prefill."""
         cache = cache_of(kwargs)
         wanted = inner.training or (_partitioned(inner) and (cache is None or cache.get_seq_length() == 0))
-        self.missing = wanted and not has_images(kwargs)
+        if self.videos:
+            runs = sum(kwargs.get(name) is not None for name in ("pixel_values", "pixel_values_videos"))
+            self.missing = (2 - runs) if wanted else 0
+        else:
+            self.missing = int(wanted and not has_images(kwargs))
 
     def _add(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Before the decoder and after the embedding is through with all its hooks: were this a hook of the
         embedding, its weight would be gathered before the tower's in the backward, and with an image after them."""
         if not self.missing:
             return None
-        self.missing, embedded = False, kwargs["inputs_embeds"]
+        runs, self.missing, embedded = self.missing, 0, kwargs["inputs_embeds"]
         inputs = {name: _like(value, embedded) for name, value in self.inputs.items()}
-        features = self.inner.get_image_features(**inputs, return_dict=True)
-        # Each tensor times zero before it is summed: a sum in half precision may overflow, and inf times 0 is nan.
-        nothing = sum((tensor * 0).sum().to(embedded.dtype) for tensor in _tensors(_used(features)))
-        return args, {**kwargs, "inputs_embeds": embedded + nothing}
+        result = embedded
+        for _ in range(runs):
+            features = self.inner.get_image_features(**inputs, return_dict=True)
+            # Each tensor times zero before it is summed: a sum in half precision may overflow, and inf times 0 is nan.
+            result = result + sum((tensor * 0).sum().to(embedded.dtype) for tensor in _tensors(_used(features)))
+        return args, {**kwargs, "inputs_embeds": result}
 
 
-def attach_dummy_image(model: Any, dummy_inputs: Mapping[str, Any]) -> DummyImage:
-    """`dummy_inputs`: what the model's processor makes of one small image (`dart_train.data.dummy_inputs`). Attach
-    before DeepSpeed wraps the model, so that its own hooks come after."""
+def attach_dummy_image(model: Any, dummy_inputs: Mapping[str, Any], videos: bool = False) -> DummyImage:
+    """`dummy_inputs`: what the model's processor makes of one small image (`dart_train.data.dummy_inputs`). videos:
+    batches may have videos (Qwen-VL: the same tower, once more). Attach before DeepSpeed wraps the model, so that its
+    own hooks come after."""
     inner = getattr(unwrap_model(model), "model", None)
     if inner is None or not hasattr(inner, "get_image_features"):
         raise NotImplementedError(
@@ -71,7 +79,7 @@ def attach_dummy_image(model: Any, dummy_inputs: Mapping[str, Any]) -> DummyImag
     inputs = {name: value for name, value in dummy_inputs.items() if name in accepted}
     if "pixel_values" not in inputs:
         raise ValueError(f"dummy_inputs: got {sorted(dummy_inputs)}; expected pixel_values among them")
-    return DummyImage(inner, unwrap_model(model).get_decoder(), inputs)
+    return DummyImage(inner, unwrap_model(model).get_decoder(), inputs, videos)
 
 
 def _like(value: Any, embedded: Tensor) -> Any:

@@ -2,9 +2,9 @@
 
 Hugging Face's video processors need torchvision, and the processors of Qwen-VL, LLaVA-OneVision, InternVL and SmolVLM
 need a video processor even for images alone. Without torchvision, `AutoProcessor` fails or returns only a tokenizer.
-Here the same processor class is built from its parts, with `NoVideo` in place of the video processor: images work,
-a video raises an error, and the saved files name the original classes, so that a machine with torchvision loads the
-complete processor again.
+Here the same processor class is built from its parts, with a `PilVideoProcessor` in place of the video processor of
+Qwen-VL, and `NoVideo` in place of others: images work, a video raises an error, and the saved files name the original
+classes, so that a machine with torchvision loads the complete processor again.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from transformers.models.auto.video_processing_auto import get_video_processor_c
 from transformers.utils import is_torchvision_available
 
 from ..common.hub import cached_first
+from .families import family_of_processor
+from .pil_video import PilVideoProcessor
 from .transformers_compat import build_processor, processor_parts, processor_settings
 
 log = logging.getLogger(__name__)
@@ -101,17 +103,18 @@ def _load(path: str, trust_remote_code: bool) -> Any:
     if kind is None or is_torchvision_available():
         return AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
     try:
-        parts = [_load_part(name, path) for name in processor_parts(kind)]
+        parts = [_load_part(name, path, kind.__name__) for name in processor_parts(kind)]
     except OSError as error:
         raise ValueError(f"{path!r}: a part of its {kind.__name__} is missing: {error}; {_REMEDY}") from error
     return build_processor(kind, parts, processor_settings(kind, path))
 
 
-def _load_part(name: str, path: str) -> Any:
+def _load_part(name: str, path: str, kind: str) -> Any:
     if name == "image_processor":
         return AutoImageProcessor.from_pretrained(path, backend="pil")
     if name == "video_processor":
-        return NoVideo(get_video_processor_config(path))
+        settings = get_video_processor_config(path)
+        return PilVideoProcessor(kind, settings) if PilVideoProcessor.supports(kind) else NoVideo(settings)
     if name == "tokenizer":
         return AutoTokenizer.from_pretrained(path)
     raise ValueError(f"the processor of {path!r} needs a part {name!r}; only images and text are supported")
@@ -132,6 +135,26 @@ def _processor_class(path: str) -> type[ProcessorMixin] | None:
 def takes_pixel_limits(processor: Any) -> bool:
     """Whether the image processor resizes to a number of pixels (Qwen-VL)."""
     return "max_pixels" in processor.image_processor.valid_kwargs.__annotations__
+
+
+def video_problem(processor: Any) -> str | None:
+    """Why rows with videos cannot be encoded with this processor; None: they can."""
+    if not family_of_processor(processor).video_geometry:
+        return f"{type(processor).__name__} takes none here; models of Qwen2-VL, Qwen2.5-VL and Qwen3-VL do"
+    if isinstance(processor.video_processor, NoVideo):
+        return "its video processor needs torchvision, which is not installed"
+    return None
+
+
+def limit_frames(processor: Any, max_pixels: int) -> None:
+    """Frames of `max_pixels` are not enlarged by the video processor, where it has one."""
+    videos: Any = getattr(processor, "video_processor", None)
+    if isinstance(videos, PilVideoProcessor):
+        videos.limit_frames(max_pixels)
+    elif getattr(getattr(videos, "size", None), "shortest_edge", None) is not None:
+        videos.size = SizeDict(
+            shortest_edge=min(videos.size.shortest_edge, max_pixels), longest_edge=videos.size.longest_edge
+        )
 
 
 def limit_pixels(processor: Any, min_pixels: int | None, max_pixels: int | None) -> None:

@@ -16,12 +16,13 @@ from ..config import Recipe
 from ..data.check_report import DroppedRows
 from ..data.collator import Collator
 from ..data.encoder import Encoder
-from ..data.images import ImageStore, fitted_size
+from ..data.images import ImageStore
 from ..data.issues import BadRowError, RowIssue
 from ..data.sample import Sample
 from ..data.sampler import DeterministicOrder
 from ..data.sources import DataSource, open_sources
 from ..data.supervision import LOSS_WEIGHTS, make_tokens
+from ..data.videos import media_shape, open_media
 from ..models.resize import resulting_size
 from ..reduction import FewerPixels, Reducer, count_kept_by_stage
 
@@ -106,8 +107,8 @@ class PlannedRows:
         for number in numbers:
             location = self.rows[number].location
             sample = location.sample()
-            images = [location.source.store.open(ref) for ref in sample.images]
-            encoded.append(self.encoder.encode(sample, images))
+            media = [open_media(location.source.store, ref) for ref in sample.media]
+            encoded.append(self.encoder.encode(sample, media))
         batch = Collator(self.encoder.processor, recipe.data.pad_to_multiple_of)(encoded)
         for name in ("labels", LOSS_WEIGHTS):
             batch.pop(name, None)
@@ -147,8 +148,9 @@ def _measure_row(encoder: Encoder, location: RowLocation, row: Any) -> PlannedRo
     store = location.source.store
     try:
         sample = location.source.sample(row, location.index)
-        sizes = tuple(fitted_size(store.size(ref), store.min_pixels, store.max_pixels) for ref in sample.images)
-        length = encoder.measure(sample, sizes)
+        shapes = tuple(media_shape(store, ref) for ref in sample.media)
+        length = encoder.measure(sample, shapes)
+        sizes = tuple(shape for shape in shapes if isinstance(shape, tuple))
         if not length.used:
             return PlannedRow(location, fault=length.note)
         text = length.used - sum(length.visual)

@@ -77,7 +77,7 @@ def _sample(rows: RowDataset, number: int, collator: Collator, processor: Any, m
     source, index = rows.locate(number)
     sample = source.sample(source.rows[index], index)
     images = [source.store.open(ref) for ref in sample.images]
-    if not images:
+    if not images or sample.videos:
         return None
     batch = collator([encoded])
     question = " ".join(text for turn in sample.turns if turn.role == "user" for text in turn.texts)

@@ -19,7 +19,7 @@ from ..data.collator import dummy_inputs
 from ..hooks import attach
 from ..hooks.dummy_image import attach_dummy_image
 from ..hooks.packing import RowPacking, why_not_packed
-from ..models.processors import load_processor, takes_pixel_limits
+from ..models.processors import load_processor, takes_pixel_limits, video_problem
 from ..models.structure import find_parts, unwrap_model
 from .arguments import reset_deepspeed_state, training_arguments
 from .callbacks import MetricsFile, ProgressLine
@@ -173,7 +173,7 @@ def build(prepared: PreparedRun, stop: StopRequest | None = None) -> DartTrainer
         scorer.requires_grad_(recipe.scorer.train)
     if attached is None and recipe.train.padding_free:
         RowPacking(find_parts(model)).register_hooks()
-    attach_dummy_image(model, dummy_inputs(prepared.processor))
+    attach_dummy_image(model, dummy_inputs(prepared.processor), videos=_may_have_videos(prepared))
     reporters = _reporters(prepared) if ranks.rank == 0 else []
     callbacks = [*make_early_stopping(recipe.train), *reporters]
     trainer = DartTrainer(
@@ -197,6 +197,13 @@ def build(prepared: PreparedRun, stop: StopRequest | None = None) -> DartTrainer
         )
         trainer.add_callback(overlays)
     return trainer
+
+
+def _may_have_videos(prepared: PreparedRun) -> bool:
+    """Whether a batch of some rank may have a video; equal on all ranks."""
+    validation: Any = None if prepared.validation is None else prepared.validation.batches.dataset
+    sources = [*prepared.feed.reader.sources, *([] if validation is None else validation.reader.sources)]
+    return video_problem(prepared.processor) is None and any(source.may_have_videos() for source in sources)
 
 
 def _reporters(prepared: PreparedRun) -> list[TrainerCallback]:
