@@ -80,7 +80,7 @@ def test_columns_are_mapped_for_the_set_that_the_page_writes(tmp_path: Path, mon
     Image.new("RGB", (8, 8)).save("circle.png")
     Path("my_set").mkdir()
     exec(blocks("python")[0], {})
-    for text in (blocks("yaml")[1], blocks("yaml")[2]):
+    for text in (blocks("yaml")[1], blocks("yaml")[3]):
         [spec] = read_recipe("model: {path: some/model}\n" + text).data.train
         opened = open_source(spec)
         [sample] = [opened.sample(row, index) for index, row in enumerate(opened.rows)]
