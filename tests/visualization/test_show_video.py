@@ -51,11 +51,18 @@ def cutting(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     calls: list[dict[str, Any]] = []
 
     class Cut(PatchedFrames):
+        def __init__(self, kind: str, settings: dict[str, Any]) -> None:
+            super().__init__(settings)
+
+        @classmethod
+        def supports(cls, kind: str) -> bool:
+            return True
+
         def __call__(self, videos: Any, **kwargs: Any) -> Any:
             calls.append(kwargs)
             return super().__call__(videos, **kwargs)
 
-    monkeypatch.setattr("dart_train.models.processors.NoVideo", Cut)
+    monkeypatch.setattr("dart_train.models.processors.PilVideoProcessor", Cut)
     return calls
 
 
