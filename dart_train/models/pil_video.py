@@ -130,7 +130,12 @@ def _fit(height: int, width: int, factor: int, least: int, most: int, frames: in
 
 
 def _flat(videos: Any) -> Iterator[Frames]:
-    if len(videos) and isinstance(videos[0], Image.Image):
+    if not isinstance(videos, Sequence) or isinstance(videos, str) or not videos:
+        raise ValueError(
+            f"a video was given as {type(videos).__name__}; without torchvision give its frames, as a list of images, "
+            "or install torchvision"
+        )
+    if isinstance(videos[0], Image.Image):
         yield videos
     else:
         for inner in videos:

@@ -7,6 +7,7 @@ import json
 import pickle
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -72,7 +73,7 @@ def test_pickle(name: str, tmp_path: Path) -> None:
 
 
 @without_torchvision
-@pytest.mark.parametrize("name", [*FAMILIES_WITH_VIDEO, "llava_onevision", "internvl", "smolvlm"])
+@pytest.mark.parametrize("name", ["llava_onevision", "internvl", "smolvlm"])
 def test_video_is_refused_without_torchvision(name: str, tmp_path: Path) -> None:
     loaded = load_processor(str(save_folder(name, tmp_path)))
     frames = [make_image(number, (48, 48)) for number in range(4)]
@@ -80,6 +81,17 @@ def test_video_is_refused_without_torchvision(name: str, tmp_path: Path) -> None
         turn = {"role": "user", "content": [{"type": "video", "video": video}]}
         with pytest.raises(ValueError, match="install torchvision"):
             loaded.apply_chat_template([turn], tokenize=True)
+
+
+@without_torchvision
+@pytest.mark.parametrize("name", FAMILIES_WITH_VIDEO)
+def test_without_torchvision_a_video_file_is_refused_and_frames_are_not(name: str, tmp_path: Path) -> None:
+    loaded: Any = load_processor(str(save_folder(name, tmp_path)))
+    turn = {"role": "user", "content": [{"type": "video", "video": "clip.mp4"}]}
+    with pytest.raises((ImportError, ValueError), match=r"torchvision|PyAV|decod"):
+        loaded.apply_chat_template([turn], tokenize=True)
+    frames = [make_image(number, (448, 448)) for number in range(4)]
+    assert loaded.video_processor([frames])["video_grid_thw"][0, 0] == 2
 
 
 @pytest.mark.parametrize("name", FAMILIES_WITH_VIDEO)
