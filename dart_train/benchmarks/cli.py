@@ -25,6 +25,7 @@ BENCHES = {
     "tower": ("tower_image", "bench_tower", "the vision tower on an image of yours, without its repeated pixels"),
     "decode": ("inference", "bench_decode", "a token of an answer, and the bytes of the cache"),
     "distill": ("training_step", "bench_distill", "a step with a teacher: in one forward, and in two"),
+    "packing": ("packing", "bench_packing", "rows laid end to end against padded batches, on rows of mixed length"),
     "data": ("scaling", "bench_data", "rows a second of one core, and how long a training waits for them"),
     "ranks": ("scaling", "bench_ranks", "the same step on one rank and on two"),
 }
