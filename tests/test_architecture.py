@@ -20,7 +20,7 @@ SHIMS = {"families", "processors"}
 # From the bottom up. A package imports lower layers only, never another package of its own layer.
 LAYERS = (
     ("common", "reduction"),
-    ("kernels", "vllm_plugin"),
+    ("kernels", "rewards", "vllm_plugin"),
     ("config",),
     ("models",),
     ("hooks",),
@@ -39,7 +39,7 @@ ONLY_IN = {
     "uvicorn": {"serving"},
     "peft": {"checkpoints", "exporting", "models/peft_compat.py", "training"},
     "triton": {"kernels"},
-    "trl": set[str](),
+    "trl": {"training"},
     "vllm": {"vllm_plugin"},
     "wandb": {"common/trackers.py", "evaluation", "training"},
 }

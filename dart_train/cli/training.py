@@ -32,7 +32,7 @@ def train(argv: Sequence[str]) -> int:
 
     recipe = load_recipe(options.recipe, options.overrides, needs=("data.train",))
     if options.dry_run:
-        from ..training.dry_run import describe
+        from ..training.start import describe
 
         print(describe(recipe))
         return cli.OK
@@ -40,10 +40,10 @@ def train(argv: Sequence[str]) -> int:
     from ..training.liveness import LostRankError
     from ..training.nonfinite import NonFiniteStepError
     from ..training.row_guard import UnusableRowsError
-    from ..training.run import run
+    from ..training.start import start
 
     try:
-        result = run(recipe, options.force)
+        result = start(recipe, options.force)
     except NonFiniteStepError as error:
         return cli.report_error("train", error, cli.BAD_STEP, on_all_ranks=True)
     except UnusableRowsError as error:

@@ -10,7 +10,7 @@ from ..reduction.schedule import Elastic, Fixed, Progressive
 from .errors import ConfigIssue
 from .hf_arguments import find_hf_errors, find_reserved
 from .methods import REDUCTION_ALIAS, duplicate_labels, expand_reduction_alias, read_method
-from .schema import Data, Recipe, Train
+from .schema import Data, Preference, Recipe, Train
 
 WITH_BETAS = ("adam", "lion", "ademamix")  # in an optimizer's name
 NOT_SPLIT = ("adafactor",)
@@ -335,7 +335,49 @@ def _question_sets(recipe: Recipe) -> Iterator[ConfigIssue]:
             )
 
 
+def _preference(recipe: Recipe) -> Iterator[ConfigIssue]:
+    method = recipe.train.method
+    if method == "sft":
+        if recipe.preference != Preference():
+            yield ConfigIssue("preference", "given, but train.method is sft", "choose dpo or grpo, or leave it out")
+        return
+    rewards = recipe.preference.rewards
+    if method == "grpo" and not rewards:
+        yield ConfigIssue("preference.rewards", "missing", "grpo needs a function, such as my_package.rewards:exact")
+    if method == "dpo" and rewards:
+        yield ConfigIssue("preference.rewards", "given, but dpo learns from pairs", "leave them out, or choose grpo")
+    for i, name in enumerate(rewards):
+        if name.count(":") != 1 or not all(name.split(":")):
+            yield ConfigIssue(f"preference.rewards.{i}", f"given {name!r}, expected package.module:function")
+    if recipe.distill.enabled:
+        yield ConfigIssue("distill.enabled", f"not available with {method}", "set it to false")
+    if recipe.trains_scorer:
+        remedy = "train the scorer first, then give scorer.path and scorer.train false"
+        yield ConfigIssue("scorer.train", f"scorers do not learn from {method}", remedy)
+    if recipe.train.zero_stage == 3:
+        what = f"{method} at stage 3 needs reentrant checkpointing, in which the recorded keys are lost"
+        yield ConfigIssue("train.zero_stage", what, "choose 0, 1 or 2")
+    if recipe.model.quantization != "none":
+        yield ConfigIssue("model.quantization", f"not available with {method}", "choose none")
+    if recipe.reduction.tower is not None and recipe.parts.vision.mode != "frozen":
+        what = "a tower that is trained would choose other units in the update than in the rollout"
+        yield ConfigIssue("reduction.tower", what, "set parts.vision.mode to frozen, or leave out the tower's stage")
+    if method == "grpo" and recipe.data.validation:
+        yield ConfigIssue("data.validation", "grpo has rewards in place of a validation loss", "leave it out")
+    for i, source in enumerate(recipe.data.train):
+        if source.streaming or source.weight != 1.0:
+            key = "streaming" if source.streaming else "weight"
+            yield ConfigIssue(f"data.train.{i}.{key}", f"not available with {method}", "leave it out")
+    if recipe.train.overlay_steps is not None:
+        yield ConfigIssue("train.overlay_steps", f"not available with {method}", "leave it out")
+    if recipe.train.padding_free:
+        yield ConfigIssue(
+            "train.padding_free", f"not available with {method}: TRL makes its batches", "set it to false"
+        )
+
+
 RULES = (
+    _preference,
     _model,
     _reduction,
     _scorer,

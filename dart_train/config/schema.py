@@ -303,9 +303,32 @@ class Data(Section):
         return not (self.allow_urls or any(source.streaming for source in self.train))
 
 
+class Preference(Section):
+    """Preference and RL training (`train.method`) by TRL's own trainers. Rollout, reference and update of a row share
+    one choice of visual tokens."""
+
+    beta: NotNegative | None = Field(
+        default=None, description="weight of the divergence from the reference; null: TRL's default for the method"
+    )
+    rewards: Several[Text] = Field(
+        default=(), description="grpo: functions, each `package.module:function`, called as TRL calls them"
+    )
+    num_generations: Annotated[int, Field(ge=2)] = Field(default=8, description="grpo: rollouts of each prompt")
+    max_completion_length: Count = Field(default=256, description="grpo: longest rollout in tokens")
+    trl: dict[str, Any] = Field(
+        default_factory=dict,
+        description="other arguments of TRL's `DPOConfig` or `GRPOConfig` by their names, such as "
+        "`{loss_type: [ipo]}` or `{temperature: 0.8}`",
+    )
+
+
 class Train(Section):
     """The training run."""
 
+    method: Literal["sft", "dpo", "grpo"] = Field(
+        default="sft",
+        description="sft: on answers; dpo: on pairs of a chosen and a rejected answer; grpo: on rewards of rollouts",
+    )
     output_dir: str = Field(default="", description="folder of the run; empty: runs/<name of the recipe's file>")
     epochs: Positive | None = Field(default=1.0, description="passes over the data")
     max_steps: Count | None = Field(default=None, description="optimizer steps; takes precedence over epochs")
@@ -460,6 +483,7 @@ class Recipe(Section):
     data: Data = Field(default_factory=Data)
     distill: Annotated[Distill, WrittenAsMapping()] = Field(default_factory=Distill)
     train: Train = Field(default_factory=Train)
+    preference: Preference = Field(default_factory=Preference)
     scorer: Scorer = Field(default_factory=Scorer)
     log: Log = Field(default_factory=Log)
     compare: Compare = Field(default_factory=Compare)

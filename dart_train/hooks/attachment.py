@@ -22,6 +22,7 @@ from ..reduction.budget import Keep
 from ..reduction.tower import Representatives
 from .answers import AnswerCollator, AnswerLocator
 from .batch_plan import GenerateCall
+from .choices import RowChoices, SharedChoice
 from .copying import COPY, REDUCE, copy_without_hooks, refuse_pickling
 from .deepstack import patch_deepstack
 from .engine import Engine, Output, observed_layer
@@ -140,6 +141,26 @@ class Attached:
             yield
         finally:
             self._engine.active = before
+
+    @property
+    def choices(self) -> RowChoices | None:
+        """What each row of the last forward with images kept, for `one_choice`."""
+        last = self.last
+        return None if last is None else RowChoices.of(last.visual, last.stages)
+
+    @contextmanager
+    def one_choice(self, shared: SharedChoice, *others: Attached) -> Iterator[SharedChoice]:
+        """Forwards of this model and of `others` inside this context keep the same tokens of the same rows: those of
+        `shared`, or of the first forward where it has none yet."""
+        engines = [self._engine, *(other._engine for other in others)]
+        before = [engine.shared for engine in engines]
+        for engine in engines:
+            engine.shared = shared
+        try:
+            yield shared
+        finally:
+            for engine, value in zip(engines, before, strict=True):
+                engine.shared = value
 
     def set_keep(self, *keep: Keep) -> None:
         """Another budget for each stage, from the next forward on."""

@@ -42,6 +42,7 @@ from .batch_plan import (
     position_ids_from_mask,
 )
 from .cache_state import CacheState, store_cache_state
+from .choices import RowChoices, SharedChoice
 from .forward_state import ForwardState, TaskGradient
 from .inline_deepstack import InlineDeepstack, adds_features_inside
 from .masks import check_selected_keys, key_budgets, last_rows, layer_mask, layer_type
@@ -94,6 +95,8 @@ class Engine:
         self.generate_call: GenerateCall | None = None
         self.scorers: dict[int, nn.Module] = {}  # by the layer of the stage that they serve
         self.idle_scores: list[Tensor] = []  # zeros, of a batch without images
+        self.shared: SharedChoice | None = None  # set while forwards share one choice
+        self.expected_choices: RowChoices | None = None  # of the forward that is running
         self.task: TaskGradient | None = None  # set while scorers learn from the model's own loss
         self.packing = RowPacking(parts)
         self.timer = SelectionTimer()
@@ -203,6 +206,7 @@ class Engine:
             inputs = {**inputs, "attention_mask": mask[0]}
         prefetched, self.prefetched = self.prefetched, None
         if visual is None and not has_images(inputs) and CacheState.of(cache_of(inputs)) is None:
+            self._share_choice(inputs)
             self.last = None  # text alone, or a token after a prefill that dropped nothing: the plain model
             return None
         with self.timer.running(next((x.device for x in inputs.values() if isinstance(x, Tensor)), CPU)):
@@ -221,6 +225,7 @@ class Engine:
         self.student.state = None if plan is None else ForwardState.start(plan)
         if plan is None or not plan.decoding:
             self.last = None
+            self._share_choice(inputs)
         counted = position_ids_from_mask(plan, inputs, self.parts)
         if self.student.state is not None:
             self.student.state.positions_from_mask = bool(counted)
@@ -239,6 +244,18 @@ class Engine:
         if state is not None and state.reduced:
             state.memo.clear()
             self.last = state
+            if self.shared is not None and state.plan.visual is not None:
+                kept = RowChoices.of(state.plan.visual, [stage.kept.mask() for stage in state.stages])
+                self.shared.compare(self.expected_choices, kept)
+
+    def _share_choice(self, inputs: Mapping[str, Any]) -> None:
+        """Takes the next rows of a choice that another forward has made."""
+        ids, state = inputs.get("input_ids"), self.student.state
+        if self.shared is None or ids is None or (state is None and ids.shape[1] == 1):
+            return
+        self.expected_choices = self.shared.take(len(ids))
+        if state is not None and self.shared.enforced:
+            state.chosen = self.expected_choices
 
     # layers --------------------------------------------------------------------------------------------------
 

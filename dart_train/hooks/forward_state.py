@@ -17,6 +17,7 @@ from ..reduction.relaxation import straight_through
 from ..reduction.token_groups import TokenGroups
 from .batch_plan import BatchPlan
 from .cache_state import CacheState
+from .choices import RowChoices
 
 Pivots = tuple[Tensor, Tensor]  # [R, P] positions, [R, P] bool: which of them count
 
@@ -63,6 +64,7 @@ class ForwardState:
     memo: dict[Any, Any] = field(default_factory=dict)  # masks and rotary embeddings, made once a stage
     positions_from_mask: bool = False  # this forward's position ids were counted from the mask
     compact_places: Tensor | None = None  # [B, L]; set by a stage at layer 0 with compact positions
+    chosen: RowChoices | None = None  # made by another forward: nothing is selected in this one
 
     @classmethod
     def start(cls, plan: BatchPlan) -> ForwardState:
@@ -118,11 +120,12 @@ class ForwardState:
         groups, streams, states = self.groups, hidden.shape[0], hidden
         if active_stream is not None:
             states, hidden = hidden[active_stream], hidden.permute(1, 2, 0, 3).flatten(2)
-        counts = reducer.counts(groups)
+        chosen = self._chosen_before(groups)
+        counts = reducer.counts(groups) if chosen is None else chosen.sum(1).tolist()
         context = SelectionContext(
             groups, states, scale, self.observed, reducer.budgets(groups), self.plan.grid_shapes, seed, scorer=scorer
         )
-        keep = _checked_selection(reducer, reducer.select(context), groups, counts)
+        keep = _checked_selection(reducer, reducer.select(context), groups, counts) if chosen is None else chosen
         pivots = self._pivots_in_full_sequence(context.pivots)
         scores = self._token_scores(context)
         choice = context.scored_choice
@@ -146,6 +149,15 @@ class ForwardState:
         self.observed = Observed()
         hidden = kept.gather(hidden)
         return hidden if active_stream is None else hidden.unflatten(2, (streams, -1)).permute(2, 0, 1, 3)
+
+    def _chosen_before(self, groups: TokenGroups) -> Tensor | None:
+        """keep [R, N] bool of the next stage, where another forward has made the choice."""
+        if self.chosen is None or self.plan.visual is None:
+            return None
+        masks, positions = self.chosen.masks(self.plan.visual), groups.slots
+        if self.stages:
+            positions = self.kept.index[groups.rows].gather(1, positions)
+        return masks[:, len(self.stages)][groups.rows].gather(1, positions) & groups.valid
 
     def _pivots_in_full_sequence(self, pivots: Pivots | None) -> Pivots | None:
         if pivots is None or not self.stages or self.groups is None:

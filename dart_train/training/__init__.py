@@ -20,13 +20,13 @@ def train(recipe: Recipe | str | Path, overrides: Iterable[str] = (), force: boo
     checkpoint, and the result has `stopped`; the rest of the program continues."""
     from ..config import Recipe as RecipeClass
     from ..config import load_recipe
-    from .run import run
+    from .start import start
 
     if isinstance(recipe, RecipeClass):
         if tuple(overrides):
             raise ValueError("overrides apply to a recipe file, but a Recipe was given; change the Recipe instead")
-        return run(recipe, force)
-    return run(load_recipe(recipe, overrides, needs=("data.train",)), force)
+        return start(recipe, force)
+    return start(load_recipe(recipe, overrides, needs=("data.train",)), force)
 
 
 __all__ = ["train"]

@@ -17,8 +17,12 @@ from .deepspeed_config import deepspeed_config, uses_deepspeed
 
 def training_arguments(recipe: Recipe, ranks: RankInfo, steps: int) -> TrainingArguments:
     """Make them after the process group and before the model is loaded: under ZeRO-3 they decide how weights load."""
+    return TrainingArguments(**argument_values(recipe, ranks, steps))
+
+
+def argument_values(recipe: Recipe, ranks: RankInfo, steps: int) -> dict[str, Any]:
     train = recipe.train
-    return TrainingArguments(
+    return dict(
         output_dir=train.output_dir,
         max_steps=steps,
         per_device_train_batch_size=train.per_device_batch_size,

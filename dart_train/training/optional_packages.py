@@ -24,6 +24,8 @@ def find_missing_packages(recipe: Recipe) -> list[str]:
 
 def _needed(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
     """(key with its value, package, what to set to go without it)."""
+    if recipe.train.method != "sft":
+        yield f"train.method: {recipe.train.method}", "trl", "train.method: sft"
     if recipe.train.liger:
         yield "train.liger: true", "liger_kernel", "train.liger: false"
     if recipe.model.quantization != "none":

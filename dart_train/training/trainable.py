@@ -23,16 +23,29 @@ _DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 def choose_parameters(model: Any, parts: Parts) -> Any:
     """Freezes and unfreezes parameters in place. With a part in mode lora the result is the model inside PEFT."""
+    config = freeze_parameters(model, parts)
+    if config is None:
+        return model
+    from peft import get_peft_model
+
+    # In the dtype of the weights: ZeRO-3 partitions parameters of one dtype only. Master weights in float32 are kept
+    # by DeepSpeed or, without it, by `upcast_trainable_to_fp32`.
+    return get_peft_model(model, config, autocast_adapter_dtype=False)
+
+
+def freeze_parameters(model: Any, parts: Parts) -> Any:
+    """Freezes and unfreezes parameters in place. Returns PEFT's configuration of the adapters, None where no part has
+    mode lora."""
     modes = {name: part.mode for name, part in parts.named().items()}
     belongs = part_of(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(modes[belongs(name)] == "full")
     if "lora" not in modes.values():
-        return model
-    from peft import LoraConfig, get_peft_model
+        return None
+    from peft import LoraConfig
 
     lora = parts.lora
-    config = LoraConfig(
+    return LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
@@ -43,9 +56,6 @@ def choose_parameters(model: Any, parts: Parts) -> Any:
         modules_to_save=modules_to_save(model, parts) or None,
         task_type="CAUSAL_LM",
     )
-    # In the dtype of the weights: ZeRO-3 partitions parameters of one dtype only. Master weights in float32 are kept
-    # by DeepSpeed or, without it, by `upcast_trainable_to_fp32`.
-    return get_peft_model(model, config, autocast_adapter_dtype=False)
 
 
 def lora_targets(model: Any, parts: Parts) -> list[str]:

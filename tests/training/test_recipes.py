@@ -10,6 +10,7 @@ import pytest
 from dart_train import train
 from dart_train.config import load_recipe
 from tests.fixtures.run_scene import ROOT, losses, make_recipe
+from tests.training.preference_scene import PREFERENCE
 
 FAMILY = {
     "tiny_dart": "llava",
@@ -56,7 +57,7 @@ def test_shipped_recipe_trains(tmp_path: Path, name: str) -> None:
 
 def test_every_shipped_recipe_is_tested() -> None:
     trained = {file.stem for file in (ROOT / "recipes").glob("*.yaml") if "\nreduction:" in file.read_text()}
-    assert trained == set(FAMILY)
+    assert trained == {*FAMILY, *PREFERENCE}  # the others: training/test_preference_recipes.py
 
 
 @pytest.mark.parametrize("name", FAMILY)

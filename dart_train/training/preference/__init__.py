@@ -1,0 +1,1 @@
+"""Preference and RL training with the reduction on, by TRL's own DPOTrainer and GRPOTrainer."""
