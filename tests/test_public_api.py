@@ -30,7 +30,7 @@ FIXTURES = ROOT / "tests" / "fixtures"
 FROZEN = FIXTURES / "public_api.json"
 INTERNAL = {"Attached": ("engine",), "Kept": ("of",), "View": ("seen",)}  # public by spelling only
 COMMANDS = ("train", "compare", "plan", "check", "bench", "data", "export", "show", "chat", "base", "env")
-BENCHES = ("select", "step", "prefill", "decode", "distill", "data", "ranks", "all")
+BENCHES = ("select", "step", "prefill", "tower", "decode", "distill", "data", "ranks", "all")
 HELP = [[name] for name in COMMANDS] + [["data", "check"]] + [["bench", name] for name in BENCHES]
 SHORT = ["train.max_steps=2", "train.save_steps=2", "train.eval_steps=2"]
 CALLS: dict[str, dict[str, Any]] = {

@@ -151,7 +151,15 @@ def show(argv: Sequence[str]) -> int:
 
     request = check_request(options)
     loaded = load(options.model, reducer=None, device=options.device, trust_remote_code=options.trust_remote_code)
-    page = draw(loaded.model, loaded.processor, request.images, options.question, request.reducers, options.width)
+    page = draw(
+        loaded.model,
+        loaded.processor,
+        request.images,
+        options.question,
+        request.reducers,
+        options.width,
+        request.tower,
+    )
     request.out.parent.mkdir(parents=True, exist_ok=True)
     page.save(request.out)
     print(f"written to {request.out} ({page.width} x {page.height} pixels)")
@@ -168,6 +176,9 @@ def _show_parser() -> argparse.ArgumentParser:
     parser.add_argument("--methods", default=methods, help=f"separated by commas ({methods})")
     parser.add_argument("--keep", default="0.111", help="visual tokens: 64, or a ratio (0.111)")
     parser.add_argument("--layer", type=int, default=2, help="first layer on the short sequence (2)")
+    parser.add_argument(
+        "--tower", metavar="YAML", help="a stage in the vision tower: '{layer: 0, keep: 0.5}' (the model's own)"
+    )
     parser.add_argument("--out", default="overlay.png", metavar="FILE", help="where to write the page (overlay.png)")
     parser.add_argument("--width", type=int, default=336, help="of each panel, in pixels (336)")
     parser.add_argument("--device", help=DEVICE_HELP)

@@ -31,6 +31,7 @@ from .measures import (
     relative_difference,
     step_differences,
 )
+from .tower import tower_laws
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def check(model: Any, processor: Any, reducers: Sequence[Reducer] | None = None,
         for reducer in reducers:
             laws = (reduced, generation, gradients, cached_prefill, text_alongside, past_window)
             results += [_run_law(law, tested, reducer) for law in laws]
-        results += [_run_law(second_turn, tested, reducers[0]), removal(tested)]
+        results += [_run_law(second_turn, tested, reducers[0]), *tower_laws(tested), removal(tested)]
     finally:
         model.train(training)
     name = f"{type(find_parts(model).top).__name__}, {str(model.dtype).removeprefix('torch.')}"

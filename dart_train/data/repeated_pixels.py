@@ -27,9 +27,13 @@ class RepeatedUnits:
     units: int = 0
     dropped: int = 0
 
+    @property
+    def dropped_share(self) -> float:
+        return self.dropped / self.units if self.units else 0.0
+
     def to_dict(self, tolerance: float) -> dict[str, Any]:
-        share = self.dropped / self.units if self.units else 0.0
-        return {"tolerance": tolerance, "images": self.images, "units": self.units, "dropped_share": share}
+        counts = {"images": self.images, "units": self.units, "dropped_share": self.dropped_share}
+        return {"tolerance": tolerance, **counts}
 
 
 def count_repeated_units(

@@ -64,12 +64,13 @@ class CellCost:
 @dataclass(frozen=True)
 class PrefillShape:
     """length: of the padded prompt. stages: (layer, padded length); the decoder runs from `layer` on with that length.
-    visual: visual tokens before the reduction."""
+    visual: visual tokens before the reduction. tower_share: of the work of the vision tower's blocks."""
 
     rows: int
     length: int
     stages: tuple[tuple[int, int], ...]
     visual: int
+    tower_share: float = 1.0
 
     def layer_lengths(self, layers: int) -> list[int]:
         lengths = [self.length] * layers
@@ -93,7 +94,9 @@ class PrefillFlops:
         lengths = Counter(shape.layer_lengths(self.text.num_hidden_layers))
         layers = sum(n * float(self.rates.forward(shape.rows, length)) for length, n in lengths.items())
         head = 2 * shape.rows * self.text.hidden_size * self.text.vocab_size
-        return float(np.asarray(layers + head + self.rates.tower * shape.visual))
+        projector = self.rates.projector
+        tower = projector + (self.rates.tower - projector) * shape.tower_share
+        return float(np.asarray(layers + head + tower * shape.visual))
 
 
 def measure_costs(
@@ -195,9 +198,10 @@ class TimedCell:
 
     def _shape(self) -> tuple[PrefillShape, int]:
         rows, length = self.host_batch["input_ids"].shape
-        last = self.context.attached.last if self.context.attached is not None else None
+        attached = self.context.attached
+        last, share = (None, 1.0) if attached is None else (attached.last, attached.tower_share)
         if last is None:
-            return PrefillShape(rows, length, (), self.visual), self.visual
+            return PrefillShape(rows, length, (), self.visual, share), self.visual
         lengths = [int(mask.sum(1).max()) for mask in last.stages]
         stages = tuple(zip((stage.layer for stage in self.cell.stages), lengths, strict=True))
-        return PrefillShape(rows, length, stages, self.visual), sum(last.visual_after)
+        return PrefillShape(rows, length, stages, self.visual, share), sum(last.visual_after)

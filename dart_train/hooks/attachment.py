@@ -120,6 +120,16 @@ class Attached:
         return () if self._tower is None else tuple(self._tower.last)
 
     @property
+    def tower_share(self) -> float:
+        """How much of the work of the vision tower's blocks was done in the last forward with images: 1.0 without a
+        stage there, or where it dropped nothing. Attention counts like the rest, though it shrinks more."""
+        if self._tower is None or not self._tower.last:
+            return 1.0
+        depth, layer = len(self._tower.parts.blocks), self._tower.stage.layer
+        kept = [1.0 if run is None else len(run.kept) / len(run.of) for run in self._tower.last]
+        return (layer + (depth - layer) * sum(kept) / len(kept)) / depth
+
+    @property
     def last(self) -> Kept | None:
         """What the last forward with images kept; None if nothing was reduced in it."""
         return None if self._engine.last is None else Kept.of(self._engine.last)

@@ -22,7 +22,8 @@ _FLOAT32 = 4  # bytes
 @dataclass(frozen=True)
 class Rates:
     """Costs in seconds, or in FLOPs. layer: of a decoder layer in training, recomputation included; forward: of a
-    teacher's; both by rows and length. head: by targets. tower: of a visual token. choice: of a row with images.
+    teacher's; both by rows and length. head: by targets. tower: of a visual token, of which `projector` does not shrink
+    with a stage in the vision tower (0: not known, all of it shrinks). choice: of a row with images.
     other: of a micro-batch: embedding, masks, Python. optimizer: of a step. tower_saved: bytes that autograd keeps for
     a visual token."""
 
@@ -34,13 +35,14 @@ class Rates:
     other: float = 0.0
     optimizer: float = 0.0
     tower_saved: float = 0.0
+    projector: float = 0.0
     timings: Mapping[str, Timing] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def costs(self, work: StepWorkload, teacher: StepWorkload | None = None) -> dict[str, np.ndarray]:
         """[micro-batches] of each part."""
         found = {
-            "vision tower": work.pixels * self.tower,
+            "vision tower": work.pixels * (self.projector + work.tower_share * (self.tower - self.projector)),
             "decoder layers": _all_layers(work, self.layer),
             "head and loss": self.head(1, work.targets),
             "choice of tokens": self._choice(work),
@@ -141,6 +143,6 @@ def activation_memory(
     models = 2 if recipe.runs_teacher else 1
     return {
         "decoder activations": activations,
-        "tower activations": round(float(work.pixels[at]) * tower_saved),
+        "tower activations": round(float(work.pixels[at]) * tower_saved * work.tower_share),
         "logits": int(work.targets[at]) * vocabulary * (width + 2 * _FLOAT32) * models,
     }

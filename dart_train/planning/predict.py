@@ -14,15 +14,17 @@ import torch
 
 from ..config import Elastic, Progressive, Recipe
 from ..data.encoder import Encoder
+from ..data.repeated_pixels import count_repeated_units
 from ..data.sampler import steps_for
 from ..models.loading import choose_device
 from ..models.processors import load_processor
-from ..models.structure import unwrap_model
+from ..models.structure import find_parts, unwrap_model
+from ..models.towers import find_tower
 from ..profiling.device import device_facts
 from ..profiling.flops import QuadraticCost, flop_rates, patches_in
 from ..reduction import FewerPixels, Reducer
 from ..reduction.budget import Keep
-from ..reduction.schedule import budget_at_step, dropped_range, teacher_keep
+from ..reduction.schedule import budget_at_step, dropped_range, teacher_keep, tower_keep_at_step
 from ..reduction.teacher_stage import teacher_stage
 from ..training.trainable import count_parameters
 from .costs import Rates, activation_memory, break_even_ratio, static_memory
@@ -34,6 +36,7 @@ from .workload import MicroBatches, PlannedRows, StepWorkload, micro_batches, re
 ROWS = 2000
 SECONDS = 5.0
 _MOMENTS = 5  # of a progressive run
+_REPEATED_IMAGES = 60  # in which repeated pixels are counted
 _DRAWS = 2000  # steps of an elastic run whose budgets are counted
 
 
@@ -65,7 +68,7 @@ def predict(
         run=_run_facts(inputs),
         device=device_facts(device, inputs.setup.dtype),
         timings={call: vars(timing) for call, timing in (timed.timings if timed else {}).items()},
-        notes=_notes(recipe, timed),
+        notes=_notes(inputs, timed),
     )
 
 
@@ -176,8 +179,26 @@ class PlanInputs:
     @cached_property
     def budgets(self) -> list[BudgetWorkload]:
         """One for each budget that the schedule draws; empty without a reduction."""
-        found = scheduled_budgets(self.recipe, self.steps)
-        return [BudgetWorkload(each, self.batches.workload(each.reducers), self._teacher(each)) for each in found]
+        found, share = scheduled_budgets(self.recipe, self.steps), self.tower_share
+        works = [replace(self.batches.workload(each.reducers), tower_share=share) for each in found]
+        return [BudgetWorkload(each, work, self._teacher(each)) for each, work in zip(found, works, strict=True)]
+
+    @cached_property
+    def tower_share(self) -> float:
+        """Of the work of the vision tower's blocks that a stage in it leaves: a mean over the steps, or over images."""
+        stage = self.recipe.reduction.tower_stage()
+        if stage is None:
+            return 1.0
+        if stage.keep is None:
+            assert stage.tolerance is not None
+            processor, images = self.rows.encoder.processor, _REPEATED_IMAGES
+            found = count_repeated_units(self.rows.sources(), processor, stage.tolerance, images, progress=False)
+            return 1.0 - found.dropped_share
+        schedule, seed = self.recipe.reduction.schedule, self.recipe.train.seed
+        sample = range(0, self.steps, -(-self.steps // _DRAWS))
+        keeps = [tower_keep_at_step(schedule, stage.keep, step, self.steps, seed) for step in sample]
+        depth = len(find_tower(find_parts(self.model)).blocks)
+        return (stage.layer + (depth - stage.layer) * float(np.mean(keeps))) / depth
 
     def _teacher(self, budget: ScheduledBudget) -> StepWorkload | None:
         """The workload of the teacher in the middle of the run."""
@@ -211,7 +232,8 @@ class PlanInputs:
         build = functools.partial(self.setup.build_one_layer, self.config, "meta", "eager")
         checkpointing = self.recipe.train.gradient_checkpointing
         found = flop_rates(self.model, self.setup.modes, checkpointing, self._patches_per_token(), build)
-        return Rates(found.layer, found.forward, QuadraticCost(token=found.head), found.tower)
+        head = QuadraticCost(token=found.head)
+        return Rates(found.layer, found.forward, head, found.tower, projector=found.projector)
 
     def _patches_per_token(self) -> float:
         """Patches per visual token of the first row with an image."""
@@ -313,12 +335,16 @@ def _run_facts(inputs: PlanInputs) -> dict[str, Any]:
     }
 
 
-def _notes(recipe: Recipe, timed: Rates | None) -> tuple[str, ...]:
-    if timed is None:
-        return ("activations of the vision tower and the projector are not counted without timing",)
-    notes = list(timed.notes)
+def _notes(inputs: PlanInputs, timed: Rates | None) -> tuple[str, ...]:
+    recipe, notes = inputs.recipe, list[str]()
     if recipe.reduction.tower is not None:
-        notes.append("the vision tower is counted with all of its units, without reduction.tower: an upper bound")
+        notes.append(
+            f"reduction.tower leaves {inputs.tower_share:.1%} of the work of the vision tower's blocks; its cost "
+            "is scaled by that share: attention shrinks more, so this is an upper bound"
+        )
+    if timed is None:
+        return (*notes, "activations of the vision tower and the projector are not counted without timing")
+    notes += timed.notes
     if recipe.train.gradient_checkpointing and recipe.parts.vision.mode != "frozen":
         notes.append("activations of the vision tower are counted as without checkpointing: an upper bound")
     if recipe.trains_at_full_tokens:

@@ -78,6 +78,10 @@ class PlannedRows:
     def targets(self) -> np.ndarray:
         return np.array([row.targets for row in self.rows])
 
+    def sources(self) -> list[DataSource]:
+        """Each once, in the order of the rows."""
+        return list({id(row.location.source): row.location.source for row in self.rows}.values())
+
     def kept(self, *stages: Reducer) -> np.ndarray:
         """[stages, rows] visual tokens that each stage keeps."""
         return np.array([self._kept(row, stages) for row in self.rows]).T
@@ -189,6 +193,7 @@ class StepWorkload:
     text: np.ndarray
     targets: np.ndarray
     reduced: bool  # a reduction is attached, whatever it keeps
+    tower_share: float = 1.0  # of the work of the vision tower's blocks, where a stage in it drops units
 
     @property
     def longest(self) -> int:

@@ -211,12 +211,14 @@ def layer_flops(model: Any) -> tuple[QuadraticCost, QuadraticCost]:
 @dataclass(frozen=True)
 class FlopRates:
     """layer: of a decoder layer in training, recomputation included; forward: of its forward alone; both by rows and
-    length. head: of a target, in training. tower: of a visual token, vision tower and projector together."""
+    length. head: of a target, in training. tower: of a visual token, vision tower and projector together; projector: of
+    that the projector."""
 
     layer: QuadraticCost
     forward: QuadraticCost
     head: float
     tower: float
+    projector: float = 0.0
 
 
 def flop_rates(
@@ -245,12 +247,14 @@ def flop_rates(
     if modes["vision"] != "frozen":
         passes["projector"] = max(2, passes["projector"])  # the gradient passes through it
     recomputed = gradient_checkpointing and modes["vision"] != "frozen"
+    tower = {part: _MULTIPLY_ADD * number * (passes[part] + recomputed) for part, number in used.items()}
     text = config.get_text_config()
     return FlopRates(
         layer=forward + backward + (forward if gradient_checkpointing else QuadraticCost()),
         forward=forward,
         head=float(_MULTIPLY_ADD * text.hidden_size * text.vocab_size * (3 if modes["language"] == "full" else 2)),
-        tower=_MULTIPLY_ADD * sum(number * (passes[part] + recomputed) for part, number in used.items()),
+        tower=sum(tower.values()),
+        projector=tower["projector"],
     )
 
 

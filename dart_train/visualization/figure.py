@@ -11,9 +11,10 @@ from PIL import Image
 from ..hooks import attach
 from ..models.prompts import build_inputs, to_device, user_message
 from ..models.token_places import ImageOrFrames, locate_tokens
-from ..reduction import Reducer
+from ..reduction import Reducer, TowerDART
 from .draw import legend, side_by_side
 from .overlay import Choice, choice_of_row, full_choice, overlay_panel
+from .tower import choose_in_tower, title_of
 
 
 def show(
@@ -23,26 +24,38 @@ def show(
     question: str,
     reducers: Sequence[Reducer],
     width: int = 336,
+    tower: TowerDART | None = None,
 ) -> Image.Image:
     """The images with all tokens, and what each reducer keeps of them under this question.
 
     images: in the order of the prompt; with a processor that takes videos, also sequences of frames.
+    tower: a stage in the vision tower before all reducers; one more panel shows what the tower does not see.
     The model must have no reduction attached; it is not changed.
     """
     inputs = build_inputs(processor, [[user_message(question, images)]])
     places = locate_tokens(model, processor, inputs, [images])[0]
     panels = [overlay_panel(images, places, full_choice(len(places)), "full tokens", width)]
-    scored = False
+    scored, first = False, [] if tower is None else [tower]
+    for stage in first:
+        seen = choose_in_tower(model, inputs, stage, len(places))
+        panels.append(overlay_panel(images, places, seen, title_of(stage), width))
     for reducer in reducers:
-        choice = choose(model, processor, inputs, reducer, len(places))
+        choice = choose(model, processor, inputs, [*first, reducer], len(places))
         scored |= choice.scored is not None
         panels.append(overlay_panel(images, places, choice, _title(reducer), width))
     return side_by_side(panels, question, bottom=legend(scorer=scored))
 
 
 @torch.no_grad()
-def choose(model: Any, processor: Any, inputs: Mapping[str, Any], reducer: Reducer, number: int) -> Choice:
-    """What the reducer keeps of the `number` visual tokens in the prefill of these inputs."""
+def choose(
+    model: Any,
+    processor: Any,
+    inputs: Mapping[str, Any],
+    reducer: Reducer | Sequence[Reducer | TowerDART],
+    number: int,
+) -> Choice:
+    """What the reducer, or the last of several stages, keeps of the `number` visual tokens in the prefill of these
+    inputs."""
     training, batch = model.training, to_device(inputs, model)
     model.eval()
     try:

@@ -12,12 +12,13 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..checkpoints import ResolvedModel, resolve
 from ..common.io import ProblemCollector
+from ..config.yaml import parse
 from ..hooks import attach
 from ..models.loading import build_meta_model
 from ..models.processors import NoVideo
 from ..models.prompts import chat_template
 from ..models.token_places import supports_video
-from ..reduction import REDUCERS, Reducer, from_config
+from ..reduction import REDUCERS, Reducer, TowerDART, from_config, tower_from_config
 from ..reduction.budget import Keep, check_keep
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -25,9 +26,11 @@ _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 @dataclass(frozen=True)
 class ShowRequest:
-    """images: RGB images, and the frames of a video as a list."""
+    """tower: the stage that was given, or else the one that the model was trained with. images: RGB images, and the
+    frames of a video as a list."""
 
     reducers: list[Reducer]
+    tower: TowerDART | None
     images: list[Image.Image | list[Image.Image]]
     out: Path
 
@@ -48,11 +51,23 @@ def check_request(options: argparse.Namespace) -> ShowRequest:
         problems.add(["no image: give --image FILE (several times for several images), or --frames FILES"])
     _check_values(options, problems)
     found = problems.collect(lambda: resolve(options.model, None, trust_remote_code=options.trust_remote_code))
+    tower = None
+    if options.tower is not None:
+        tower = problems.collect(lambda: tower_from_config(_mapping(options.tower)), "--tower")
+    elif found is not None:
+        tower = found.trained_tower
     if found is not None:
-        _check_model(found, reducers, bool(options.frames), problems)
+        _check_model(found, reducers, tower, bool(options.frames), problems)
     if problems.problems:
         raise ValueError("\n".join(problems.problems))
-    return ShowRequest(reducers, images, Path(options.out))
+    return ShowRequest(reducers, tower, images, Path(options.out))
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    given = parse(text)
+    if not isinstance(given, dict):
+        raise ValueError(f"{text!r} was given, expected a mapping such as '{{layer: 0, keep: 0.5}}'")
+    return given
 
 
 def _check_values(options: argparse.Namespace, problems: ProblemCollector) -> None:
@@ -64,13 +79,17 @@ def _check_values(options: argparse.Namespace, problems: ProblemCollector) -> No
         problems.add([f"--width {options.width}: expected at least 64 pixels"])
 
 
-def _check_model(found: ResolvedModel, reducers: Sequence[Reducer], video: bool, problems: ProblemCollector) -> None:
-    """Whether the model takes the methods, and the video where there is one."""
+def _check_model(
+    found: ResolvedModel, reducers: Sequence[Reducer], tower: TowerDART | None, video: bool, problems: ProblemCollector
+) -> None:
+    """Whether the model takes the methods, the stage in the vision tower, and the video where there is one."""
     source, processor = found.source, found.processor
     model = build_meta_model(source)
     problems.collect(lambda: chat_template(processor))
     if video:
         problems.collect(lambda: _check_video(model, processor), "--frames")
+    if tower is not None:
+        problems.collect(lambda: attach(model, tower).remove(), "--tower")
     for reducer in reducers:
         place = f"--methods {reducer.name}"
         problems.collect(lambda reducer=reducer: attach(model, reducer).remove(), place)  # type: ignore[misc]

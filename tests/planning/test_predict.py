@@ -126,3 +126,26 @@ def test_plan_beside_a_folder_without_metrics(tmp_path: Path, capsys: pytest.Cap
     recipe = make_recipe(tmp_path)
     assert main(["plan", str(recipe), "--no-timing", "--beside", str(tmp_path)]) == 2
     assert "holds no metrics.jsonl" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("tower", "schedule", "share"),
+    [
+        ("{layer: 0, keep: 0.5}", "fixed", 0.5),
+        ("{layer: 1, keep: 0.5}", "fixed", None),
+        ("{layer: 0, keep: 0.5}", "elastic", 0.75),
+        ("{tolerance: 0.0}", "fixed", None),
+    ],
+)
+def test_stage_in_the_vision_tower_is_counted(text: str, tower: str, schedule: str, share: float | None) -> None:
+    reduction = f"reduction={{method: dart, keep: 0.25, tower: {tower}, schedule: {{kind: {schedule}}}}}"
+    inputs, plain = inputs_of(text, reduction), inputs_of(text)
+    flops, depth = inputs.flops(), inputs.config.vision_config.num_hidden_layers
+    expected = {"{layer: 1, keep: 0.5}": (1 + (depth - 1) * 0.5) / depth}.get(tower, share)
+    if expected is not None:
+        assert inputs.tower_share == pytest.approx(expected, abs=0.06 if schedule == "elastic" else 1e-9)
+    assert 0 < inputs.tower_share <= 1 and plain.tower_share == 1
+    full, reduced = (flops.costs(load.work)["vision tower"] for load in (inputs.full, inputs.budgets[0]))
+    left = (reduced.sum() / full.sum() - flops.projector / flops.tower) / (1 - flops.projector / flops.tower)
+    assert left == pytest.approx(inputs.tower_share)
+    assert "reduction.tower leaves" in predict(recipe_of(text, reduction), timing=False, rows=20).notes[0]

@@ -10,8 +10,13 @@ from PIL import Image
 
 import dart_train.checkpoints
 from dart_train.__main__ import main
-from dart_train.reduction import DART, Balance, FastV
+from dart_train.hooks import attach
+from dart_train.models.prompts import build_inputs, user_message
+from dart_train.models.structure import find_parts
+from dart_train.reduction import DART, Balance, FastV, TowerDART
+from dart_train.reduction.tower import Representatives
 from dart_train.visualization import show
+from dart_train.visualization.tower import choose_in_tower, tokens_of_units
 from tests.zoo import FAMILIES, make_image, save_folder
 
 
@@ -32,6 +37,45 @@ def test_panels_depend_on_the_method_only() -> None:
     page = show(model, processor, [make_image(1, (64, 64))], "why", methods, width=100)
     panels = [page.crop((16 + 116 * i, 110, 116 + 116 * i, page.height - 50)).tobytes() for i in range(4)]
     assert panels[1] == panels[2] and panels[0] != panels[1] != panels[3]
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "qwen3_vl", "internvl", "gemma3"])
+def test_a_panel_shows_what_the_vision_tower_does_not_see(name: str) -> None:
+    model, processor = FAMILIES[name].model(), FAMILIES[name].processor()
+    image, stage = make_image(1), TowerDART(layer=0, keep=0.5)
+    page = show(model, processor, [image], "what is it", [DART(keep=8)], width=100, tower=stage)
+    assert page.width == 3 * 100 + 4 * 16
+    inputs = build_inputs(processor, [[user_message("what is it", [image])]])
+    number = int(torch.isin(inputs["input_ids"], torch.tensor(find_parts(model).visual_ids)).sum())
+    seen = choose_in_tower(model, inputs, stage, number)
+    with attach(model, stage) as attached, torch.no_grad():
+        model(**inputs)
+        (units,) = attached.tower_units
+    assert units is not None and len(seen.kept) == number
+    assert seen.number == len(units.kept) if len(units.of) == number else len(units.kept) / 4 <= seen.number <= number
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_units_that_become_one_token_are_seen_if_one_of_them_is() -> None:
+    of = torch.zeros(16, dtype=torch.long)
+    units = Representatives(of, torch.tensor([0, 7, 13]), (3,))
+    assert tokens_of_units(units, 16).nonzero().flatten().tolist() == [0, 7, 13]
+    assert tokens_of_units(units, 4).tolist() == [True, True, True, False]
+    with pytest.raises(ValueError, match="16 units of 1 images or tiles, and the prompt 9 visual tokens"):
+        tokens_of_units(units, 9)
+
+
+def test_show_command_draws_the_stage_in_the_tower(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, image, out = save_folder("qwen2_vl", tmp_path / "model"), tmp_path / "a.png", tmp_path / "page.png"
+    make_image(2).save(image)
+    ask = ["show", str(folder), "--image", str(image), "--question", "what", "--methods", "dart", "--device", "cpu"]
+    assert main([*ask, "--tower", "{layer: 1, keep: 0.5}", "--out", str(out)]) == 0
+    with Image.open(out) as page:
+        assert page.width == 3 * 336 + 4 * 16
+    assert main([*ask, "--tower", "half", "--out", str(out)]) == 2
+    assert main([*ask, "--tower", "{keep: 7}", "--out", str(out)]) == 2
+    err = capsys.readouterr().err
+    assert "expected a mapping" in err and "expected a ratio" in err
 
 
 def test_show_command_writes_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
