@@ -20,7 +20,7 @@ from ..models.towers import find_tower
 from ..profiling.device import DevicePeak
 from ..profiling.op_count import OpCount, count_ops
 from ..profiling.timing import Timing, ratio, rounds
-from ..reduction import KeepAll, TowerDART
+from ..reduction import KeepAll, Reducer, TowerDART
 from .cli import repeats_of, scale_of
 from .comparison import each_shape
 from .model_shapes import ModelShape
@@ -65,7 +65,7 @@ def _measure(
 def _row(
     model: str, name: str, units: int, kept: int, first: Any, seconds: dict[str, list[float]], bound: float
 ) -> dict[str, Any]:
-    row = {"model": model, "way": name, "units": units, "units left": kept / units}
+    row: dict[str, Any] = {"model": model, "way": name, "units": units, "units left": kept / units}
     row["seconds"] = Timing.of(seconds[name] or [first[name]], warm=bool(seconds[name]))
     if name == DISTINCT and seconds[ENTIRE] and seconds[name]:
         row |= {"faster": ratio(seconds[ENTIRE], seconds[name]), "bound": bound}
@@ -100,7 +100,9 @@ def process(config: Any, shape: ModelShape, image: Image.Image) -> dict[str, Ten
 def _count_blocks(model: Any, encode: Callable[[], object], peak: DevicePeak, tolerance: float | None) -> OpCount:
     """The blocks of the tower, as they are called."""
     calls: list[Callable[[], object]] = []
-    stages = [KeepAll()] if tolerance is None else [TowerDART(tolerance=tolerance), KeepAll()]
+    stages: list[Reducer | TowerDART] = (
+        [KeepAll()] if tolerance is None else [TowerDART(tolerance=tolerance), KeepAll()]
+    )
 
     def capture(module: Any, args: Any, kwargs: Any) -> None:
         calls.append(functools.partial(module, *args, **kwargs))

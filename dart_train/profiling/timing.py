@@ -101,7 +101,8 @@ def time_once(workload: Workload, device: torch.device) -> float:
     if isinstance(workload, WithContext):
         with workload.around():
             return time_once(workload.workload, device)
-    collects, _ = gc.isenabled(), gc.disable()  # as timeit does
+    collects = gc.isenabled()
+    gc.disable()  # as timeit does
     try:
         synchronize(device)
         start = clock.read()
