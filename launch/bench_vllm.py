@@ -1,12 +1,12 @@
 """vLLM with all visual tokens against the same engine with fewer: requests a second, time to first token, KV tokens.
 
     bash launch/vllm_env.sh
-    python launch/bench_vllm.py                          # about 20 minutes on two cores that do nothing else
+    python launch/bench_vllm.py                          # about ten minutes on two cores that do nothing else
     python launch/bench_vllm.py --layers 2 --repeats 1   # a small try
 
 Random weights of about 90M parameters: a LLaVA-1.5 with 576 visual tokens and a LLaVA-NeXT with 2,928 (2,880, and a
 newline for each row). One engine serves both: requests at full tokens and reduced ones take turns, round by round, each
-with an image of its own. The table is written to data/results/benchmarks/vllm_cpu.md.
+with an image of its own. The table is written to data/results/serving/vllm_cpu.md.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", choices=tuple(KEEP), default=tuple(KEEP))
     parser.add_argument("--together", nargs="+", type=int, default=TOGETHER, help="requests at a time (1 4 16)")
     parser.add_argument("--layers", type=int, default=10, help="of the language model (10: about 90M parameters)")
-    parser.add_argument("--repeats", type=int, default=5, help="rounds of each kind (5)")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds of each kind (3)")
     parser.add_argument("--python", type=Path, default=ROOT / ".venvs/vllm/bin/python", help="of vLLM's environment")
-    parser.add_argument("--out", type=Path, default=ROOT / "data/results/benchmarks", help="folder of the table")
+    parser.add_argument("--out", type=Path, default=ROOT / "data/results/serving", help="folder of the table")
     parser.add_argument("--job", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
@@ -230,6 +230,7 @@ def run_engine(job: dict[str, Any]) -> dict[str, Any]:
         ]
 
     def measure(number: int, keep: int | float) -> dict[str, Any]:
+        """One round: `number` requests at once."""
         given = requests(number, keep)
         start = time.perf_counter()
         outputs = engine.generate(given, sampling, use_tqdm=False)
@@ -242,7 +243,7 @@ def run_engine(job: dict[str, Any]) -> dict[str, Any]:
     cells = []
     for number in job["together"]:
         for keep in kinds.values():
-            measure(number, keep)  # not counted: memory is allocated, threads start
+            measure(min(number, 2), keep)  # not counted: memory is allocated, threads start
         rounds: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
         for _ in range(job["repeats"]):
             for kind, keep in kinds.items():

@@ -39,8 +39,8 @@ TRAIN = {
 K0, K2 = TRAIN
 SERVED = {"name": "K = 0", "method": "dart", "layer": 0, "text_pivots": 0, "pivot": "key_min", "per": "image"}
 METHODS: list[dict[str, Any]] = [
-    {**SERVED, "merge": "nearest"},
-    {"name": "K = 2", "method": "dart", "layer": 2, "merge": "nearest", "checkpoints": ["base", K2]},
+    {**SERVED, "merge": "nearest", "checkpoints": [K0, K2]},
+    {"name": "K = 2", "method": "dart", "layer": 2, "merge": "nearest", "checkpoints": [K2]},
 ]
 BUDGETS = ("0.222", "0.111")
 
@@ -63,7 +63,7 @@ SHOWN = tuple(
     for checkpoint in ("base", K0, K2)
     for method, budgets in (("full", ("full",)), ("K = 0", BUDGETS), ("K = 2", BUDGETS))
     for budget in budgets
-    if not (checkpoint == K0 and method == "K = 2")
+    if method == "full" or (checkpoint, method) in ((K0, "K = 0"), (K2, "K = 0"), (K2, "K = 2"))
 )
 
 

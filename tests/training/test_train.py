@@ -188,6 +188,17 @@ def test_distillation_loss_is_mixed_by_alpha(recipe: Path, tmp_path: Path) -> No
         assert line["loss"] == pytest.approx(0.3 * line["distill_loss"] + 0.7 * line["answer_loss"], rel=1e-4)
 
 
+def test_teacher_at_a_later_layer_has_the_budget_of_the_step(recipe: Path, tmp_path: Path) -> None:
+    """At full tokens it is the student."""
+    student = (
+        "reduction={method: dart, keep: 0.1, layer: 0, per: image, schedule: {kind: elastic, choices: [1.0, 0.1]}}"
+    )
+    teacher = "distill={enabled: true, teacher: reduction, reduction: {method: dart, layer: 2, merge: nearest}}"
+    lines = go(recipe, tmp_path, student, teacher, "train.max_steps=6")
+    assert {line["keep"] for line in lines} == {0.1, 1.0}
+    assert all((line["distill_loss"] > 1e-4) == (line["keep"] < 1) for line in lines)
+
+
 def test_bad_row_is_counted_and_training_continues(recipe: Path, tmp_path: Path) -> None:
     rows = json.loads((recipe.parent / "rows.json").read_text())
     rows[3]["conversations"] = []

@@ -25,12 +25,14 @@ os.environ.update(
     {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # by default each process wants a NUMA node of its own
         "VLLM_LOGGING_LEVEL": "WARNING",
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
     }
 )
 OPTIONS = {
+    "distributed_executor_backend": "uni",
     "enforce_eager": True,
     "dtype": "float32",
     "seed": 0,
@@ -48,7 +50,7 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
     from vllm import LLM
 
     try:
-        engine = LLM(model=job["model"], distributed_executor_backend="uni", **{**OPTIONS, **job.get("engine", {})})
+        engine = LLM(model=job["model"], **{**OPTIONS, **job.get("engine", {})})
     except Exception as error:
         return {"refused": "".join(traceback.format_exception(error))}
     return {"rounds": [ask(engine, requests) for requests in job["rounds"]]}

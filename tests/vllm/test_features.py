@@ -58,6 +58,17 @@ def test_export_with_speculative_decoding(engine: Engine, images: list[Path], tm
 
 @pytest.mark.vllm
 @pytest.mark.slow
+def test_tensor_parallelism(engine: Engine, images: list[Path], tmp_path: Path) -> None:
+    """Two processes, each with half of the heads: both must keep the same tokens."""
+    folder = save_served(TINY_BASE, tmp_path / "served", [SERVED])
+    expected = Expected(TINY_BASE)
+    requests = [*requests_of(expected, images), expected.request(SHAPE_QUESTIONS[0], images[1:3])]
+    found = engine(folder, [requests], tensor_parallel_size=2, distributed_executor_backend="mp")["rounds"][0]
+    assert_same(found, expected.answers(requests, SERVED))
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
 def test_lora_adapter(engine: Engine, images: list[Path], tmp_path: Path) -> None:
     """Of the language model, on the base model; the reduction is the adapter's own."""
     base = AutoModelForImageTextToText.from_pretrained(TINY_BASE, dtype=torch.float32)
