@@ -337,6 +337,8 @@ def _run_facts(inputs: PlanInputs) -> dict[str, Any]:
 
 def _notes(inputs: PlanInputs, timed: Rates | None) -> tuple[str, ...]:
     recipe, notes = inputs.recipe, list[str]()
+    if recipe.train.padding_free:
+        notes.append("batches are counted with padding, which train.padding_free leaves out: an upper bound")
     if recipe.reduction.tower is not None:
         notes.append(
             f"reduction.tower leaves {inputs.tower_share:.1%} of the work of the vision tower's blocks; its cost "

@@ -122,6 +122,11 @@ class PlannedRows:
 def read_rows(recipe: Recipe, encoder: Encoder, limit: int = 0) -> PlannedRows:
     """At most about `limit` rows, evenly spaced, as many of each source as its share of all; 0: every row."""
     data = recipe.data
+    if recipe.train.tokens_per_batch is not None:
+        raise ValueError(
+            "train.tokens_per_batch: a plan is one of batches with a fixed number of rows. Plan with "
+            "train.tokens_per_batch=null train.per_device_batch_size=N"
+        )
     sources = open_sources(data.train, ImageStore.from_config(data).leave_limits_to(encoder.processor), data.turns)
     totals = None if any(source.streaming for source in data.train) else tuple(len(s.rows) for s in sources)
     step = max(1, -(-sum(totals) // limit)) if totals and limit else 1

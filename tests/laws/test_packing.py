@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import modeling_flash_attention_utils
 
 from dart_train import DART, FastV, KeepAll, Learned, Pooling, Random, Reducer, attach
 from dart_train.hooks.packing import RowPacking
@@ -257,3 +258,34 @@ def test_wrong_lengths_are_refused() -> None:
             model(**{**packed, "row_lengths": [3, 4]})
         with pytest.raises(ValueError, match="each of at least one token"):
             model(**{**packed, "row_lengths": [3, 0]})
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
+def test_flash_kernels_get_the_boundaries_of_the_rows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers' own way to its flash kernels, whose function of variable lengths is computed by torch here."""
+    calls = []
+
+    def varlen(q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, **options: Any) -> Tensor:
+        """[T, H, d] each."""
+        calls.append((cu_seqlens_q.tolist(), options["max_seqlen_q"]))
+        assert torch.equal(cu_seqlens_q, cu_seqlens_k) and cu_seqlens_q.dtype == torch.int32
+        rows = zip(*(x.split(torch.diff(cu_seqlens_q).tolist()) for x in (q, k, v)), strict=True)
+        attend = torch.nn.functional.scaled_dot_product_attention
+        heads = [[x.transpose(0, 1) for x in row] for row in rows]
+        return torch.cat([attend(*row, is_causal=True, enable_gqa=True).transpose(0, 1) for row in heads])
+
+    def kernels(implementation: Any) -> Any:
+        return (None, varlen, None, None, None), (lambda max_seqlen_q, **_: {"max_seqlen_q": max_seqlen_q}, None)
+
+    monkeypatch.setattr(modeling_flash_attention_utils, "lazy_import_flash_attention", kernels)
+    model, _, packed = both(name)
+    flash = FAMILIES[name].model()
+    find_parts(flash).text_config._attn_implementation = "flash_attention_2"
+    with torch.no_grad(), attach(model, DART(keep=8)), attach(flash, DART(keep=8)) as attached:
+        close(flash(**packed).loss, model(**packed).loss)
+    full = [0, *torch.tensor(packed["row_lengths"]).cumsum(0).tolist()]
+    assert [ends for ends, _ in calls[:2]] == [full] * 2 and len(calls) == 5
+    kept = attached.last
+    assert kept is not None
+    short = [int(kept.mask[0, :end].sum()) for end in full]
+    assert [ends for ends, _ in calls[2:]] == [short] * 3
