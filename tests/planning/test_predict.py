@@ -91,6 +91,7 @@ def test_plan_command_prints_and_writes(text: str, tmp_path: Path, capsys: pytes
         (["reduction.layer=9"], "5 layers"),
         (["data.max_length=5"], "rows cannot be used (too_long: "),
         (["data.train=[]"], "data.train"),
+        (["train={padding_free: true, tokens_per_batch: 300}"], "train.tokens_per_batch=null"),
     ],
 )
 def test_plan_command_reports_errors(
