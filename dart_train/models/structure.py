@@ -160,6 +160,11 @@ def _unsuitable(top: Any) -> str | None:
             "its layers attend to the keys that the indexer of an earlier layer selected, by place in the sequence: "
             "the places of a full-length layer are others among the kept tokens"
         )
+    if hasattr(text, "indexer_compress_ratio"):
+        return (
+            "its indexer scores keys that are compressed over neighbouring places, and some layers add embeddings "
+            "of neighbouring tokens: without the dropped tokens both would change for all that are kept"
+        )
     if hasattr(text, "index_kpool"):
         return "its indexer pools the keys of neighbouring places, which among the kept tokens are others"
     if hasattr(text, "rel_extent") and hasattr(text, "conv_kernel_size"):

@@ -62,6 +62,8 @@ def test_llama4_holds_once_its_output_is_complete(monkeypatch: pytest.MonkeyPatc
         ("kosmos-2", "image_embeds_position_mask"),
         ("inkling_mm_model", "by place in the sequence"),
         ("blip-2", "runs the language model alone"),
+        ("qwen4_exp", "compressed over neighbouring places"),
+        ("glm5_next", "indexer of an earlier layer"),
     ],
 )
 def test_refusals_name_the_reason(name: str, reason: str) -> None:
