@@ -19,7 +19,15 @@ from ..hooks.reference import masked_logits, plain_logits
 from ..models.structure import find_parts
 from ..reduction import DART, KeepAll, Random, Reducer
 from ..reduction.batch_layout import IGNORED
-from .continued import cached_prefill, merges, past_window, second_turn, text_alongside
+from .continued import (
+    cached_prefill,
+    merges,
+    past_window,
+    reduced_second_turn,
+    same_choice,
+    second_turn,
+    text_alongside,
+)
 from .measures import (
     STEPS,
     SUPERVISED,
@@ -75,9 +83,10 @@ def check(model: Any, processor: Any, reducers: Sequence[Reducer] | None = None,
         layers = sorted({reducer.layer for reducer in reducers})
         results = [_run_law(keep_all, tested, KeepAll(layer=layer)) for layer in layers]
         for reducer in reducers:
-            laws = (reduced, generation, gradients, cached_prefill, text_alongside, past_window)
+            laws = (reduced, generation, gradients, cached_prefill, text_alongside, same_choice, past_window)
             results += [_run_law(law, tested, reducer) for law in laws]
-        results += [_run_law(second_turn, tested, reducers[0]), *tower_laws(tested), removal(tested)]
+        results += [_run_law(law, tested, reducers[0]) for law in (second_turn, reduced_second_turn)]
+        results += [*tower_laws(tested), removal(tested)]
     finally:
         model.train(training)
     name = f"{type(find_parts(model).top).__name__}, {str(model.dtype).removeprefix('torch.')}"

@@ -66,25 +66,80 @@ def cached_prefill(tested: ModelUnderTest, reducer: Reducer) -> LawResult:
 
 def second_turn(tested: ModelUnderTest, reducer: Reducer) -> LawResult:
     """A second image and question after the cache of the first ones, in which nothing is dropped."""
-    law, model = "keep-all: an image in a second turn", tested.model
-    turns = [to_device(build_inputs(tested.processor, [[user_message(q, [image])]]), model)
-             for q, image in zip(QUESTIONS, test_images(), strict=True)]  # fmt: skip
-    first, later = turns
-    later["attention_mask"] = torch.cat([first["attention_mask"], later["attention_mask"]], 1)
-
-    def run() -> Tensor:
-        with torch.no_grad():
-            cache = cache_in_output(model(**first, use_cache=True))
-            logits: Tensor = model(**later, **{cache_argument(model.forward): cache}, use_cache=True).logits
-        return logits
-
+    law = "keep-all: an image in a second turn"
+    first, later = two_turns(tested)
     try:
-        wanted = compared(run)
-        with attach(model, KeepAll(layer=reducer.layer)):
-            logits = run()
+        wanted = compared(lambda: continued_logits(tested.model, first, later)[0])
+        with attach(tested.model, KeepAll(layer=reducer.layer)):
+            logits, _ = continued_logits(tested.model, first, later)
     except (NotComparable, NotImplementedError) as reason:
         return LawResult(law, "not checked", note=str(reason))
     return LawResult.of(law, relative_difference(logits, wanted), tested.tolerance, f"at layer {reducer.layer}")
+
+
+def reduced_second_turn(tested: ModelUnderTest, reducer: Reducer) -> LawResult:
+    """Both turns reduced, compared with one full-length forward in which the mask hides what either dropped."""
+    law, model = f"{reducer.name}: an image in a second turn", tested.model
+    if merges(reducer):
+        return LawResult(law, "not checked", note="dropped tokens are merged into kept ones")
+    first, later = two_turns(tested)
+    try:
+        both = joined(first, later)
+        plain = compared(lambda: continued_logits(model, first, later)[0])
+        together = compared(partial(plain_logits, model, both))[:, -plain.shape[1] :]
+        if not relative_difference(together, plain) <= tested.tolerance:
+            raise NotComparable("the model itself answers differently from a cache than from both turns at once")
+        with attach(model, reducer) as attached:
+            logits, keeps = continued_logits(model, first, later, lambda: attached.last)
+        with torch.no_grad():
+            wanted = masked_logits(model, both, [(reducer.layer, torch.cat(keeps, 1))])[:, -logits.shape[1] :]
+    except (NotComparable, NotImplementedError) as reason:
+        return LawResult(law, "not checked", note=str(reason))
+    return LawResult.of(law, relative_difference(logits, wanted, keeps[1]), tested.tolerance)
+
+
+def two_turns(tested: ModelUnderTest) -> tuple[dict[str, Any], dict[str, Any]]:
+    """An image and a question each; the mask of the later one covers both."""
+    first, later = (
+        to_device(build_inputs(tested.processor, [[user_message(question, [image])]]), tested.model)
+        for question, image in zip(QUESTIONS, test_images(), strict=True)
+    )
+    later["attention_mask"] = torch.cat([first["attention_mask"], later["attention_mask"]], 1)
+    return first, later
+
+
+def continued_logits(
+    model: Any, first: Mapping[str, Any], later: Mapping[str, Any], kept: Callable[[], Any] = lambda: None
+) -> tuple[Tensor, list[Tensor]]:
+    """Logits of the later turn, and what each forward kept: `kept` after it, or all."""
+    with torch.no_grad():
+        cache = cache_in_output(model(**first, use_cache=True))
+        keeps = [first["attention_mask"].bool() if kept() is None else kept().mask]
+        logits: Tensor = model(**later, **{cache_argument(model.forward): cache}, use_cache=True).logits
+        keeps.append(torch.ones(logits.shape[:2]).bool().to(logits.device) if kept() is None else kept().mask)
+    return logits, keeps
+
+
+def joined(first: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
+    """Two turns of one row as one sequence; images in their order."""
+    length = first["input_ids"].shape
+    both = {"attention_mask": later["attention_mask"]}
+    for name, x in first.items():
+        if name not in both and isinstance(x, Tensor):
+            both[name] = torch.cat([x, later[name]], 1 if x.shape == length else 0)
+    return both
+
+
+def same_choice(tested: ModelUnderTest, reducer: Reducer) -> LawResult | None:
+    """The share of the tokens that padding on the left and on the right select differently."""
+    law, found = f"{reducer.name}: padding does not decide what is kept", []
+    with torch.no_grad(), attach(tested.model, reducer) as attached:
+        for inputs in (tested.inputs, pad_right(tested.inputs)):
+            tested.model(**inputs, use_cache=False)
+            if attached.last is None:
+                return None
+            found.append(attached.last.mask[inputs["attention_mask"].bool()])
+    return LawResult.of(law, float((found[0] != found[1]).float().mean()), tested.tolerance)
 
 
 def past_window(tested: ModelUnderTest, reducer: Reducer) -> LawResult | None:
