@@ -11,7 +11,7 @@ import torch
 from dart_train import DART, REDUCERS
 from dart_train.__main__ import main
 from dart_train.benchmarks.baselines import plain_loops, set_and_loop
-from dart_train.benchmarks.select import GATHER, KEPT, LAYER, LAYOUT, LOOPS, READ, USUAL, make_workloads
+from dart_train.benchmarks.select import GATHER, KEPT, LAYER, LAYOUT, LOOPS, READ, SHORT_LAYER, USUAL, make_workloads
 from dart_train.benchmarks.table import NOT_MEASURED, BenchReport, BenchTable, milliseconds, percent, times
 from dart_train.profiling.selection_scene import TEXT, SelectionScene
 from dart_train.profiling.timing import Timing, host_syncs
@@ -90,11 +90,13 @@ def test_select_command_measures_every_method(tmp_path: Path, capsys: pytest.Cap
     assert content["command"] == "python -m dart_train bench select --quick --batch 1 --device cpu"
     assert content["facts"]["torch"] == torch.__version__ and content["facts"]["device"]
     rows = {row["method"]: row for row in content["tables"]["Selection"]["rows"]}
-    assert set(rows) == {LAYER, USUAL, LOOPS, READ, *REDUCERS, LAYOUT, GATHER}
+    assert set(rows) == {LAYER, SHORT_LAYER, USUAL, LOOPS, READ, *REDUCERS, LAYOUT, GATHER}
     for row in rows.values():
         seconds = row["seconds"]["median"]
         assert 0 < row["seconds"]["low"] <= seconds <= row["seconds"]["high"]
         assert row["share of a layer"] == pytest.approx(seconds / rows[LAYER]["seconds"]["median"])
+        rest = 2 * rows[LAYER]["seconds"]["median"] + 30 * rows[SHORT_LAYER]["seconds"]["median"]
+        assert row["share of a prefill"] == pytest.approx(seconds / (rest + seconds))
         assert row["times faster than set-and-loop"] == pytest.approx(rows[USUAL]["seconds"]["median"] / seconds)
     assert NOT_MEASURED in shown
 
