@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -64,7 +65,7 @@ def _command(argv: Sequence[str]) -> str:
     words = list(argv)
     if "--out" in words:
         del words[words.index("--out") : words.index("--out") + 2]
-    return " ".join(["python -m dart_train bench", *words])
+    return f"python -m dart_train bench {shlex.join(words)}"
 
 
 def _check(options: argparse.Namespace) -> None:
