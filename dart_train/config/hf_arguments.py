@@ -50,6 +50,8 @@ KEY_OF = {
     "train_sampling_strategy": "data.group_by_length",
     "group_by_length": "data.group_by_length",
     "deepspeed": "train.deepspeed",
+    "push_to_hub": "train.push_to_hub",
+    "hub_model_id": "train.push_to_hub",
     "ddp_timeout": "train.timeout_seconds",
     "report_to": "log.report_to",
     "run_name": "log.name",
@@ -90,8 +92,8 @@ REFUSED = {
     **dict.fromkeys(("do_train", "do_eval", "do_predict"), "the command decides what is done"),
     "include_num_input_tokens_seen": "metrics.jsonl has tokens_per_second, and visual tokens before and after",
     "hub_token": "a recipe is written into every checkpoint; set the variable HF_TOKEN",
-    **dict.fromkeys(("push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision", "hub_strategy",
-                     "hub_always_push"), "the Trainer would upload a checkpoint that is still being written"),
+    **dict.fromkeys(("hub_private_repo", "hub_revision", "hub_strategy", "hub_always_push"),
+                    "train.push_to_hub uploads the model once, when the run ends; a new repository is private"),
     "optim_target_modules": "only optimizers with parameter groups of their own read it, and the recipe has those",
 }  # fmt: skip
 

@@ -22,6 +22,7 @@ from .fields import (
     Sections,
     Several,
     Text,
+    Words,
     WrittenAsMapping,
     as_mapping,
     custom_error,
@@ -412,6 +413,13 @@ class Train(Section):
         default="stop", description="what happens when a checkpoint cannot be written"
     )
     timeout_seconds: Count = Field(default=1800, description="a rank that makes no progress for longer ends the run")
+    push_to_hub: (
+        Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$"), Words("a repository, such as my-org/my-model")] | None
+    ) = Field(
+        default=None,
+        description="repository on the hub to which the best checkpoint (or the newest) is uploaded when the run "
+        "ends; a new one is private, and the token is that of the variable HF_TOKEN or of `hf auth login`",
+    )
     liger: bool = Field(default=False, description="fused kernels of the liger-kernel package")
     hf: dict[str, Any] = Field(
         default_factory=dict,

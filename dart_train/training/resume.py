@@ -26,7 +26,8 @@ KEYS_THAT_MAY_CHANGE = (
     "data.max_bad_fraction", "model.path", "model.revision", "train.output_dir", "train.epochs", "train.max_steps",
     "train.per_device_eval_batch_size", "train.gradient_checkpointing", "train.save_steps", "train.save_total_limit",
     "train.eval_steps", "train.eval_budgets", "train.resume", "train.logging_steps", "train.overlay_steps",
-    "train.early_stopping_patience", "train.early_stopping_threshold", "train.on_nan", "train.on_save_error",
+    "train.early_stopping_patience", "train.early_stopping_threshold", "train.push_to_hub", "train.on_nan",
+    "train.on_save_error",
     "train.timeout_seconds",
 )  # fmt: skip
 _PICKLED = {".pt", ".pth", ".bin"}

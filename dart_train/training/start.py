@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import sys
+
+from ..common.distributed import RankInfo
 from ..config import Recipe
+from .hub_upload import upload_run
 from .run import TrainResult, run
 
 
 def start(recipe: Recipe, force: bool = False) -> TrainResult:
     """Trains, on every rank of the run. Raises as `run` does."""
     if recipe.train.method == "sft":
-        return run(recipe, force)
-    from .preference.run import run_preference
+        result = run(recipe, force)
+    else:
+        from .preference.run import run_preference
 
-    return run_preference(recipe, force)
+        result = run_preference(recipe, force)
+    if recipe.train.push_to_hub is not None and result.stopped is None and RankInfo.read().rank == 0:
+        place = upload_run(recipe)
+        if place is not None:
+            print(f"train: uploaded to {place}", file=sys.stderr, flush=True)
+    return result
 
 
 def describe(recipe: Recipe) -> str:
