@@ -56,8 +56,10 @@ def assemble(
     tokenizer.image_token, tokenizer.image_token_id = IMAGE, tokenizer.convert_tokens_to_ids(IMAGE)
     tokenizer.padding_side = "left"
     tokenizer.chat_template = None  # the processor has the template
-    if len(tokenizer) > language.config.vocab_size:
+    if len(tokenizer) > (words := language.config.vocab_size):
         language.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        with torch.no_grad():  # in place of random numbers: the embedding of the image token is never read
+            language.get_input_embeddings().weight[words:] = 0
     config = LlavaConfig(
         vision_config=vision.config,
         text_config=language.config,

@@ -19,12 +19,15 @@ from dart_train.evaluation.answer_store import from_ranges
 METRIC = METRICS["exact_match"]
 FULL = "full"
 BUDGETS = ("0.5", "0.222", "0.111", "0.056")
-METHODS = {
-    "dart": "DART", "dart_merged": "DART, merged", "dart_unguided": "DART without text pivots", "random": "random",
-    "pooling": "pooling", "fastv": "FastV", "learned": "trained scorer",
+Source = tuple[str, str]  # checkpoint, method
+Cell = tuple[str, str, str]  # checkpoint, method, budget
+SOURCES: dict[Source, str] = {
+    ("base", "dart"): "DART", ("base", "dart_merged"): "DART, merged",
+    ("base", "dart_unguided"): "DART without text pivots", ("base", "random"): "random",
+    ("base", "pooling"): "pooling", ("base", "fastv"): "FastV", ("scorer", "learned"): "trained scorer",
+    ("adapted", "dart"): "DART, model adapted to it",
 }  # fmt: skip
 LAYERS = {0: "dart_0", 1: "dart_1", 2: "dart", 4: "dart_4", 8: "dart_8"}  # K -> DART with it
-Cell = tuple[str, str]  # method, budget
 Scores = dict[str, float]  # question -> score
 
 
@@ -40,14 +43,30 @@ class Claim:
 
 NAMED = 0.8  # of seen things, at full tokens
 CLAIMS = (
-    Claim("DART at 22.2% loses at most 10 points", ("dart", "0.222"), (FULL, FULL), lambda f: f.value >= -0.1),
-    Claim("DART above random at 11.1%", ("dart", "0.111"), ("random", "0.111"), lambda f: f.low > 0),
-    Claim("FastV below random at 11.1%", ("fastv", "0.111"), ("random", "0.111"), lambda f: f.value < 0),
     Claim(
-        "DART at K = 8 no worse than at K = 2, 11.1%", ("dart_8", "0.111"), ("dart", "0.111"), lambda f: f.value >= 0
+        "DART at 22.2% loses at most 10 points", ("base", "dart", "0.222"), ("base", FULL, FULL),
+        lambda found: found.value >= -0.1,
     ),
-    Claim("trained scorer above DART at 11.1%", ("learned", "0.111"), ("dart", "0.111"), lambda f: f.low > 0),
-)
+    Claim(
+        "DART above random at 11.1%", ("base", "dart", "0.111"), ("base", "random", "0.111"), lambda found: found.low > 0
+    ),
+    Claim(
+        "FastV below random at 11.1%", ("base", "fastv", "0.111"), ("base", "random", "0.111"),
+        lambda found: found.value < 0,
+    ),
+    Claim(
+        "DART at K = 8 no worse than at K = 2, 11.1%", ("base", "dart_8", "0.111"), ("base", "dart", "0.111"),
+        lambda found: found.value >= 0,
+    ),
+    Claim(
+        "trained scorer above DART at 11.1%", ("scorer", "learned", "0.111"), ("base", "dart", "0.111"),
+        lambda found: found.low > 0,
+    ),
+    Claim(
+        "DART on the model adapted to it above DART on the base, 11.1%", ("adapted", "dart", "0.111"),
+        ("base", "dart", "0.111"), lambda found: found.low > 0,
+    ),
+)  # fmt: skip
 
 
 class ComparedAnswers:
@@ -60,7 +79,7 @@ class ComparedAnswers:
         for record in self.records:
             score = METRIC.score(record["prediction"], record["answers"])
             assert score is not None
-            self.scores.setdefault((record["method"], record["budget"]), {})[record["id"]] = score
+            self.scores.setdefault(_cell_of(record), {})[record["id"]] = score
 
     def score(self, cell: Cell) -> Estimate | None:
         return estimate(METRIC, self.scores[cell].values()) if cell in self.scores else None
@@ -80,7 +99,7 @@ class ComparedAnswers:
         """The share of the kept visual tokens that are in the last half of the image's."""
         kept, late = 0, 0
         for record in self.records:
-            if (record["method"], record["budget"]) == cell:
+            if _cell_of(record) == cell:
                 places = from_ranges(record["kept_tokens"])
                 kept += len(places)
                 late += sum(place >= record["visual_tokens"] / 2 for place in places)
@@ -119,24 +138,29 @@ def _claims(answers: ComparedAnswers, right: int, asked: int) -> str:
 
 
 def _methods(answers: ComparedAnswers) -> str:
-    rows = [["full tokens", _cell(answers.score((FULL, FULL))), *[""] * len(BUDGETS)]]
-    rows += [[title, "", *(_cell(answers.score((name, b))) for b in BUDGETS)] for name, title in METHODS.items()]
+    rows = [["full tokens", _percent(answers.score(("base", FULL, FULL))), *[""] * len(BUDGETS)]]
+    for source, title in SOURCES.items():
+        full = _percent(answers.score((source[0], FULL, FULL))) if source[0] == "adapted" else ""
+        rows.append([title, full, *(_percent(answers.score((*source, b))) for b in BUDGETS)])
     return markdown_table(["method", "100%", *(f"{100 * float(b):g}%" for b in BUDGETS)], rows)
 
 
 def _layers(answers: ComparedAnswers) -> str:
-    rows = [[str(k), *(_cell(answers.score((name, b))) for b in BUDGETS)] for k, name in LAYERS.items()]
+    rows = [[str(k), *(_percent(answers.score(("base", name, b))) for b in BUDGETS)] for k, name in LAYERS.items()]
     return markdown_table(["K", *(f"{100 * float(b):g}%" for b in BUDGETS)], rows)
 
 
 def _late(answers: ComparedAnswers) -> str:
-    names = [name for name in METHODS if (name, "0.111") in answers.scores and name != "pooling"]
-    return markdown_table(
-        ["method", "11.1%"], [[METHODS[name], f"{100 * answers.late_share((name, '0.111')):.1f}"] for name in names]
-    )
+    cells = {title: (*source, "0.111") for source, title in SOURCES.items() if source[1] != "pooling"}
+    shares = {title: answers.late_share(cell) for title, cell in cells.items() if cell in answers.scores}
+    return markdown_table(["method", "11.1%"], [[title, f"{100 * share:.1f}"] for title, share in shares.items()])
 
 
-def _cell(found: Estimate | None) -> str:
+def _cell_of(record: Mapping[str, Any]) -> Cell:
+    return record["checkpoint"], record["method"], record["budget"]
+
+
+def _percent(found: Estimate | None) -> str:
     return "" if found is None else f"{100 * found.value:.1f} ({100 * found.low:.1f}-{100 * found.high:.1f})"
 
 

@@ -9,35 +9,39 @@ from pathlib import Path
 import pytest
 
 from data.real_base.__main__ import main
-from data.real_base.claims import BUDGETS, FULL, LAYERS, METHODS
+from data.real_base.claims import BUDGETS, FULL, LAYERS, SOURCES
 
 QUESTIONS = 40
-RIGHT = {"dart": 30, "random": 20, "fastv": 24, "learned": 40, "dart_8": 30}  # of the questions, the first so many
+RIGHT = {  # of the questions, the first so many
+    ("base", "dart"): 30, ("base", "random"): 20, ("base", "fastv"): 24, ("base", "dart_8"): 30,
+    ("scorer", "learned"): 40, ("adapted", "dart"): 20,
+}  # fmt: skip
 
 
-def write_answers(folder: Path, methods: dict[str, int]) -> None:
-    cells = [(FULL, FULL, QUESTIONS), *((name, budget, right) for name, right in methods.items() for budget in BUDGETS)]
+def write_answers(folder: Path, sources: dict[tuple[str, str], int]) -> None:
+    cells = [(name, FULL, FULL, QUESTIONS) for name in ("base", "adapted")]
+    cells += [(*source, budget, right) for source, right in sources.items() for budget in BUDGETS]
     records = [
         {
-            "method": method, "budget": budget, "id": str(number), "answers": ["the cat"],
+            "checkpoint": checkpoint, "method": method, "budget": budget, "id": str(number), "answers": ["the cat"],
             "prediction": "the cat" if number < right else "the dog", "visual_tokens": 4, "kept": 2,
-            "kept_tokens": "0-1" if method == "dart" else "1,3",
+            "kept_tokens": "0-1" if (checkpoint, method) == ("base", "dart") else "1,3",
         }
-        for method, budget, right in cells
+        for checkpoint, method, budget, right in cells
         for number in range(QUESTIONS)
     ]  # fmt: skip
     (folder / "results.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
 def test_claims_hold_where_the_answers_say_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    methods = {name: RIGHT.get(name, 10) for name in [*METHODS, *LAYERS.values()]}
-    write_answers(tmp_path, methods)
+    every = [*SOURCES, *(("base", name) for name in LAYERS.values())]
+    write_answers(tmp_path, {source: RIGHT.get(source, 10) for source in every})
     (tmp_path / "measured.json").write_text(json.dumps({"seen": {"what": [90, 100]}}))
     assert main(["claims", str(tmp_path), f"output_dir={tmp_path}"]) == 0
     lines = (tmp_path / "claims.md").read_text().splitlines()
     verdicts = {int(line[2]): line.split(" | ")[-1].strip(" |") for line in lines if re.match(r"\| \d\. ", line)}
-    # DART loses a quarter of the answers at 22.2%; FastV is above random.
-    expected = {1: "yes", 2: "**no**", 3: "yes", 4: "**no**", 5: "yes", 6: "yes"}
+    # DART loses a quarter of the answers at 22.2%; FastV is above random; the adapted model is below the base.
+    expected = {1: "yes", 2: "**no**", 3: "yes", 4: "**no**", 5: "yes", 6: "yes", 7: "**no**"}
     assert verdicts == expected
     assert "+25.0" in next(line for line in lines if line.startswith("| 3."))
     assert any(line.startswith("| DART | ") and "75.0 (" in line for line in lines)
@@ -46,7 +50,7 @@ def test_claims_hold_where_the_answers_say_so(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_a_comparison_without_a_method_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_answers(tmp_path, {"dart": 1})
+    write_answers(tmp_path, {("base", "dart"): 1})
     (tmp_path / "measured.json").write_text(json.dumps({"seen": {"what": [90, 100]}}))
     assert main(["claims", str(tmp_path), f"output_dir={tmp_path}"]) == 2
-    assert "no answers of random / 0.111" in capsys.readouterr().err
+    assert "no answers of base / random / 0.111" in capsys.readouterr().err
