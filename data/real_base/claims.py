@@ -48,7 +48,8 @@ CLAIMS = (
         lambda found: found.value >= -0.1,
     ),
     Claim(
-        "DART above random at 11.1%", ("base", "dart", "0.111"), ("base", "random", "0.111"), lambda found: found.low > 0
+        "DART above random at 11.1%", ("base", "dart", "0.111"), ("base", "random", "0.111"),
+        lambda found: found.low > 0,
     ),
     Claim(
         "FastV below random at 11.1%", ("base", "fastv", "0.111"), ("base", "random", "0.111"),
