@@ -87,8 +87,6 @@ class ComparedAnswers:
 
     def difference(self, cell: Cell, against: Cell) -> PairedDifference:
         """On the same questions; the two cells may be of different checkpoints."""
-        if missing := [" / ".join(each) for each in (cell, against) if each not in self.scores]:
-            raise ValueError(f"the comparison has no answers of {', '.join(missing)}")
         first, second = self.scores[against], self.scores[cell]
         if first.keys() != second.keys():
             raise ValueError(f"{' / '.join(cell)} and {' / '.join(against)} answered different questions")
@@ -132,6 +130,9 @@ def write_evidence(compared: Path, out: Path, measured: Mapping[str, Any]) -> st
 def _claims(answers: ComparedAnswers, right: int, asked: int) -> str:
     rows = [["1. at least 80% of seen things named", f"{100 * right / asked:.1f}", _yes(right / asked >= NAMED)]]
     for number, claim in enumerate(CLAIMS, 2):
+        if missing := [" / ".join(cell) for cell in (claim.cell, claim.against) if cell not in answers.scores]:
+            rows.append([f"{number}. {claim.text}", f"not evaluated: no answers of {', '.join(missing)}", ""])
+            continue
         found = answers.difference(claim.cell, claim.against)
         text = f"{100 * found.value:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f}), n = {found.n}"
         rows.append([f"{number}. {claim.text}", text, _yes(claim.holds(found))])
