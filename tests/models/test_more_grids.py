@@ -3,6 +3,7 @@ methods that use the grid, and fewer pixels, with the families' real processors 
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -11,16 +12,26 @@ import pytest
 import torch
 
 from dart_train import Pooling, UniformGrid, attach
-from dart_train.models.families import UnknownGridError, find_family
+from dart_train.models.families import Box, ImageInfo, TokenGrid, UnknownGridError, find_family
 from dart_train.models.families.molmo2 import pooled_intervals
 from dart_train.models.resize import accept_smaller_images, fewer_pixels, resulting_size
 from dart_train.models.structure import find_parts, part_of
+from dart_train.models.token_places import locate_tokens
 from dart_train.reduction.batch_layout import BatchLayout
 from dart_train.visualization import show
-from tests.models.painting import MOVED, ask, changes, places
+from tests.models.painting import (
+    MOVED,
+    ask,
+    changes,
+    model_without_tower_attention,
+    painted,
+    places,
+    visual_tokens,
+)
 from tests.models.test_token_places import boxes_in
 from tests.zoo import make_image
 from tests.zoo.more_families import MORE_FAMILIES, encode_with
+from tests.zoo.video import PatchedFrames
 
 SHOWN = ((64, 64), (97, 50), (40, 128))
 # Sizes at which nothing is resized: every pixel must be right. In the others only the middle of a token is.
@@ -86,6 +97,39 @@ def test_paint_changes_exactly_the_tokens_whose_box_it_touches(name: str) -> Non
     for box, row in zip(boxes, moved.tolist(), strict=True):
         touched = [i for i in sharp if (at := found[i].box) and at.touches(box)]
         assert [i for i in sharp if row[i]] == touched
+
+
+@each(["glm4v"])
+def test_video_tokens_show_their_own_frames(name: str) -> None:
+    """The frames of a video have the token of images: those between the markers of a video are its own."""
+    frames, box = [make_image(40 + i, (32, 24)) for i in range(4)], Box(8, 0, 16, 8)
+    batch, processor = ask_about_video(name, frames), MORE_FAMILIES[name].processor()
+    found = locate_tokens(model_without_tower_attention(name), processor, batch, [[frames]])[0]
+    before = visual_tokens(name, batch)
+    for at in (0, 3):
+        after = ask_about_video(name, [painted(f, box) if i == at else f for i, f in enumerate(frames)])
+        moved = ((visual_tokens(name, after) - before).norm(dim=1) > MOVED).tolist()
+        assert moved == [p.frame == at // 2 * 2 and bool(p.box and p.box.touches(box)) for p in found]
+
+
+def ask_about_video(name: str, frames: list[Any]) -> dict[str, torch.Tensor]:
+    processor = copy.copy(MORE_FAMILIES[name].processor())
+    processor.video_processor = PatchedFrames({})
+    content = [{"type": "video", "video": frames}, {"type": "text", "text": "what moves"}]
+    messages, options = [{"role": "user", "content": content}], {"tokenize": True, "return_dict": True}
+    return dict(processor.apply_chat_template([messages], return_tensors="pt", **options))
+
+
+def test_llava_with_the_encoder_of_pixtral_has_its_grids() -> None:
+    tower = SimpleNamespace(model_type="pixtral", image_size=1024, patch_size=16)
+    config, llava = SimpleNamespace(model_type="llava", vision_config=tower), find_family("llava")
+    sizes = torch.tensor([[64, 96], [32, 16]])
+    assert llava.tiles(config, {"image_sizes": sizes}, []) == [[(4, 6)], [(2, 1)]]
+    info = ImageInfo(config, None, (97, 61), [(4, 6)])
+    assert llava.geometry is not None and llava.accept_smaller_images is not None
+    assert llava.geometry(info) == [TokenGrid.over(Box(0, 0, 97, 61), (4, 6), "image")]
+    with llava.accept_smaller_images(SimpleNamespace(config=config)):
+        pass
 
 
 @each()
