@@ -14,6 +14,7 @@ from tests.training.preference_scene import PREFERENCE
 
 FAMILY = {
     "tiny_dart": "llava",
+    "tiny_tower": "llava",
     "llava_dart": "llava",
     "llava_dart_full": "llava",
     "llava_dart_padding_free": "llava",
@@ -63,5 +64,5 @@ def test_every_shipped_recipe_is_tested() -> None:
 @pytest.mark.parametrize("name", FAMILY)
 def test_shipped_recipe_is_valid(name: str) -> None:
     recipe = load_recipe(ROOT / "recipes" / f"{name}.yaml", needs=("data.train",))
-    assert recipe.reduction.schedule.kind == ("fixed" if name in PADDING_FREE else "elastic")
+    assert recipe.reduction.schedule.kind == ("fixed" if name in (*PADDING_FREE, "tiny_tower") else "elastic")
     assert len(recipe.reduction.stages) == 1
