@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -236,6 +237,17 @@ def test_no_trace_is_left() -> None:
         model(**packed)
     assert [dict(vars(m)["_forward_pre_hooks"]) for m in model.modules()] == before
     assert all(type(m.config).__name__ != "PackedAttentionConfig" for m in model.modules() if hasattr(m, "config"))
+
+
+def test_a_copy_of_the_model_packs_by_itself() -> None:
+    """Made after a packed forward, whose hooks on the layers it must not share."""
+    model, _, packed = both("llava")
+    with torch.no_grad(), attach(model, DART(keep=8)) as attached:
+        expected = model(**packed).loss
+        twin = copy.deepcopy(model)
+        attached.remove()
+        close(twin(**packed).loss, expected)
+        close(twin(**packed).loss, expected)
 
 
 @pytest.mark.parametrize("name", HYBRIDS)
