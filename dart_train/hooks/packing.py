@@ -19,7 +19,7 @@ from ..models.structure import ModelParts
 from ..reduction.batch_layout import IGNORED
 from ..reduction.packed_rows import ROW_LENGTHS, PackedRows
 from .packed_attention import FLASH_ARGUMENTS, PackedMask, after_attention, before_attention
-from .transformers_compat import cache_of, dispatches_attention
+from .transformers_compat import FIRST_POSITION, cache_of, dispatches_attention
 
 GRIDS = ("image_grid_thw", "video_grid_thw")
 
@@ -89,7 +89,7 @@ class RowPacking:
             return given[-3:]  # a fourth one is of text alone, for masks
         by_grid = hasattr(inner, "get_rope_index") and any(inputs.get(name) is not None for name in GRIDS)
         if not by_grid or inputs.get("input_ids") is None:
-            return rows.on(device, "place")[None]
+            return rows.on(device, "place")[None] + FIRST_POSITION.get(self.parts.top.config.model_type, 0)
         unpacked = {
             name: rows.unpack(x)
             for name, x in {**inputs, "mm_token_type_ids": self._token_types(inputs)}.items()

@@ -24,6 +24,9 @@ SHARED_KEYS = "shared_kv_states"  # argument of Gemma 4's layers: where some lea
 DEEPSTACK = "_deepstack_process"  # method of Qwen3-VL's decoder
 
 
+FIRST_POSITION = {"paligemma": 1}  # by model type, where a model does not count its positions from 0
+
+
 def cache_argument(function: Callable[..., Any]) -> str:
     """The name under which `function` takes a cache. One that takes only **kwargs gets the name of this release."""
     parameters = inspect.signature(function).parameters
