@@ -31,9 +31,11 @@ FAMILY = {
     "llava_learned": "llava",
     "llava_learned_together": "llava",
     "tiny_scorer": "llava",
+    "real_scorer": "llava",
+    "real_dart": "llava",
     "tiny_learned": "llava",
 }
-SCORER_ALONE = ("llava_scorer", "tiny_scorer")  # a batch without an image has no gradient
+SCORER_ALONE = ("llava_scorer", "tiny_scorer", "real_scorer")  # a batch without an image has no gradient
 PADDING_FREE = ("llava_dart_padding_free",)  # filled to the tokens of one budget
 FILLED = "train.tokens_per_batch=250"
 NEW_SCORER = ("scorer.path=null", "scorer.train=true")  # of recipes that start from a trained one
