@@ -13,14 +13,16 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from ..common.distributed import RankInfo
 from ..config import Recipe
 from .deepspeed_config import deepspeed_config, uses_deepspeed
+from .resharding import with_universal
 
 
-def training_arguments(recipe: Recipe, ranks: RankInfo, steps: int) -> TrainingArguments:
-    """Make them after the process group and before the model is loaded: under ZeRO-3 they decide how weights load."""
-    return TrainingArguments(**argument_values(recipe, ranks, steps))
+def training_arguments(recipe: Recipe, ranks: RankInfo, steps: int, universal: bool = False) -> TrainingArguments:
+    """universal: the run resumes from a converted checkpoint. Make them after the process group and before the model
+    is loaded: under ZeRO-3 they decide how weights load."""
+    return TrainingArguments(**argument_values(recipe, ranks, steps, universal))
 
 
-def argument_values(recipe: Recipe, ranks: RankInfo, steps: int) -> dict[str, Any]:
+def argument_values(recipe: Recipe, ranks: RankInfo, steps: int, universal: bool = False) -> dict[str, Any]:
     train = recipe.train
     return dict(
         output_dir=train.output_dir,
@@ -47,7 +49,7 @@ def argument_values(recipe: Recipe, ranks: RankInfo, steps: int) -> dict[str, An
         ddp_timeout=train.timeout_seconds,
         # The projector may read an earlier layer of the vision tower than its last, which then gets no gradient.
         ddp_find_unused_parameters=recipe.parts.vision.mode != "frozen",
-        deepspeed=deepspeed_config(train) if uses_deepspeed(train, ranks) else None,
+        deepspeed=_deepspeed(recipe, universal) if uses_deepspeed(train, ranks) else None,
         remove_unused_columns=False,
         ignore_data_skip=True,  # on resume, our loader starts at the right batch itself
         report_to="none",  # trackers are our own callbacks
@@ -60,6 +62,11 @@ def argument_values(recipe: Recipe, ranks: RankInfo, steps: int) -> dict[str, An
         **_gradient_checkpointing(train.gradient_checkpointing),
         **{"logging_first_step": True, "log_level": "error", **train.hf, **_schedule(recipe)},
     )
+
+
+def _deepspeed(recipe: Recipe, universal: bool) -> dict[str, Any]:
+    config = deepspeed_config(recipe.train)
+    return with_universal(config) if universal else config
 
 
 def reset_deepspeed_state() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from ..common.environment import versions
 from ..config import Recipe
 from .deepspeed_config import optimizer_sharding
 from .enum_pickles import GETATTR, reads_enum_members_only
+from .resharding import Sharding, can_convert, needs_conversion
 from .run_record import BASE_FILE, RECIPE_FILE, ROWS_FILE, VERSIONS_FILE, base_of
 
 # None of these changes which rows are trained on, or how.
@@ -30,6 +31,8 @@ KEYS_THAT_MAY_CHANGE = (
     "train.on_save_error",
     "train.timeout_seconds",
 )  # fmt: skip
+_SHAPE_KEYS = ("per_device_batch_size", "gradient_accumulation_steps")  # of train: how a step's rows are divided
+_SHARDING_KEYS = ("train.zero_stage", "train.offload_optimizer", "train.offload_parameters")
 _PICKLED = {".pt", ".pth", ".bin"}
 # Besides tensors and plain Python, which torch itself knows to be safe. All of these hold numbers and names.
 _SAFE_GLOBALS = {
@@ -59,10 +62,21 @@ def choose_checkpoint(
         if ranks.rank == 0:
             scan_pickles(folder)
         _check_sharding(folder, recipe, ranks)
-        for change in check_unchanged(folder, with_grouping(recipe, folder), force):
+        _check_rows_of_a_step(folder, recipe, ranks)
+        may_change = _SHARDING_KEYS if must_reshard(folder, recipe, ranks) else ()
+        if ranks.world != written_sharding(folder, optimizer_sharding(recipe.train, ranks))["ranks"]:
+            may_change = (*may_change, *(f"train.{key}" for key in _SHAPE_KEYS))
+        for change in check_unchanged(folder, with_grouping(recipe, folder), force, may_change):
             if ranks.rank == 0:
                 log.warning("continuing from %s despite a change: %s", folder.name, change)
     return folder, skipped
+
+
+def must_reshard(checkpoint: Path, recipe: Recipe, ranks: RankInfo) -> bool:
+    """Whether the optimizer's state of the checkpoint is converted before it is read."""
+    now = optimizer_sharding(recipe.train, ranks)
+    written = written_sharding(checkpoint, now)
+    return needs_conversion(written, now) and can_convert(written, now)
 
 
 def with_grouping(recipe: Recipe, checkpoint: Path | None) -> Recipe:
@@ -146,25 +160,54 @@ def scan_pickles(checkpoint: Path) -> None:
 
 
 def _check_sharding(folder: Path, recipe: Recipe, ranks: RankInfo) -> None:
-    """The optimizer's state is partitioned for one number of ranks and one ZeRO stage."""
-    written = json.loads((folder / COMPLETE_MARKER).read_text(encoding="utf-8"))
+    """The optimizer's state is partitioned for one number of ranks and one ZeRO stage; some are converted to others."""
     now = optimizer_sharding(recipe.train, ranks)
-    differs = [f"{name} {written[name]}, now {now[name]}" for name in now if written.get(name, now[name]) != now[name]]
-    if differs:
+    written = written_sharding(folder, now)
+    differs = [f"{name} {written[name]}, now {now[name]}" for name in now if written[name] != now[name]]
+    if needs_conversion(written, now) and not can_convert(written, now):
         raise ValueError(
-            f"{folder} was written with {' and '.join(differs)}; the optimizer's state is partitioned for that. Start "
-            "with the same number of ranks and stage, or begin a new run from its weights: "
+            f"{folder} was written with {' and '.join(differs)}; the optimizer's state is partitioned for that, and is "
+            "converted between numbers of ranks and ZeRO stages 1, 2 and 3 only. Start with the same number of ranks "
+            "and stage, or begin a new run from its weights: "
             f"python -m dart_train export {folder} --out FOLDER, then model.path=FOLDER and another "
             "train.output_dir. Nothing was changed"
         )
 
 
-def check_unchanged(checkpoint: Path, recipe: Recipe, force: bool) -> list[str]:
+def written_sharding(checkpoint: Path, now: Sharding) -> Sharding:
+    """How the optimizer's state of a checkpoint is partitioned; earlier releases did not record all of it."""
+    written = json.loads((checkpoint / COMPLETE_MARKER).read_text(encoding="utf-8"))
+    return {name: written.get(name, value) for name, value in now.items()}
+
+
+def _check_rows_of_a_step(checkpoint: Path, recipe: Recipe, ranks: RankInfo) -> None:
+    """On another number of ranks a step needs the same rows, divided differently."""
+    train, then = recipe.train, _read(checkpoint / RECIPE_FILE).get("train") or {}
+    shape = [then.get(key) for key in _SHAPE_KEYS]
+    before = json.loads((checkpoint / COMPLETE_MARKER).read_text(encoding="utf-8")).get("ranks", ranks.world)
+    if before == ranks.world or not all(isinstance(size, int) for size in shape):
+        return
+    rows = before * shape[0] * shape[1]
+    now = ranks.world * train.per_device_batch_size * train.gradient_accumulation_steps
+    if rows != now:
+        raise ValueError(
+            f"{checkpoint} was written with {rows} rows in a step ({before} ranks x {shape[0]} x {shape[1]}), "
+            f"now {now} ({ranks.world} ranks x {train.per_device_batch_size} x {train.gradient_accumulation_steps}); "
+            "choose train.per_device_batch_size and train.gradient_accumulation_steps so that a step has as many. "
+            "Nothing was changed"
+        )
+
+
+def check_unchanged(checkpoint: Path, recipe: Recipe, force: bool, may_change: Sequence[str] = ()) -> list[str]:
     """The differences to the recipe, base model and versions of the checkpoint. Raises ValueError if there are some,
     unless `force`."""
     changes = [
         # Through YAML, as it was written: a tuple is a list there.
-        *_differences(_read(checkpoint / RECIPE_FILE), yaml.safe_load(recipe.to_yaml()), ""),
+        *(
+            change
+            for change in _differences(_read(checkpoint / RECIPE_FILE), yaml.safe_load(recipe.to_yaml()), "")
+            if not change.startswith(tuple(f"{key}:" for key in may_change))
+        ),
         *_base_changes(checkpoint, recipe),
         *_template_changes(checkpoint, recipe),
         *_version_changes(checkpoint),

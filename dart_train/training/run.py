@@ -24,13 +24,14 @@ from ..models.structure import find_parts, unwrap_model
 from .arguments import reset_deepspeed_state, training_arguments
 from .callbacks import MetricsFile, ProgressLine
 from .data_feed import TrainFeed
-from .deepspeed_config import deepspeed_config, uses_deepspeed, zero_stage
+from .deepspeed_config import deepspeed_config, optimizer_sharding, uses_deepspeed, zero_stage
 from .early_stopping import has_stopped_early, make_early_stopping
 from .header import header, run_facts
 from .liveness import RankMonitor, StopRequest
 from .optional_packages import find_missing_packages
 from .overlays import Overlays, OverlaySample, overlay_samples
-from .resume import check_same_rows, choose_checkpoint, was_surveyed, with_grouping
+from .resharding import remove_resharded, reshard
+from .resume import check_same_rows, choose_checkpoint, must_reshard, was_surveyed, with_grouping
 from .row_guard import UnusableRowsError
 from .run_lock import RunLock
 from .run_record import write_run_record
@@ -62,6 +63,18 @@ class PreparedRun:
     meta_model: Any
     resume: Path | None
     overlay_samples: Sequence[OverlaySample] = ()
+
+    @property
+    def reshards(self) -> bool:
+        """Whether the optimizer's state of `resume` is converted for these ranks."""
+        return self.resume is not None and must_reshard(self.resume, self.recipe, self.ranks)
+
+    def resume_from(self) -> str | None:
+        """The folder for the Trainer. Collective: the optimizer's state may be converted here."""
+        if self.resume is None or not self.reshards:
+            return None if self.resume is None else str(self.resume)
+        sharding = optimizer_sharding(self.recipe.train, self.ranks)
+        return str(reshard(self.resume, Path(self.recipe.train.output_dir), sharding, self.ranks))
 
     @property
     def start_step(self) -> int:
@@ -160,7 +173,8 @@ def build(prepared: PreparedRun, stop: StopRequest | None = None) -> DartTrainer
     if ranks.rank == 0:
         write_run_record(folder, recipe, prepared.feed.fingerprint())
         prune(folder)
-    arguments = training_arguments(recipe, ranks, prepared.feed.steps)
+        remove_resharded(folder)
+    arguments = training_arguments(recipe, ranks, prepared.feed.steps, prepared.reshards)
     model = load_model(recipe)
     set_seed(recipe.train.seed)  # new adapters are the same on every rank, however the weights were loaded
     model = choose_parameters(model, recipe.parts)
@@ -225,12 +239,15 @@ def train_prepared(prepared: PreparedRun, trainer: DartTrainer, stop: StopReques
         return TrainResult(Path(prepared.recipe.train.output_dir), prepared.resume, prepared.start_step)
     with stop, monitor:
         try:
-            trainer.train(resume_from_checkpoint=None if prepared.resume is None else str(prepared.resume))
+            trainer.train(resume_from_checkpoint=prepared.resume_from())
         except UnusableRowsError as error:
             trainer.save_before_error()
             saved = latest_complete(Path(prepared.recipe.train.output_dir))[0]
             note = f". Trained so far: {saved}" if saved else ""
             raise UnusableRowsError(f"{error}{note}") from error
+        finally:
+            if prepared.ranks.rank == 0:
+                remove_resharded(Path(prepared.recipe.train.output_dir))
     reason = (stop.reason or "another rank was requested to stop") if stop.agreed else None
     folder = Path(prepared.recipe.train.output_dir)
     return TrainResult(folder, latest_complete(folder)[0], trainer.state.global_step, reason)

@@ -24,6 +24,7 @@ from transformers import Trainer
 from ..checkpoints.scorer_file import split_state_dict, write_scorers
 from ..common.hub import offline
 from ..models.structure import unwrap_model
+from .resharding import restore_groups
 
 
 class SavesCheckpoints(Protocol):
@@ -57,6 +58,9 @@ class CompatTrainer(Trainer):
         if self.is_deepspeed_enabled:
             skip_nonfinite_steps_at_stage_zero(model)
             collect_deepspeed_write_errors(model, self.checkpoint_writer)
+            folder = Path(args[-1]) if isinstance(args[-1], str) else None
+            if folder is not None and (folder / "latest_universal").is_file():
+                restore_groups(model.optimizer, folder)
         return model, loader
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
