@@ -125,13 +125,13 @@ def prepare(recipe: Recipe, ranks: RankInfo, force: bool = False) -> PreparedRun
     """Everything that can be wrong and is cheap to find out; raises ValueError."""
     problems = ranks.problems(recipe.train.precision)
     problems += find_missing_packages(recipe)
-    if problems:
-        raise ValueError("\n".join(problems))
     if zero_stage(deepspeed_config(recipe.train)) == 3 and recipe.model.quantization != "none":
-        raise ValueError(
+        problems.append(
             f"model.quantization: {recipe.model.quantization} weights cannot be partitioned, but "
             f"{recipe.train.deepspeed} has zero_optimization.stage 3; use stage 2, or quantization none"
         )
+    if problems:
+        raise ValueError("\n".join(problems))
     reset_deepspeed_state()
     meta_model = trainable_meta_model(recipe)
     check_initial_scorers(recipe, meta_model)

@@ -19,7 +19,7 @@ from ...models.structure import find_parts
 from ..arguments import reset_deepspeed_state
 from ..callbacks import MetricsFile
 from ..checkpointing import CheckpointWriter
-from ..deepspeed_config import deepspeed_config, uses_deepspeed
+from ..deepspeed_config import deepspeed_config, uses_deepspeed, zero_stage
 from ..early_stopping import has_stopped_early, make_early_stopping
 from ..liveness import StopRequest
 from ..objective import StepBudgets
@@ -119,9 +119,10 @@ def check(recipe: Recipe, ranks: RankInfo) -> Any:
         load_rewards(recipe.preference.rewards)
     except ValueError as error:
         problems.append(str(error))
+    if zero_stage(deepspeed_config(recipe.train)) == 3:
+        problems.append(f"train.deepspeed: {recipe.train.deepspeed} has zero_optimization.stage 3; expected 0, 1 or 2")
     if problems:
         raise ValueError("\n".join(problems))
-    deepspeed_config(recipe.train)
     reset_deepspeed_state()
     meta_model = trainable_meta_model(recipe)
     check_initial_scorers(recipe, meta_model)
