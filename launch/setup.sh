@@ -3,7 +3,7 @@
 # pip's own settings (an index, a folder of wheels, a proxy) count as always, so a machine with a GPU gets
 # the GPU build of torch and a machine with wheels of its own gets those.
 
-EXTRAS="dev,serve,tensorboard,wandb"
+EXTRAS="dev,quantized,serve,tensorboard,video,wandb"
 
 ready() {
     local root python stamp pins

@@ -7,8 +7,8 @@ from pathlib import Path
 from dart_train.common.tables import markdown_table
 
 from ..parts import PARTS
-from .measure import Scores, percent
 from .recipe import LanguageStage, RealRecipe
+from .scores import Scores, percent
 
 CARD = """# A LLaVA of pretrained parts
 

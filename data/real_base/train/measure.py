@@ -17,17 +17,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from dart_train.common.statistics import wilson
 from data.things import KINDS, STYLES, Question, draw, questions, scene
 
 from ..build import assembled, with_trained
+from .card import write_card
 from .features import tower_features
 from .model import additive
 from .recipe import RealRecipe
 from .rows import IGNORED, RowBatch, RowMaker
-
-Score = tuple[int, int]  # right answers, questions
-Scores = dict[str, dict[str, Score]]  # group -> kind -> score
+from .scores import Score, Scores
 
 
 def groups(split: str) -> dict[str, tuple[str, str]]:
@@ -37,8 +35,6 @@ def groups(split: str) -> dict[str, tuple[str, str]]:
 
 def evaluate(recipe: RealRecipe) -> None:
     """Build the model as users do, evaluate it, and write measured.json and the card."""
-    from .card import write_card
-
     model, processor = assembled(Path(recipe.parts_dir), recipe.pictures.feature_layer, recipe.pictures.size)
     model = with_trained(model, Path(recipe.output_dir)).to(getattr(torch, recipe.precision))
     scores = measure(model, processor, recipe) | {"without the image": most_frequent(recipe)}
@@ -100,9 +96,3 @@ def _token_hits(model: Any, batch: RowBatch, features: Tensor) -> tuple[Tensor, 
     supervised = batch.labels[:, 1:] != IGNORED
     logits = F.linear(hidden[:, :-1][supervised], model.lm_head.weight)
     return logits.argmax(-1) == batch.labels[:, 1:][supervised], batch.group[:, 1:][supervised]
-
-
-def percent(score: Score) -> str:
-    right, asked = score
-    low, high = wilson(right, asked)
-    return f"{100 * right / asked:.1f} ({100 * low:.1f}-{100 * high:.1f})"
