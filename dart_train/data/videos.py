@@ -190,7 +190,7 @@ def _decoded(file: BinaryIO) -> Iterator[_Header]:
         raise BadRowError(
             "no_decoder", "video files are decoded by PyAV, which is not installed: pip install 'dart-train[video]'"
         ) from None
-    with av.open(file, metadata_errors="replace") as container:
+    with av.open(file, mode="r", metadata_errors="replace") as container:
         if not container.streams.video:
             raise BadRowError("unreadable_video", "the file has no video stream")
         stream = container.streams.video[0]
