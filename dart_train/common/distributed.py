@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -86,6 +88,27 @@ def gather_objects(item: Any) -> list[Any]:
     items: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(items, item)
     return items
+
+
+def is_sharded(parameter: Any) -> bool:
+    """Whether FSDP2 holds a part of it on each rank, and has not gathered it for a forward or backward."""
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(parameter, DTensor)
+
+
+@contextmanager
+def kept_gathered(layer: Any) -> Iterator[None]:
+    """Around a call of a layer inside one of its own hooks: without it, FSDP2 would free the layer's weights at the
+    end of that call, before the outer one has used them."""
+    if not hasattr(layer, "set_reshard_after_forward"):
+        yield
+        return
+    layer.set_reshard_after_forward(False, recurse=False)
+    try:
+        yield
+    finally:
+        layer.set_reshard_after_forward(True, recurse=False)
 
 
 def destroy_process_group() -> None:

@@ -62,7 +62,7 @@ _LOADER = "batches come from this package's own loader, whose order is exact on 
 _SAVING = "a checkpoint is written completely or not at all, with all that a resumed run needs"
 _EVALUATION = "validation is this package's own: loss and accuracy at each of train.eval_budgets"
 _DEVICE = "the device and its processes are those of the launcher"
-_FSDP = "the run is partitioned by DeepSpeed (train.zero_stage)"
+_FSDP = "the run is partitioned as train.backend says (fsdp2 is PyTorch's)"
 _DISPLAY = "the progress line and metrics.jsonl replace it"
 # Argument -> why a recipe cannot give it.
 REFUSED = {

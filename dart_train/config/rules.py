@@ -14,6 +14,7 @@ from .schema import Data, Preference, Recipe, Train
 
 WITH_BETAS = ("adam", "lion", "ademamix")  # in an optimizer's name
 NOT_SPLIT = ("adafactor",)
+SHARDED_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd")  # by FSDP2
 
 
 def find_conflicts(recipe: Recipe) -> Iterator[ConfigIssue]:
@@ -250,7 +251,8 @@ def _optimizer(recipe: Recipe) -> Iterator[ConfigIssue]:
         )
     elif train.adam_betas != Train().adam_betas and not any(word in train.optimizer for word in WITH_BETAS):
         yield ConfigIssue("train.adam_betas", f"given, but {train.optimizer} has no betas", "leave them out")
-    if train.optimizer in NOT_SPLIT and not train.deepspeed and train.zero_stage > 0:
+    split = train.backend == "deepspeed" and not train.deepspeed and train.zero_stage > 0
+    if train.optimizer in NOT_SPLIT and split:
         what = f"{train.optimizer} needs complete matrices, which no rank has at zero_stage {train.zero_stage}"
         yield ConfigIssue("train.optimizer", what, "choose an Adam, or zero_stage 0")
     if train.offload_optimizer and train.optimizer not in ("adamw_torch", "adamw_torch_fused"):
@@ -267,6 +269,40 @@ def _optimizer(recipe: Recipe) -> Iterator[ConfigIssue]:
     if train.lr_scheduler == "warmup_stable_decay" and not decay:
         remedy = "give train.hf.lr_scheduler_kwargs, such as {num_decay_steps: 100}"
         yield ConfigIssue("train.lr_scheduler", "warmup_stable_decay needs to know when the decay begins", remedy)
+
+
+def _backend(recipe: Recipe) -> Iterator[ConfigIssue]:
+    train = recipe.train
+    if train.backend == "deepspeed":
+        return
+    what = f"given, but train.backend is {train.backend}"
+    for key in ("deepspeed", "offload_optimizer", "offload_parameters"):
+        if getattr(train, key):
+            yield ConfigIssue(f"train.{key}", what, "leave it out, or choose backend deepspeed")
+    if train.zero_stage not in (0, Train().zero_stage):
+        yield ConfigIssue("train.zero_stage", f"{train.zero_stage} {what}", "leave it out, or choose backend deepspeed")
+    if train.backend == "fsdp2":
+        yield from _fsdp2(recipe)
+
+
+def _fsdp2(recipe: Recipe) -> Iterator[ConfigIssue]:
+    train, without, instead = recipe.train, "not available with train.backend fsdp2", "choose backend deepspeed, or "
+    if train.method != "sft":
+        yield ConfigIssue("train.method", f"{train.method} is {without}", f"{instead}method sft")
+    kind = recipe.model.quantization
+    if kind != "none":
+        remedy = "choose backend ddp or deepspeed, or quantization none"
+        yield ConfigIssue("model.quantization", f"{kind} weights cannot be shared by train.backend fsdp2", remedy)
+    if train.precision == "fp16":
+        what = f"fp16 needs a loss that is scaled, which is {without}"
+        yield ConfigIssue("train.precision", what, f"{instead}precision bf16")
+    for i, stage in enumerate(recipe.reduction.stages):
+        if stage.get("method") == "learned":
+            what = f"the scorers of learned are {without}"
+            yield ConfigIssue(f"reduction.stages.{i}", what, f"{instead}a method without scorers")
+    if train.optimizer not in SHARDED_OPTIMIZERS:
+        remedy = f"{instead}one of {', '.join(SHARDED_OPTIMIZERS)}"
+        yield ConfigIssue("train.optimizer", f"{train.optimizer} is {without}", remedy)
 
 
 def _ranks(recipe: Recipe) -> Iterator[ConfigIssue]:
@@ -388,6 +424,7 @@ RULES = (
     _distill,
     _steps,
     _optimizer,
+    _backend,
     _ranks,
     _log,
     _compare,

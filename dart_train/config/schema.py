@@ -371,8 +371,13 @@ class Train(Section):
     max_grad_norm: NotNegative = Field(default=1.0, description="gradients are clipped to this norm; 0: never")
     precision: Literal["bf16", "fp16", "fp32"] = Field(default="bf16", description="of the computation")
     gradient_checkpointing: bool = Field(default=True, description="compute activations again instead of keeping them")
+    backend: Literal["deepspeed", "fsdp2", "ddp"] = Field(
+        default="deepspeed",
+        description="deepspeed: with zero_stage (stage 0 under torchrun is DDP); fsdp2: PyTorch's own, ranks share "
+        "weights, gradients and optimizer state; ddp: every rank has all of them",
+    )
     zero_stage: Annotated[Literal[0, 1, 2, 3], ExactInt] = Field(
-        default=2, description="ranks share: 1 optimizer state, 2 also gradients, 3 also weights"
+        default=2, description="backend deepspeed; ranks share: 1 optimizer state, 2 also gradients, 3 also weights"
     )
     offload_optimizer: bool = Field(default=False, description="optimizer state is kept in the memory of the host")
     offload_parameters: bool = Field(

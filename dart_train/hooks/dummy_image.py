@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..common.deepspeed_compat import is_partitioned
+from ..common.distributed import is_sharded
 from ..models.structure import unwrap_model
 from .batch_plan import has_images
 from .transformers_compat import cache_of
@@ -110,5 +111,5 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def _partitioned(module: nn.Module) -> bool:
-    """Whether ZeRO-3 holds the weights."""
-    return any(is_partitioned(parameter) for parameter in module.parameters())
+    """Whether ZeRO-3 or FSDP2 holds the weights."""
+    return any(is_partitioned(parameter) or is_sharded(parameter) for parameter in module.parameters())

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..common.distributed import kept_gathered
 from ..reduction import Reducer
 from ..reduction.batch_layout import Per
 from .forward_state import ForwardState
@@ -71,7 +72,7 @@ class TeacherPass(ReductionPass):
             kwargs = {**kwargs, SHARED_KEYS: self.shared_keys}
         self.running = True
         try:
-            with torch.no_grad(), own_autocast_cache(), evaluation_mode(layer):
+            with torch.no_grad(), own_autocast_cache(), evaluation_mode(layer), kept_gathered(layer):
                 output = layer(self.hidden, *args[1:], **kwargs)
         finally:
             self.running = False

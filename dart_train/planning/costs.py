@@ -99,11 +99,11 @@ def static_memory(model: nn.Module, setup: TrainingSetup) -> dict[str, int]:
     Weights that train but never get a gradient (the tower's last layer, where an earlier one is taken) count as well.
     AdamW keeps two moments and a counter for each weight tensor, DeepSpeed in float32 and with a float32 copy of
     weights in half precision. ZeRO shards the optimizer over the ranks (stage 1), the gradients too (2), the weights
-    too (3). What is offloaded is on the host and not counted.
+    too (3), as FSDP2 does. What is offloaded is on the host and not counted.
     """
     train, weights = setup.recipe.train, list(model.parameters())
     trained = [weight for weight in weights if weight.requires_grad]
-    shards = [setup.ranks if setup.deepspeed and train.zero_stage >= stage else 1 for stage in (1, 2, 3)]
+    shards = [setup.ranks if setup.sharded >= stage else 1 for stage in (1, 2, 3)]
     return {
         "weights": 0 if train.offload_parameters else sum(map(_bytes, weights)) // shards[2],
         "gradients": sum(map(_bytes, trained)) // shards[1],

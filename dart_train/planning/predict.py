@@ -325,6 +325,7 @@ def _run_facts(inputs: PlanInputs) -> dict[str, Any]:
     return {
         "steps": inputs.steps,
         "ranks": inputs.setup.ranks,
+        "backend": train.backend,
         "deepspeed": inputs.setup.deepspeed,
         "zero_stage": train.zero_stage if inputs.setup.deepspeed else None,
         "samples_per_step_and_rank": float(inputs.full.work.rows.mean()) * train.gradient_accumulation_steps,

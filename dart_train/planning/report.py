@@ -140,7 +140,8 @@ def read_run_figures(run: Path) -> dict[str, float]:
 def _head(plan: Plan) -> list[str]:
     data, run = plan.data, plan.run
     rows = "streamed rows" if data["rows"] is None else f"{data['rows']} rows"
-    kind = f"DeepSpeed, ZeRO stage {run['zero_stage']}" if run["deepspeed"] else "no DeepSpeed"
+    other = "FSDP2" if run["backend"] == "fsdp2" and run["ranks"] > 1 else "no DeepSpeed"
+    kind = f"DeepSpeed, ZeRO stage {run['zero_stage']}" if run["deepspeed"] else other
     trained = ", ".join(f"{part} {n['trained']:,} of {n['all']:,}" for part, n in plan.parameters.items())
     return [
         f"plan of {plan.name} on {plan.device['device']}, {plan.device['dtype']}, {run['ranks']} rank(s), {kind}",

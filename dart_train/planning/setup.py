@@ -39,12 +39,21 @@ class TrainingSetup:
 
     @classmethod
     def of(cls, recipe: Recipe, ranks: int | None = None) -> TrainingSetup:
-        """ranks: by default those of the launcher that started this process; more than one means DeepSpeed."""
+        """ranks: by default those of the launcher that started this process; more than one means DeepSpeed, unless
+        the recipe has another backend."""
         here = RankInfo.read()
         several = ranks is not None and ranks > 1
         train = recipe.train
         deepspeed = several or here.uses_deepspeed(train.zero_stage, train.requires_deepspeed)
+        deepspeed = deepspeed and train.backend == "deepspeed"
         return cls(recipe, ranks or here.world, deepspeed)
+
+    @property
+    def sharded(self) -> int:
+        """What the ranks share, as a ZeRO stage; FSDP2 shares what stage 3 does."""
+        if self.recipe.train.backend == "fsdp2" and self.ranks > 1:
+            return 3
+        return self.recipe.train.zero_stage if self.deepspeed else 0
 
     @property
     def dtype(self) -> torch.dtype:

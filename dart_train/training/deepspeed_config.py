@@ -8,6 +8,7 @@ from typing import Any
 
 from ..common.distributed import RankInfo
 from ..config import Train
+from .fully_sharded import SHARDED, uses_fsdp2
 
 Config = dict[str, Any]
 
@@ -51,11 +52,13 @@ def zero_stage(config: Config) -> int:
 
 
 def uses_deepspeed(train: Train, ranks: RankInfo) -> bool:
-    return ranks.uses_deepspeed(train.zero_stage, train.requires_deepspeed)
+    return train.backend == "deepspeed" and ranks.uses_deepspeed(train.zero_stage, train.requires_deepspeed)
 
 
-def optimizer_sharding(train: Train, ranks: RankInfo) -> dict[str, int | None]:
-    """How the optimizer's state is partitioned; stage None: without DeepSpeed, where every rank has all of it."""
+def optimizer_sharding(train: Train, ranks: RankInfo) -> dict[str, int | str | None]:
+    """How the optimizer's state is partitioned; stage None: every rank has all of it; fsdp2: a checkpoint has all."""
+    if uses_fsdp2(train, ranks):
+        return {"ranks": ranks.world, "stage": SHARDED}
     stage = zero_stage(deepspeed_config(train)) if uses_deepspeed(train, ranks) else None
     return {"ranks": ranks.world, "stage": stage}
 

@@ -9,6 +9,7 @@ from ..checkpoints import step_of
 from ..config import Elastic, Recipe
 from .data_feed import TrainFeed
 from .deepspeed_config import optimizer_sharding
+from .fully_sharded import SHARDED
 from .row_guard import SKIPPED_ROWS_FILE
 from .trainable import count_parameters
 
@@ -69,7 +70,8 @@ def _rows(feed: TrainFeed) -> str:
 def _batch(feed: TrainFeed) -> str:
     train, ranks = feed.recipe.train, feed.ranks
     stage = optimizer_sharding(train, ranks)["stage"]
-    engine = "without DeepSpeed" if stage is None else f"DeepSpeed ZeRO-{stage}"
+    others: dict[int | str | None, str] = {None: "without DeepSpeed", SHARDED: "FSDP2"}
+    engine = others.get(stage, f"DeepSpeed ZeRO-{stage}")
     return (
         f"{feed.rows_per_step} rows a step = {train.per_device_batch_size} x {ranks.world} processes x "
         f"{train.gradient_accumulation_steps} forwards, {train.precision}, {engine}"

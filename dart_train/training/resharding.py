@@ -17,16 +17,18 @@ from typing import Any
 import torch
 
 from ..common.distributed import RankInfo, gather_objects
+from .fully_sharded import SHARDED
 
-Sharding = Mapping[str, int | None]  # as `optimizer_sharding` returns it
+Sharding = Mapping[str, int | str | None]  # as `optimizer_sharding` returns it
 _FOLDER = ".resharded"
 _OPTIMIZER_STATE = "optimizer_state.pt"
 _ZERO_STAGES = (1, 2, 3)
 
 
 def needs_conversion(then: Sharding, now: Sharding) -> bool:
-    """Whether the state is partitioned differently. Without DeepSpeed every rank has all of it."""
-    if then["stage"] is None and now["stage"] is None:
+    """Whether the state is partitioned differently. Under DDP every rank has all of it, and with FSDP2 the
+    checkpoint has."""
+    if then["stage"] == now["stage"] and now["stage"] in (None, SHARDED):
         return False
     return dict(then) != dict(now)
 
@@ -93,7 +95,7 @@ def _complete(folder: Path, now: Sharding) -> None:
         groups = {"state": {0: {"step": step}}, "param_groups": state["param_groups"]}
         torch.save({**state, "optimizer_state_dict": groups}, file)
     source = next(iter(sorted(folder.glob("*model_states.pt"))))
-    names = [f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt" for rank in range(now["ranks"] or 1)]
+    names = [f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt" for rank in range(int(now["ranks"] or 1))]
     for name in names if now["stage"] == 3 else ["mp_rank_00_model_states.pt"]:
         if not (folder / name).exists():
             _link(source, folder / name)

@@ -29,7 +29,7 @@ KEYS_THAT_MAY_CHANGE = (
     "train.eval_steps", "train.eval_budgets", "train.resume", "train.logging_steps", "train.overlay_steps",
     "train.early_stopping_patience", "train.early_stopping_threshold", "train.push_to_hub", "train.on_nan",
     "train.on_save_error",
-    "train.timeout_seconds",
+    "train.timeout_seconds", "train.backend",
 )  # fmt: skip
 _SHAPE_KEYS = ("per_device_batch_size", "gradient_accumulation_steps")  # of train: how a step's rows are divided
 _SHARDING_KEYS = ("train.zero_stage", "train.offload_optimizer", "train.offload_parameters")

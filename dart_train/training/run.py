@@ -26,6 +26,7 @@ from .callbacks import MetricsFile, ProgressLine
 from .data_feed import TrainFeed
 from .deepspeed_config import deepspeed_config, optimizer_sharding, uses_deepspeed, zero_stage
 from .early_stopping import has_stopped_early, make_early_stopping
+from .fully_sharded import shard_fully, uses_fsdp2
 from .header import header, run_facts
 from .liveness import RankMonitor, StopRequest
 from .optional_packages import find_missing_packages
@@ -188,6 +189,8 @@ def build(prepared: PreparedRun, stop: StopRequest | None = None) -> DartTrainer
     if attached is None and recipe.train.padding_free:
         RowPacking(find_parts(model)).register_hooks()
     attach_dummy_image(model, dummy_inputs(prepared.processor), videos=_may_have_videos(prepared))
+    if uses_fsdp2(recipe.train, ranks):
+        shard_fully(model, recipe.train, ranks)
     reporters = _reporters(prepared) if ranks.rank == 0 else []
     callbacks = [*make_early_stopping(recipe.train), *reporters]
     trainer = DartTrainer(

@@ -3,7 +3,9 @@
 Read in transformers 5.23.0 and 5.24.0, accelerate 1.15.0 and DeepSpeed 0.19.8:
 
 - transformers `Trainer`: `_prepare_for_training`, `_prepare_inputs`, `_get_grad_norm`, `_get_output_dir`,
-  `_save_checkpoint`, `_save`, `_load_from_checkpoint`.
+  `_save_checkpoint`, `_save`, `_load_from_checkpoint`, `_move_model_to_device`, `_save_optimizer_and_scheduler`,
+  `_load_optimizer_and_scheduler`.
+- accelerate `Accelerator.prepare_model` and the attribute `_is_accelerate_prepared`: such a model is not wrapped.
 - accelerate `AcceleratedOptimizer._is_overflow`, and the attribute `overflow` that it reads from the wrapped optimizer
   under DeepSpeed: whether the last step was skipped. The Trainer then does not advance the schedule.
 - DeepSpeed `DeepSpeedEngine`: `step`, `clip_fp32_gradients` and `_global_grad_norm` (stage 0 in float32);
@@ -18,12 +20,23 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch.nn.utils import clip_grad_norm_
 from transformers import Trainer
+from transformers.trainer import SCHEDULER_NAME
 
 from ..checkpoints.scorer_file import split_state_dict, write_scorers
+from ..common.distributed import is_sharded
 from ..common.hub import offline
 from ..models.structure import unwrap_model
+from .fully_sharded import (
+    STATE_FILE,
+    full_state,
+    full_weights,
+    is_fully_sharded,
+    restore_optimizer,
+    restore_weights,
+)
 from .resharding import restore_groups
 
 
@@ -66,6 +79,8 @@ class CompatTrainer(Trainer):
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """Called right before `optimizer.step()`. DeepSpeed has taken, or skipped, its own step by now."""
         norm = super()._get_grad_norm(model, grad_norm)
+        if is_sharded(norm):
+            norm = norm.full_tensor()  # of the gradient of all ranks
         if self.is_deepspeed_enabled:
             self.on_optimizer_step(bool(self.model_wrapped.was_step_applied()))
             return norm
@@ -100,8 +115,43 @@ class CompatTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Full weights are read by the class that wrote them: their names in the file are not those in the model."""
-        if not self.checkpoint_writer.restore(self.model if model is None else model, Path(resume_from_checkpoint)):
+        if is_fully_sharded(self.model):
+            restore_weights(self.model, Path(resume_from_checkpoint))
+        elif not self.checkpoint_writer.restore(self.model if model is None else model, Path(resume_from_checkpoint)):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    # FSDP2 ----------------------------------------------------------------------------------------------------
+
+    def _move_model_to_device(self, model: Any, device: Any) -> None:
+        if not is_fully_sharded(model):  # else its shards are there already
+            super()._move_model_to_device(model, device)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Complete weights, in the dtype that was computed in."""
+        if not is_fully_sharded(self.model):
+            super().save_model(output_dir, _internal_call)
+            return
+        dtype = torch.bfloat16 if self.args.bf16 else None
+        weights = full_weights(self.model, trained_only=hasattr(self.model, "peft_config"), dtype=dtype)
+        if self.args.should_save:
+            self._save(output_dir, weights)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not is_fully_sharded(self.model):
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        state = full_state(self.model, self.optimizer.optimizer)
+        if self.args.should_save:
+            folder, schedule = Path(output_dir), self.lr_scheduler.state_dict()
+            self.checkpoint_writer.run_and_collect(lambda: torch.save(state, folder / STATE_FILE))
+            self.checkpoint_writer.run_and_collect(lambda: torch.save(schedule, folder / SCHEDULER_NAME))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not is_fully_sharded(self.model):
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        restore_optimizer(self.optimizer.optimizer, Path(checkpoint))
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
 
 
 def declare_overflow(optimizer: Any) -> None:

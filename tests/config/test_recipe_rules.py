@@ -152,3 +152,29 @@ def test_every_key_has_a_description() -> None:
     for path in keys:
         *section, name = path.split(".")
         assert annotation_at(Recipe, tuple(section)).model_fields[name].description, path
+
+
+REFUSED_BY_BACKEND = {
+    "fsdp2": {
+        "train.zero_stage=3": "train.zero_stage",
+        "train.deepspeed=zero.json": "train.deepspeed",
+        "train.offload_optimizer=true": "train.offload_optimizer",
+        "train.method=dpo": "train.method",
+        "model.quantization=nf4": "model.quantization",
+        "train.precision=fp16": "train.precision",
+        "train.optimizer=adafactor": "train.optimizer",
+        "reduction={method: learned, keep: 64}": "reduction",
+    },
+    "ddp": {"train.zero_stage=1": "train.zero_stage", "train.offload_optimizer=true": "train.offload_optimizer"},
+}
+
+
+@pytest.mark.parametrize("backend", REFUSED_BY_BACKEND)
+def test_what_a_backend_lacks_is_refused_with_all_other_errors(backend: str) -> None:
+    for override, path in REFUSED_BY_BACKEND[backend].items():
+        assert path in issue_paths(SMALL, f"train.backend={backend}", override), override
+        assert "train.epochs" in issue_paths(SMALL, f"train.backend={backend}", override, "train.epochs=null")
+    expected = set(REFUSED_BY_BACKEND[backend].values())
+    assert expected <= set(issue_paths(SMALL, f"train.backend={backend}", *REFUSED_BY_BACKEND[backend]))
+    allowed = ["train.zero_stage=0", "parts.language={mode: full}", "distill.enabled=true"]
+    assert read_recipe(SMALL, [f"train.backend={backend}", *allowed]).train.backend == backend

@@ -61,6 +61,17 @@ def test_each_zero_stage_shards_one_more_part(text: str) -> None:
     assert at(3, "train.offload_parameters=true")["weights"] == 0
 
 
+def test_backend_decides_what_is_shared(text: str) -> None:
+    """In float32 FSDP2 keeps what ZeRO-3 keeps, and DDP what one process does."""
+
+    def static(*overrides: str, ranks: int = 4) -> dict[str, int]:
+        setup = TrainingSetup.of(recipe_of(text, "train.precision=fp32", *overrides), ranks=ranks)
+        return static_memory(setup.meta_model(), setup)
+
+    assert static("train.backend=fsdp2") == static("train.zero_stage=3")
+    assert static("train.backend=ddp") == static("train.backend=fsdp2", ranks=1) == static(ranks=1)
+
+
 @pytest.mark.parametrize(("name", "mode"), [("llava", "full"), ("qwen3_vl", "lora"), ("gemma3", "lora")])
 def test_counted_activations_are_what_autograd_saves(text: str, models: Path, name: str, mode: str) -> None:
     inputs = inputs_of(text, f"model.path={models}/{name}", *MODES[mode], "parts.lora.dropout=0.1", rows=4)
