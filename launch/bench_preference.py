@@ -17,8 +17,10 @@ import statistics
 import tempfile
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from PIL import Image
@@ -105,21 +107,17 @@ def measure(method: str, folder: Path, rounds: int) -> dict[str, Any]:
                 more += ["preference.rewards=launch.bench_preference:reward", "preference.num_generations=4"]
                 more += ["preference.max_completion_length=32", "preference.trl={mask_truncated_completions: false}"]
             times = StepTimes()
-            build = preference_run.build
-
-            def build_timed(*given: Any, build: Any = build, times: StepTimes = times) -> Any:
-                trainer = build(*given)
-                trainer.add_callback(times)
-                return trainer
-
-            preference_run.build = build_timed
-            try:
+            with mock.patch.object(preference_run, "build", partial(_build_timed, preference_run.build, times)):
                 preference_run.run_preference(load_recipe(recipe, more))
-            finally:
-                preference_run.build = build
             seconds[way] += times.seconds[1:]
     ratios = [full / reduced for reduced, full in zip(seconds["reduced"], seconds["full"], strict=True)]
     return {"method": method, "rows": batch, "seconds": seconds, "ratios": ratios}
+
+
+def _build_timed(build: Any, times: StepTimes, *given: Any) -> Any:
+    trainer = build(*given)
+    trainer.add_callback(times)
+    return trainer
 
 
 def as_text(found: list[dict[str, Any]], command: str) -> str:
