@@ -50,9 +50,7 @@ def train(argv: Sequence[str]) -> int:
         return cli.report_error("train", error, on_all_ranks=True)
     except CheckpointWriteError as error:
         return cli.report_error("train", error, cli.NOT_SAVED, on_all_ranks=True)
-    except LostRankError as error:
-        if error.reports:
-            print(f"train (rank {cli.rank()}): {error}", file=sys.stderr, flush=True)
+    except LostRankError:  # the run has printed it
         return cli.RANK_LOST
     if cli.rank() == 0:
         if result.stopped is None:

@@ -99,13 +99,7 @@ def run(recipe: Recipe, force: bool = False) -> TrainResult:
         try:
             check_ranks_agree(prepared.feed.fingerprint())
             monitor = RankMonitor(recipe.train.timeout_seconds)
-            try:
-                return train_prepared(prepared, build(prepared, stop), stop, monitor)
-            except RuntimeError as error:
-                lost_rank = monitor.explain(error)
-                if lost_rank is None:
-                    raise
-                raise lost_rank from error
+            return train_prepared(prepared, build(prepared, stop), stop, monitor)
         finally:
             if process_group_is_ours:
                 destroy_process_group()
@@ -248,6 +242,14 @@ def train_prepared(prepared: PreparedRun, trainer: DartTrainer, stop: StopReques
             saved = latest_complete(Path(prepared.recipe.train.output_dir))[0]
             note = f". Trained so far: {saved}" if saved else ""
             raise UnusableRowsError(f"{error}{note}") from error
+        except RuntimeError as error:
+            lost_rank = monitor.explain(error)
+            if lost_rank is None:
+                raise
+            # Here and at once: the launcher ends this rank too, and outside of `stop` its SIGTERM is final.
+            if lost_rank.reports:
+                print(f"train (rank {prepared.ranks.rank}): {lost_rank}", file=sys.stderr, flush=True)
+            raise lost_rank from error
         finally:
             if prepared.ranks.rank == 0:
                 remove_resharded(Path(prepared.recipe.train.output_dir))
