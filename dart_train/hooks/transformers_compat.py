@@ -40,7 +40,9 @@ def cache_of(inputs: Mapping[str, Any]) -> Any:
 
 def cache_in_output(output: Any) -> Any:
     """The cache that a model's output carries, or None."""
-    return next((getattr(output, name) for name in CACHE_NAMES if getattr(output, name, None) is not None), None)
+    # Only the field that the output has: its former names are properties that warn.
+    fields = getattr(type(output), "__dataclass_fields__", {})
+    return next((getattr(output, name) for name in CACHE_NAMES if name in fields), None)
 
 
 def shorten_kept_prefill(cache: Any, layer: int, full: int, short: int) -> None:

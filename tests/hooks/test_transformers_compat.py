@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 import warnings
+from dataclasses import make_dataclass
 from importlib import metadata
 from typing import Any
 
 import pytest
 import torch
+import transformers.utils.generic
 
 from dart_train import DART, attach
 from dart_train.common import environment
@@ -37,7 +39,7 @@ def test_cache_is_found_under_both_names(name: str) -> None:
     cache = object()
     assert cache_of({"input_ids": 1, name: cache}) is cache
     assert cache_of(dict.fromkeys(CACHE_NAMES)) is None
-    assert cache_in_output(type("Output", (), {name: cache})()) is cache
+    assert cache_in_output(make_dataclass("Output", [(name, object)])(cache)) is cache
 
 
 def test_forward_and_generate_raise_no_future_warning() -> None:
@@ -47,6 +49,16 @@ def test_forward_and_generate_raise_no_future_warning() -> None:
         model(**batch)
         model.generate(**batch, do_sample=False, max_new_tokens=2)
         assert attached.last is not None and attached.last.visual_after == (8,)
+
+
+def test_training_logs_no_deprecated_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers logs these once a process, and no warning filter sees them."""
+    logged: list[str] = []
+    monkeypatch.setattr(transformers.utils.generic.logger, "warning_once", lambda *said, **more: logged.append(said[0]))
+    model, batch = model_of("llava"), batch_of("llava", (1,))
+    with attach(model, DART(keep=8)):
+        model.train()(**batch, labels=batch["input_ids"], use_cache=False).loss.backward()
+    assert not logged
 
 
 @pytest.fixture
