@@ -60,7 +60,7 @@ def reward(completions: list[Any], **columns: Any) -> list[float]:
     return [float(i % 4) for i, _ in enumerate(completions)]
 
 
-def make_model(folder: Path) -> None:
+def make_model(folder: Path, width: int = 256) -> None:
     """Tokenizer and template of data/tiny_base, with images of 336 pixels in patches of 14."""
     shutil.copytree(ROOT / "data" / "tiny_base", folder, ignore=shutil.ignore_patterns("*.safetensors", "train"))
     file = folder / "processor_config.json"
@@ -68,8 +68,9 @@ def make_model(folder: Path) -> None:
     processor["image_processor"] |= {"crop_size": {"height": 336, "width": 336}, "size": {"shortest_edge": 336}}
     file.write_text(json.dumps(processor | {"patch_size": 14}))
     config: Any = LlavaConfig.from_pretrained(folder)
-    text = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 8, "num_attention_heads": 4,
-            "num_key_value_heads": 4, "head_dim": 64, "max_position_embeddings": 4096}  # fmt: skip
+    text = {"hidden_size": width, "intermediate_size": width * 43 // 16, "num_hidden_layers": 8,
+            "num_attention_heads": width // 64, "num_key_value_heads": width // 64, "head_dim": 64,
+            "max_position_embeddings": 4096}  # fmt: skip
     vision = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 6, "num_attention_heads": 2,
               "image_size": 336, "patch_size": 14}  # fmt: skip
     for part, sizes in ((config.text_config, text), (config.vision_config, vision)):
