@@ -75,19 +75,20 @@ def test_resume_at_another_zero_stage_continues_with_the_same_losses(rank_runs: 
     assert json.loads((run / "checkpoint-4/complete.json").read_text())["stage"] == int(change[-1])
 
 
-def test_resume_on_another_number_of_ranks_continues_with_the_same_losses(rank_runs: RankRuns) -> None:
-    """On one rank, which takes the rows of two; with another number of rows in a step it is refused."""
-    whole, run = rank_runs.folder / "lora", rank_runs.folder / "fewer"
+@pytest.mark.parametrize("ranks", [1, pytest.param(4, marks=pytest.mark.slow)])
+def test_resume_on_another_number_of_ranks_continues_with_the_same_losses(rank_runs: RankRuns, ranks: int) -> None:
+    """Fewer ranks take more rows each, more ranks fewer; with another number of rows in a step it is refused."""
+    whole, run = rank_runs.folder / "lora", rank_runs.folder / f"on {ranks}"
     shutil.copytree(whole, run)
     shutil.rmtree(run / "checkpoint-4")
-    shape = ["train.per_device_batch_size=4", "train.gradient_accumulation_steps=1", "train.zero_stage=1"]
+    shape = [f"train.per_device_batch_size={4 // ranks}", "train.gradient_accumulation_steps=1", "train.zero_stage=1"]
     command = [str(rank_runs.recipe), *SHORT, *shape, f"train.output_dir={run}"]
-    done = launch(ROOT / "launch/train.py", *command, ranks=1)
+    done = launch(ROOT / "launch/train.py", *command, ranks=ranks)
     assert done.returncode == 0, done.stderr[-4000:]
     for name in ("loss", "grad_norm"):
         expected = [line[name] for line in losses(whole)]
         assert [line[name] for line in losses(run)] == pytest.approx(expected, rel=1e-3), name
-    assert json.loads((run / "checkpoint-4/complete.json").read_text())["ranks"] == 1
+    assert json.loads((run / "checkpoint-4/complete.json").read_text())["ranks"] == ranks
     assert not (run / ".resharded").exists()
 
 
