@@ -18,9 +18,11 @@ FAMILY = {
     "llava_dart": "llava",
     "llava_dart_full": "llava",
     "llava_dart_padding_free": "llava",
+    "llava_dart_qlora": "llava",
     "llava_next_dart": "llava_next",
     "qwen2_vl_dart": "qwen2_vl",
     "qwen2_5_vl_dart": "qwen2_5_vl",
+    "qwen2_5_vl_dart_video": "qwen2_5_vl",
     "qwen3_vl_dart": "qwen3_vl",
     "qwen3_5_dart": "qwen3_5",
     "internvl_dart": "internvl",
@@ -38,13 +40,19 @@ FAMILY = {
 SCORER_ALONE = ("llava_scorer", "tiny_scorer", "real_scorer")  # a batch without an image has no gradient
 PADDING_FREE = ("llava_dart_padding_free",)  # filled to the tokens of one budget
 FILLED = "train.tokens_per_batch=250"
+QUANTIZED = ("llava_dart_qlora",)
+VIDEO = "qwen2_5_vl_dart_video"
 NEW_SCORER = ("scorer.path=null", "scorer.train=true")  # of recipes that start from a trained one
 
 
 @pytest.mark.parametrize("name", FAMILY)
 def test_shipped_recipe_trains(tmp_path: Path, name: str) -> None:
     """Its model, rows and length of the run exchanged; everything else as it is shipped."""
+    if name in QUANTIZED:
+        pytest.importorskip("bitsandbytes")
     make_recipe(tmp_path, FAMILY[name])
+    if name == VIDEO:
+        add_video_rows(tmp_path / "rows.json")
     rows = json.dumps([{"path": str(tmp_path / "rows.json"), "images": str(tmp_path / "images")}])
     recipe = ROOT / "recipes" / f"{name}.yaml"
     changes = [f"model.path={tmp_path / FAMILY[name]}", f"data.train={rows}", "data.validation=[]", "data.workers=0"]
@@ -56,6 +64,16 @@ def test_shipped_recipe_trains(tmp_path: Path, name: str) -> None:
     assert len(lines) == 3 and all(line["grad_norm"] > 0 or name in SCORER_ALONE for line in lines)
     assert any(line["grad_norm"] > 0 for line in lines)
     assert all(line["visual_after"] <= line["visual_before"] for line in lines)
+
+
+def add_video_rows(file: Path) -> None:
+    """Each row with two images has a video of these two frames, too."""
+    rows = json.loads(file.read_text())
+    for row in rows:
+        if len(row.get("image", [])) == 2:
+            row["video"] = [row["image"]]
+            row["conversations"][0]["value"] = "<video>\n" + row["conversations"][0]["value"]
+    file.write_text(json.dumps(rows))
 
 
 def test_every_shipped_recipe_is_tested() -> None:
