@@ -35,8 +35,7 @@ from .predictions import COLUMNS
 from .row_guard import RowGuard
 from .scorer_training import loss_with_scorer, temperature
 from .throughput import ThroughputMeter
-from .trainable import parameter_groups
-from .trainer_compat import CompatTrainer, declare_overflow
+from .trainer_compat import CompatTrainer
 from .validation import EvalForward, Validation
 
 
@@ -155,16 +154,7 @@ class DartTrainer(CompatTrainer):
         loss = loss * self.accelerator.num_processes / num_items_in_batch
         return (loss, output) if return_outputs else loss
 
-    # optimizer ------------------------------------------------------------------------------------------------
-
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        if self.optimizer is None:
-            model = self.model if model is None else model
-            groups = parameter_groups(model, self.recipe, set(self.get_decay_parameter_names(model)))
-            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
-            self.optimizer = optimizer_class(groups, **options)
-            declare_overflow(self.optimizer)
-        return self.optimizer
+    # steps ----------------------------------------------------------------------------------------------------
 
     def on_optimizer_step(self, taken: bool) -> None:
         self.guard.step_was_taken = taken

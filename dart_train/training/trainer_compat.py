@@ -28,6 +28,7 @@ from transformers.trainer import SCHEDULER_NAME
 from ..checkpoints.scorer_file import split_state_dict, write_scorers
 from ..common.distributed import is_sharded
 from ..common.hub import offline
+from ..config import Recipe
 from ..models.structure import unwrap_model
 from .fully_sharded import (
     STATE_FILE,
@@ -38,6 +39,7 @@ from .fully_sharded import (
     restore_weights,
 )
 from .resharding import restore_groups
+from .trainable import parameter_groups
 
 
 class SavesCheckpoints(Protocol):
@@ -53,6 +55,7 @@ class SavesCheckpoints(Protocol):
 class CompatTrainer(Trainer):
     """A Trainer whose saving goes through `checkpoint_writer`, and whose subclass hears of each optimizer step."""
 
+    recipe: Recipe
     checkpoint_writer: SavesCheckpoints
     optimizer: Any
 
@@ -61,6 +64,15 @@ class CompatTrainer(Trainer):
 
     def on_optimizer_step(self, taken: bool) -> None:
         """taken: False where the gradient was NaN or Inf, and the parameters were not changed."""
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            model = self.model if model is None else model
+            groups = parameter_groups(model, self.recipe, set(self.get_decay_parameter_names(model)))
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+            self.optimizer = optimizer_class(groups, **options)
+            declare_overflow(self.optimizer)
+        return self.optimizer
 
     def prepare_inputs(self, host: Mapping[str, Any]) -> Any:
         """A collated batch on the device, in the dtype that DeepSpeed computes in."""

@@ -21,8 +21,7 @@ from ...config import Recipe
 from ...hooks import Attached, attach
 from ...hooks.choices import RowChoices, SharedChoice
 from ..nonfinite import NonFiniteStepError
-from ..trainable import parameter_groups
-from ..trainer_compat import CompatTrainer, declare_overflow
+from ..trainer_compat import CompatTrainer
 
 _CHOICE = ("choice_kept", "choice_visual")  # of each row, in the batches of GRPO
 SHARING, DIFFERING = "rows_sharing_choice", "rows_with_another_choice"
@@ -52,15 +51,6 @@ class PreferenceTrainer(CompatTrainer):
                 unwrapped = self.accelerator.unwrap_model(reference)
                 self.others = (attach(unwrapped, stages, processor=self.processing_class),)
         self.remove_callback(PrinterCallback)
-
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        if self.optimizer is None:
-            model = self.model if model is None else model
-            groups = parameter_groups(model, self.recipe, set(self.get_decay_parameter_names(model)))
-            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
-            self.optimizer = optimizer_class(groups, **options)
-            declare_overflow(self.optimizer)
-        return self.optimizer
 
     def on_optimizer_step(self, taken: bool) -> None:
         if not taken and self.recipe.train.on_nan == "stop" and self.recipe.train.precision != "fp16":
