@@ -135,7 +135,7 @@ def engine_settings(tmp_path: Path) -> list[tuple[Path, dict[str, Any], str | No
         (served, {"enable_mm_embeds": True}, "enable_mm_embeds is set"),
         (served, {"mm_processor_kwargs": {"dart_keep": 16}}, "dart_keep is in --mm-processor-kwargs"),
         (served, {"speculative_config": drafts}, "speculative method 'draft_model': expected one of ngram"),
-        (served, {"pipeline_parallel_size": 2}, "pipeline_parallel_size > 1"),
+        (served, {"pipeline_parallel_size": 2, "distributed_executor_backend": "mp"}, "pipeline_parallel_size > 1"),
         (served, {"enable_lora": True, "enable_tower_connector_lora": True}, "enable_tower_connector_lora"),
         (served, {"compilation_config": {"cudagraph_mm_encoder": True}}, "cudagraph_mm_encoder"),
     ]
