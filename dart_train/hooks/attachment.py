@@ -7,102 +7,45 @@ import functools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..common.environment import version_note
-from ..models.structure import SCORERS, ModelParts, find_parts, unwrap_model
+from ..models.structure import SCORERS, find_parts, unwrap_model
 from ..models.towers import find_tower
-from ..reduction import KeepAll, Reducer, TowerDART
+from ..reduction import Reducer, TowerDART
 from ..reduction.batch_layout import to_cpu_in_one_copy
 from ..reduction.budget import Keep
 from ..reduction.tower import Representatives
 from .answers import AnswerCollator, AnswerLocator
-from .batch_plan import GenerateCall
 from .choices import RowChoices, SharedChoice
 from .copying import COPY, REDUCE, copy_without_hooks, refuse_pickling
 from .deepstack import patch_deepstack
-from .engine import Engine, Output, observed_layer
-from .forward_state import ForwardState, TaskGradient
+from .engine import Engine, Output
+from .generation import RunningGenerate, record_mask, record_prompt
+from .kept import Kept
 from .patcher import ObjectPatcher
-from .scorers import ScorerTraining, check_attention_rows, layers_with_rows, place_scorers
+from .scorer_methods import ScorerMethods
+from .scorers import place_scorers
+from .stage_checks import check_stages, split_stages
 from .teacher import TeacherPass
 from .tower import TowerHooks
-from .transformers_compat import LOSS_FUNCTION, cache_of, is_static
+from .transformers_compat import LOSS_FUNCTION
 
 MARK = "_dart_train_attached"
 PREPARE = "prepare_inputs_for_generation"
 
 
-@dataclass(frozen=True)
-class Kept:
-    """What a forward kept.
-
-    mask [B, L] bool: kept tokens after the last stage, text included; visual [B, L] bool: visual tokens of the input;
-    stages: the mask after each stage; visual_before, visual_after: numbers per sample, on the host; length: of the
-    reduced sequence; pivots [B, L] bool: image and text tokens that the last stage's selection started from, None
-    where its method has none; scored [B, L] bool: visual tokens that the last stage kept for the scores of a trained
-    scorer, None where it has no scorer.
-    """
-
-    mask: Tensor
-    visual: Tensor
-    stages: tuple[Tensor, ...]
-    visual_before: tuple[int, ...]
-    visual_after: tuple[int, ...]
-    length: int
-    pivots: Tensor | None = None
-    scored: Tensor | None = None
-
-    @classmethod
-    def of(cls, state: ForwardState) -> Kept:
-        layout, groups, last = state.plan.layout, state.groups, state.stages[-1]
-        assert layout is not None and groups is not None
-        masks = tuple(stage.kept.mask() for stage in state.stages)
-        after, seen = [0] * layout.shape[0], state.plan.visual
-        for row, number in zip(groups.row_of, last.visual_counts, strict=True):
-            after[row] += number
-        pivots = None
-        if last.pivots is not None:
-            places, count = last.pivots
-            pivots = torch.zeros_like(masks[-1])
-            pivots[groups.rows[:, None].expand_as(places)[count], places[count]] = True
-        scored = None
-        if last.scores is not None and last.scores.kept is not None:
-            chosen, places = last.scores.kept, last.scores.positions
-            scored = torch.zeros_like(masks[-1])
-            scored[groups.rows[:, None].expand_as(places)[chosen], places[chosen]] = True
-        before = tuple(layout.visual.sum(1).tolist())
-        assert seen is not None
-        return cls(masks[-1], seen, masks, before, tuple(after), last.kept.length, pivots, scored)
-
-    @property
-    def kept_visual(self) -> Tensor:
-        """[B, L] bool."""
-        return self.mask & self.visual
-
-
-@dataclass(frozen=True)
-class RunningGenerate:
-    """What a call of `generate` that has not ended has set: its prompt, and the budgets that it runs at."""
-
-    call: GenerateCall | None
-    reducers: tuple[Reducer, ...]
-
-
-class Attached:
+class Attached(ScorerMethods):
     """A model with its reduction. Also a context manager, which removes it."""
 
     def __init__(self, engine: Engine, tower: TowerHooks | None = None) -> None:
-        self._engine = engine
+        super().__init__(engine)
         self._tower = tower
         self._patcher = ObjectPatcher()
-        self._scorer_training: ScorerTraining | None = None
         self._handles: list[Any] = []
-        self._training_handles: list[Any] = []  # inside with_scorer_loss
 
     @property
     def reducers(self) -> tuple[Reducer, ...]:
@@ -219,59 +162,6 @@ class Attached:
         if len(keep) != len(self.reducers):
             raise ValueError(f"{len(keep)} budgets were given for {len(self.reducers)} stages: give one for each stage")
         return tuple(replace(r, keep=k) for r, k in zip(self.reducers, keep, strict=True))
-
-    @property
-    def scorers(self) -> dict[int, nn.Module]:
-        """The trained scorers by the layer of their stage; empty for methods that have none."""
-        return dict(self._engine.scorers)
-
-    @contextmanager
-    def with_scorer_loss(self, answer_tokens: int = 8, served: Sequence[Keep] = ()) -> Iterator[None]:
-        """Inside this context, forwards that keep all tokens (at this model's budget, or at a teacher's) record which
-        visual tokens the model attends to; `scorer_loss` then compares the scorers with it. served: a budget of each
-        stage, at which `scorer_overlap` compares them."""
-        if not self._engine.scorers:
-            raise ValueError("no stage has a scorer to train: attach Learned(...)")
-        check_attention_rows(self._engine.parts, self._engine.scorers)
-        training = ScorerTraining(self._engine, answer_tokens, served)
-        before = self._scorer_training, self._training_handles
-        self._scorer_training, self._training_handles = training, [*before[1], *(handles := training.register_hooks())]
-        try:
-            yield
-        finally:
-            self._scorer_training, self._training_handles = before
-            for handle in handles:
-                handle.remove()
-
-    def scorer_loss(self) -> Tensor:
-        """Of the last forward, inside `with_scorer_loss`: differentiable in the scorers' weights."""
-        if self._scorer_training is None:
-            raise RuntimeError("scorer_loss() is only known inside with_scorer_loss()")
-        return self._scorer_training.loss()
-
-    def scorer_overlap(self) -> Tensor | None:
-        """After `scorer_loss`: the share of the tokens with the most attention that are among those of the highest
-        scores, at the budget `served`; mean over groups and stages, on the device. None without images."""
-        return None if self._scorer_training is None else self._scorer_training.overlap
-
-    @contextmanager
-    def with_task_gradient(self, temperature: float, weight: float = 1.0) -> Iterator[None]:
-        """Inside this context the loss of a forward has a gradient in the scorers' weights too, `weight` times that of
-        a relaxed selection (`reduction/relaxation.py`). What a forward keeps and returns does not change."""
-        if not self._engine.scorers:
-            raise ValueError("no stage has a scorer to train: attach Learned(...)")
-        if not (temperature > 0 and weight >= 0):
-            raise ValueError(f"temperature={temperature!r}, weight={weight!r}: expected > 0 and >= 0")
-        before, self._engine.task = self._engine.task, TaskGradient(temperature, weight) if weight else None
-        try:
-            yield
-        finally:
-            self._engine.task = before
-
-    def idle_scorer_loss(self) -> Tensor:
-        """Zero, with a gradient of zero in each scorer weight where the last batch had no image: ZeRO and DDP wait for
-        gradients of all weights. `scorer_loss` includes it."""
-        return self._engine.idle_loss()
 
     @contextmanager
     def skip_model_loss(self) -> Iterator[None]:
@@ -392,9 +282,9 @@ class Attached:
         engine, parts, patcher = self._engine, self._engine.parts, self._patcher
         patcher.set(parts.top, MARK, self)
         patcher.set(parts.top, LOSS_FUNCTION, engine.loss)
-        patcher.set(parts.top, "generate", _recording_the_prompt(engine, parts.top.generate))
+        patcher.set(parts.top, "generate", record_prompt(engine, parts.top.generate))
         if hasattr(parts.top, PREPARE):
-            patcher.set(parts.top, PREPARE, _recording_the_mask(engine, getattr(parts.top, PREPARE)))
+            patcher.set(parts.top, PREPARE, record_mask(engine, getattr(parts.top, PREPARE)))
         for name, value in patch_deepstack(engine).items():
             patcher.set(parts.text, name, value)
         for part in (parts.top, parts.inner, parts.text):
@@ -436,8 +326,8 @@ def attach(
         raise ValueError(f"output={output!r}: expected 'expand' or 'compact'")
     if MARK in vars(parts.top):
         raise ValueError("a reduction is attached to this model already: remove() it first, or use set_keep()")
-    towers, stages = _split_stages(reducer)
-    stages = _checked_stages(stages, parts)
+    towers, stages = split_stages(reducer)
+    stages = check_stages(stages, parts)
     name = str(getattr(parts.top.config, "_name_or_path", "") or "")
     locator = AnswerLocator(parts.visual_ids, processor, name, strict)
     engine = Engine(parts, stages, output, locator)
@@ -455,116 +345,3 @@ def attached_to(model: Any) -> Attached | None:
 def _warn_of_untested_transformers() -> None:
     if note := version_note():
         warnings.warn(note, stacklevel=3)
-
-
-def _split_stages(given: Reducer | TowerDART | Sequence[Reducer | TowerDART]) -> tuple[list[TowerDART], list[Reducer]]:
-    """The stage in the tower, and those in the language model, which keeps everything where none is given."""
-    stages = [given] if isinstance(given, Reducer | TowerDART) else list(given)
-    towers = [stage for stage in stages if isinstance(stage, TowerDART)]
-    if len(towers) > 1 or (towers and stages[0] is not towers[0]):
-        raise ValueError("expected at most one TowerDART, before all other stages")
-    others = [stage for stage in stages if not isinstance(stage, TowerDART)]
-    return towers, others or ([KeepAll()] if towers else [])
-
-
-def _checked_stages(stages: list[Reducer], parts: ModelParts) -> list[Reducer]:
-    if not stages or not all(isinstance(stage, Reducer) for stage in stages):
-        raise ValueError(f"expected a reducer or a list of reducers, such as DART(keep=64); given {stages!r}")
-    layers, depth = [stage.layer for stage in stages], len(parts.layers)
-    problems = [f"layer={k}: expected 0 to {depth - 1}, the model has {depth} layers" for k in layers if k >= depth]
-    if layers != sorted(set(layers)):
-        problems.append(f"stages at layers {layers}: expected each to come after the one before")
-    if len({stage.per for stage in stages}) > 1:
-        problems.append("all stages must budget per the same thing: give each the same `per`")
-    problems += [
-        _no_attention_before(stage, parts)
-        for number, stage in enumerate(stages)
-        if stage.layer < depth
-        and "attention" in stage.required_inputs()
-        and observed_layer(parts, stages, number) is None
-    ]
-    problems += _keys_from_another_stage(stages, parts)
-    problems += [
-        f"{type(stage).__name__} at layer {stage.layer}: the attention of this layer cannot be seen before it runs; "
-        "use row='previous'"
-        for stage in stages
-        if "own_attention" in stage.required_inputs() and stage.layer not in layers_with_rows(parts, stage.layer)
-    ]
-    if any(stage.positions == "compact" for stage in stages):
-        problems += _why_not_compact(parts)
-    if problems:
-        raise ValueError("; ".join(problems))
-    return stages
-
-
-def _keys_from_another_stage(stages: Sequence[Reducer], parts: ModelParts) -> list[str]:
-    """A layer that shares the keys of an earlier one must see them reduced as itself."""
-    problems = []
-    for stage in stages:
-        split = {i: parts.key_source(i) for i in range(stage.layer, len(parts.layers))}
-        sources = sorted({source for source in split.values() if source < stage.layer})
-        if sources:
-            sharing = [layer for layer, source in split.items() if source in sources]
-            problems.append(
-                f"layer={stage.layer}: layers {sharing[0]} to {sharing[-1]} use the keys of layers {sources}, which "
-                f"run before the reduction; use layer <= {sources[0]}"
-            )
-    return problems
-
-
-def _why_not_compact(parts: ModelParts) -> list[str]:
-    problem = "positions='compact': expected a model whose positions are 0, 1, 2, ...; "
-    model, rope = parts.top.config.model_type, getattr(parts.text_config, "rope_parameters", None) or {}
-    found = []
-    if parts.family.own_positions:
-        found.append(f"{problem}{model} may compute them from the image's grid. Use positions='original'")
-    kinds = {str(settings.get("rope_type")) for settings in (rope, *rope.values()) if isinstance(settings, dict)}
-    if changing := sorted(kinds & {"dynamic", "longrope"}):
-        found.append(
-            f"{problem}the rotary embedding of {model} ({changing[0]}) depends on the length. Use positions='original'"
-        )
-    if parts.family.bidirectional_images:
-        found.append(f"{problem}image tokens of {model} attend to each other by place. Use positions='original'")
-    return found
-
-
-def _no_attention_before(stage: Reducer, parts: ModelParts) -> str:
-    name, layers = type(stage).__name__, parts.attention_layers()
-    if layers[0] == 0:
-        return f"{name} at layer {stage.layer}: there is no attention before the first layer; use layer >= 1"
-    return (
-        f"{name} at layer {stage.layer}: no layer before it has attention weights to select by; this model's layers "
-        f"{layers} have them: use the layer after one of these"
-    )
-
-
-def _recording_the_prompt(engine: Engine, generate: Callable[..., Any]) -> Callable[..., Any]:
-    """In generation the prompt alone decides: not the answer so far, not the drafts of assisted decoding."""
-
-    @functools.wraps(generate)
-    def generate_with_prompt(*args: Any, **kwargs: Any) -> Any:
-        ids = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
-        before = engine.generate_call
-        prompt = ids if isinstance(ids, Tensor) and ids.numel() else kwargs.get("inputs_embeds", ids)
-        if isinstance(prompt, Tensor) and prompt.ndim in (2, 3):
-            engine.generate_call = GenerateCall(prompt.shape[0], prompt.shape[1], kwargs)
-        try:
-            return generate(*args, **kwargs)
-        finally:
-            engine.generate_call = before
-
-    return generate_with_prompt
-
-
-def _recording_the_mask(engine: Engine, prepare: Callable[..., Any]) -> Callable[..., Any]:
-    """For a static cache `generate` replaces the mask [B, length], or None, by those of the layers."""
-
-    @functools.wraps(prepare)
-    def prepare_with_mask(*args: Any, **kwargs: Any) -> Any:
-        mask = kwargs.get("attention_mask")
-        inputs = prepare(*args, **kwargs)
-        known = mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)
-        engine.generation_mask = (mask,) if known and is_static(cache_of(inputs)) else None
-        return inputs
-
-    return prepare_with_mask

@@ -1,8 +1,9 @@
-"""The loss of a reduced forward: which positions are supervised, and how labels follow the kept tokens."""
+"""What a reduced forward returns: its states, at full length or compact, and the loss of labels that follow the kept
+tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from ..reduction.batch_layout import IGNORED, BatchLayout
 from ..reduction.kept_tokens import KeptTokens
 from ..reduction.packed_rows import PackedRows
 from ..reduction.token_groups import upload
+from .forward_state import ForwardState
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,35 @@ class SupervisedTargets:
     def gather(self, hidden: Tensor) -> Tensor:
         """hidden [B, S, D] -> [1, M, D]: the state before each target, which predicts it."""
         return hidden[self.rows[0], self.slots[0]][None]
+
+
+def shape_output(state: ForwardState | None, states: Tensor, compact: bool) -> tuple[Tensor, SupervisedTargets | None]:
+    """The states that the head runs on. Compact with labels: those of supervised positions only."""
+    if state is None or not state.reduced or states.shape[1] != state.kept.length:  # the last state alone
+        return states, None
+    if not compact:
+        return state.kept.expand(states), None
+    plan = state.plan
+    if plan.labels is None or plan.layout is None:
+        return states, None
+    targets = SupervisedTargets.of(plan.layout, state.kept, plan.labels, plan.packed)
+    return (states, None) if targets is None else (targets.gather(states), targets)
+
+
+def expand_hidden_states(state: ForwardState, output: Any, starts: Sequence[int], several_streams: bool) -> None:
+    """output_hidden_states=True: entry i > 0 is the output of layer i - 1, the last one after the final norm; entry
+    0 is the input of layer 0, which a reduction at K = 0 has shortened. starts: K of each stage."""
+    entries = getattr(output, "hidden_states", None)
+    if not entries:
+        return
+    expanded = []
+    for number, entry in enumerate(entries):
+        stages = sum(start < max(number, 1) for start in starts)
+        if stages and entry is not None:
+            kept, several = state.stages[stages - 1].kept, entry.ndim == 4 and several_streams
+            entry = torch.stack([kept.expand(one) for one in entry]) if several else kept.expand(entry)
+        expanded.append(entry)
+    output.hidden_states = tuple(expanded)
 
 
 def compact_labels(kept: KeptTokens, labels: Tensor, rows: PackedRows | None = None) -> Tensor:

@@ -86,6 +86,11 @@ class TeacherPass(ReductionPass):
         return states
 
 
+def own_stage_of(current: ReductionPass) -> TeacherPass | None:
+    """The pass, if it is that of a teacher with a stage of its own."""
+    return current if isinstance(current, TeacherPass) and current.has_own_stage else None
+
+
 @contextmanager
 def own_autocast_cache() -> Iterator[None]:
     """Autocast caches the weights that it casts. Cast without gradient here, older torch hands them to the

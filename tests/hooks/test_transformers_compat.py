@@ -77,8 +77,8 @@ def test_a_version_outside_the_tested_range_is_reported() -> None:
 def test_missing_keys_name_the_version_as_the_likely_cause(monkeypatch: pytest.MonkeyPatch) -> None:
     """As it was on 5.24: the observer handed over under a name that the attention does not read."""
     model, batch = model_of("llava"), batch_of("llava", (1,))
-    engine = sys.modules["dart_train.hooks.engine"]
-    monkeypatch.setattr(engine, "cache_argument", lambda function: "renamed_cache")
+    recording = sys.modules["dart_train.hooks.selection_inputs"]
+    monkeypatch.setattr(recording, "cache_argument", lambda function: "renamed_cache")
     with attach(model, DART(keep=8)), torch.no_grad(), pytest.raises(RuntimeError, match=r"5\.99\.1"):
         model(**batch)
 

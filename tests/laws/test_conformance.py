@@ -27,7 +27,7 @@ from dart_train.conformance import (
     relative_difference,
 )
 from dart_train.conformance.measures import placeholder_ids
-from dart_train.hooks import engine, forward_state, masks, observers, reference, tower
+from dart_train.hooks import engine, forward_state, masks, observers, outputs, reference, selection_inputs, tower
 from dart_train.models.structure import find_parts
 from tests.laws.test_tower import NAMES as TOWERS
 from tests.zoo import FAMILIES, save_folder
@@ -117,11 +117,11 @@ def test_mask_that_forgets_padding_is_found(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_loss_at_the_wrong_place_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Late(engine.SupervisedTargets):
+    class Late(outputs.SupervisedTargets):
         def gather(self, hidden: Tensor) -> Tensor:
             return hidden[self.rows[0], self.slots[0] + 1][None]
 
-    monkeypatch.setattr(engine, "SupervisedTargets", Late)
+    monkeypatch.setattr(outputs, "SupervisedTargets", Late)
     assert failing(checked("llava", Random(keep=8))) == {"gradients, full length = compact"}
 
 
@@ -156,7 +156,7 @@ def test_prefill_that_forgets_its_cache_is_found(monkeypatch: pytest.MonkeyPatch
             key, value = super().update(key, value, *args, **kwargs)
             return (key, value) if self._cache is None else (key, 2 * value)
 
-    monkeypatch.setattr(engine, "RecordingCache", Doubling)
+    monkeypatch.setattr(selection_inputs, "RecordingCache", Doubling)
     assert "prefill with a cache = without" in failing(checked("llava", DART(keep=8)))
 
 

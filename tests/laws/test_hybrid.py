@@ -199,7 +199,8 @@ def test_gradients_survive_checkpointing(name: str, reentrant: bool) -> None:
 def test_attention_is_taken_from_the_last_layer_that_has_it() -> None:
     model, batch = model_of("qwen3_5"), batch_of("qwen3_5")
     with attach(model, [FastV(keep=8, layer=2), DART(keep=4, layer=4)]) as attached:
-        assert attached._engine.observed_layers == [1, None]  # layers 2 and 3, between the stages, have no keys
+        # Layers 2 and 3, between the stages, have no keys.
+        assert attached._engine.selection_inputs.observed_layers == [1, None]
     near, far = (forward(model, batch, FastV(keep=8, layer=layer))[1] for layer in (2, 3))
     assert torch.equal(near.mask, far.mask)
 

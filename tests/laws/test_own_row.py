@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dart_train import DART, FastV, View, attach
-from dart_train.hooks import attachment
+from dart_train.hooks import stage_checks
 from dart_train.reduction import Reducer, from_config
 from tests.laws.cases import batch_of, model_of
 from tests.zoo import FAMILIES
@@ -115,6 +115,6 @@ def test_old_configurations_mean_the_previous_layer() -> None:
 
 
 def test_layer_whose_attention_cannot_be_recorded_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attachment, "layers_with_rows", lambda parts, start: [])
+    monkeypatch.setattr(stage_checks, "layers_with_rows", lambda parts, start: [])
     with pytest.raises(ValueError, match="use row='previous'"):
         attach(model_of("llava"), FastV(keep=8, row="own"))
