@@ -15,15 +15,22 @@ ROWS_AT_A_TIME = 256
 Row = dict[str, Any]
 
 
-def rows_of(name: str, image: Any, questions: list[Question], group: bool) -> list[Row]:
-    """One row per question, or with `group` one conversation about the image."""
+def rows_of(name: str, image: Any, questions: list[Question], group: bool, numbered: bool = False) -> list[Row]:
+    """One row per question, or with `group` one conversation about the image. numbered: ids of single questions have
+    their number, because there may be several of a kind."""
     if group:
         kinds = [question.kind for question in questions]
         return [{"id": name, "image": image, "conversations": _turns(questions), "kind": kinds}] if questions else []
+    ids = [f"{name}-{n}-{one.kind}" if numbered else f"{name}-{one.kind}" for n, one in enumerate(questions)]
     return [
-        {"id": f"{name}-{one.kind}", "image": image, "conversations": _turns([one]), "kind": one.kind}
-        for one in questions
+        {"id": row, "image": image, "conversations": _turns([one]), "kind": one.kind}
+        for row, one in zip(ids, questions, strict=True)
     ]
+
+
+def kinds_of(row: Row) -> list[str]:
+    """Of all questions of a row."""
+    return [row["kind"]] if isinstance(row["kind"], str) else row["kind"]
 
 
 def _turns(questions: list[Question]) -> list[dict[str, str]]:

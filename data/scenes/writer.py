@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -18,15 +17,16 @@ from tqdm import tqdm
 
 from data.scenes.difficulty import LEVELS
 from data.scenes.drawing import draw
+from data.scenes.question_set import Summary, find_problems, write_set
 from data.scenes.questions import KINDS, questions
-from data.scenes.rows import Row, rows_of, write_json, write_parquet
+from data.scenes.rows import Row, kinds_of, rows_of, write_json, write_parquet
 from data.scenes.scene import fingerprint, scene
 
 VERSION = 1  # increased with every change of pixels, questions or answers
 FORMATS = ("llava", "parquet")
+SPLITS = ("train", "validation", "test")
 SETTINGS = "shapes.json"
 
-Summary = dict[str, Any]
 Each = Callable[..., Iterable[Any]]  # `map`, or one like it that works in other processes
 
 
@@ -44,23 +44,17 @@ class ShapesSettings:
     kinds: tuple[str, ...] = tuple(KINDS)
 
     def __post_init__(self) -> None:
-        wrong = [f"{name} = {count}: 0 or more expected" for name, count in self.sizes.items() if count < 0]
-        if unknown := [kind for kind in self.kinds if kind not in KINDS]:
-            wrong.append(f"kinds {', '.join(unknown)}: choose from {', '.join(KINDS)}")
+        wrong = find_problems(self.sizes, self.kinds, KINDS)
         if self.difficulty not in LEVELS:
             wrong.append(f"difficulty {self.difficulty!r}: choose one of {', '.join(LEVELS)}")
         if self.format not in FORMATS:
             wrong.append(f"format {self.format!r}: choose one of {', '.join(FORMATS)}")
-        if not any(self.sizes.values()):
-            wrong.append("no scenes: set --train, --validation or --test")
-        if not self.kinds:
-            wrong.append(f"no question kinds: choose from {', '.join(KINDS)}")
         if wrong:
             raise ValueError("; ".join(wrong))
 
     @property
     def sizes(self) -> dict[str, int]:
-        return {"train": self.train, "validation": self.validation, "test": self.test}
+        return {split: getattr(self, split) for split in SPLITS}
 
 
 @dataclass(frozen=True)
@@ -99,20 +93,13 @@ def _in_order(workers: int) -> Iterator[Each]:
 
 def write(settings: ShapesSettings, folder: Path, workers: int = 1) -> Summary:
     """Write the set and its summary, which is also returned. A folder with the same finished set is not changed."""
-    wanted = json.loads(json.dumps({"version": VERSION, **asdict(settings)}))
-    if (done := folder / SETTINGS).exists():
-        summary = json.loads(done.read_text())
-        if summary["settings"] == wanted:
-            return summary
-    if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder} is not empty and contains another or an unfinished set: choose a new folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    owners: dict[str, str] = {}
-    with _in_order(workers) as each:
-        splits = {split: _write_split(settings, folder, split, each, owners) for split in settings.sizes}
-    summary = {"settings": wanted, "splits": splits}
-    done.write_text(json.dumps(summary, indent=1) + "\n")
-    return summary
+
+    def write_splits() -> Summary:
+        owners: dict[str, str] = {}
+        with _in_order(workers) as each:
+            return {split: _write_split(settings, folder, split, each, owners) for split in settings.sizes}
+
+    return write_set(folder, SETTINGS, VERSION, settings, write_splits)
 
 
 def _write_split(settings: ShapesSettings, folder: Path, split: str, each: Each, owners: dict[str, str]) -> Summary:
@@ -146,5 +133,5 @@ class _SplitSummary:
         assert owner == self.split, f"a scene of {owner} is in {self.split} too"
         self.content.update(made.pixels)
         for row in made.rows:
-            self.kinds.update([row["kind"]] if isinstance(row["kind"], str) else row["kind"])
+            self.kinds.update(kinds_of(row))
         return made.rows
