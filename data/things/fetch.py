@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import argparse
 import base64
-import hashlib
 import io
-import subprocess
 import sys
 import tarfile
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from data.pinned_file import fetch_pinned
 from data.things.catalogue import STYLES, Thing, things
 from data.things.sprites import COLUMNS, FOLDER, SIDE, corner, sheet_path
 
@@ -56,16 +55,8 @@ PACKAGES = {
 def fetch_package(style: str, folder: Path) -> Path:
     """The package's archive, downloaded with npm into `folder` unless it is there already, and checked."""
     package = PACKAGES[style]
-    archive = folder / package.archive
-    if not archive.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        subprocess.run(["npm", "pack", "--silent", package.requirement], cwd=folder, check=True)
-    found = base64.b64encode(hashlib.sha512(archive.read_bytes()).digest()).decode()
-    if found != package.sha512:
-        raise ValueError(
-            f"{archive} has the SHA-512 {found}, expected {package.sha512}: delete the file and download it again"
-        )
-    return archive
+    download = ["npm", "pack", "--silent", package.requirement]
+    return fetch_pinned(folder / package.archive, download, "sha512", base64.b64decode(package.sha512).hex())
 
 
 def make_sheet(style: str, archive: Path, wanted: tuple[Thing, ...]) -> Image.Image:

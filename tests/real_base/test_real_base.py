@@ -29,12 +29,13 @@ from dart_train.data.chat_template import ChatTemplate
 from dart_train.evaluation.prompts import build_inputs
 from dart_train.models.processors import load_processor
 from dart_train.models.prompts import user_message
+from data.pinned_file import checksum
 from data.real_base import convert
 from data.real_base import parts as parts_module
 from data.real_base.assemble import assemble
 from data.real_base.build import assembled, with_trained
 from data.real_base.claims import NAMED
-from data.real_base.parts import PretrainedPart, checksum, fetch_part
+from data.real_base.parts import PretrainedPart, fetch_part
 from data.real_base.train.card import score_table
 from data.real_base.train.command import RealStages
 from data.real_base.train.features import compute_features, tower_features
