@@ -54,35 +54,15 @@ def _idefics(start: str, others: tuple[str, ...], pad: str) -> Dialect:
     return Dialect(turns, eos="<end_of_utterance>", pad=pad, bos=start, others=(*others, *marks, *grid))
 
 
-_LLAVA = Dialect(
-    Turns(
-        user=("USER: ", " "),
-        assistant=("ASSISTANT:", "</s>"),
-        system=("", " "),
-        opening=" ",
-        image="<image>\n",
-    ),
-    bos="<s>",
-    eos="</s>",
-    pad="<pad>",
-    add_bos=True,
-    named={"image_token": "<image>"},
-)
+def _llama(user: tuple[str, str], answer_begins: str, system_ends: str) -> Dialect:
+    turns = Turns(
+        user=user, assistant=(answer_begins, "</s>"), system=("", system_ends), opening=" ", image="<image>\n"
+    )
+    return Dialect(turns, bos="<s>", eos="</s>", pad="<pad>", add_bos=True, named={"image_token": "<image>"})
 
-_LLAVA_NEXT = Dialect(
-    Turns(
-        user=("[INST] ", " [/INST]"),
-        assistant=("", "</s>"),
-        system=("", "\n"),
-        opening=" ",
-        image="<image>\n",
-    ),
-    bos="<s>",
-    eos="</s>",
-    pad="<pad>",
-    add_bos=True,
-    named={"image_token": "<image>"},
-)
+
+_LLAVA = _llama(("USER: ", " "), "ASSISTANT:", " ")
+_LLAVA_NEXT = _llama(("[INST] ", " [/INST]"), "", "\n")
 
 _QWEN_VL = _chatml(
     "<|vision_start|><|image_pad|><|vision_end|>",

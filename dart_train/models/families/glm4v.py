@@ -5,13 +5,14 @@ As in Qwen-VL, but the frames of a video have the image's token too: those betwe
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from ...reduction.batch_layout import SampleLayout
 from ..transformers_compat import smart_resize_of_frames
-from .family import Family, Inputs, Rows, register
+from .family import Inputs, Rows, register
 from .geometry import Tile
-from .qwen_vl import GRIDS, PatchResizer, resized_geometry, tiles_of_grids
+from .qwen_vl import QWEN2_VL, PatchResizer, tiles_of_grids
 
 
 def glm_tiles(config: Any, inputs: Inputs, rows: Rows) -> list[list[Tile]]:
@@ -33,22 +34,10 @@ class FramePatchResizer(PatchResizer):
         return new_height // self.side, new_width // self.side
 
 
-def _glm(name: str, processor: str, *model_types: str) -> Family:
-    return register(
-        Family(
-            name=name,
-            model_types=model_types,
-            tiles=glm_tiles,
-            reads=GRIDS,
-            geometry=resized_geometry,
-            video_geometry=True,
-            processors=(processor,),
-            resizer=FramePatchResizer,
-            projectors=frozenset({"merger", "downsample"}),
-            own_positions=True,
-        )
-    )
-
-
-GLM4V = _glm("GLM-4.1V, GLM-4.5V", "Glm4vProcessor", "glm4v", "glm4v_moe")
-GLM46V = _glm("GLM-4.6V, GLM-OCR", "Glm46VProcessor", "glm46v", "glmga", "glm_ocr")
+_GLM = replace(QWEN2_VL, tiles=glm_tiles, resizer=FramePatchResizer, projectors=frozenset({"merger", "downsample"}))
+GLM4V = register(
+    replace(_GLM, name="GLM-4.1V, GLM-4.5V", model_types=("glm4v", "glm4v_moe"), processors=("Glm4vProcessor",))
+)
+GLM46V = register(
+    replace(_GLM, name="GLM-4.6V, GLM-OCR", model_types=("glm46v", "glmga", "glm_ocr"), processors=("Glm46VProcessor",))
+)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -159,14 +159,11 @@ LLAVA_NEXT = register(
     )
 )
 LLAVA_ONEVISION = register(
-    Family(
+    replace(
+        LLAVA_NEXT,
         name="LLaVA-OneVision",
         model_types=("llava_onevision",),
-        tiles=anyres_tiles,
-        reads=("image_sizes", "batch_num_images"),
         geometry=partial(anyres_geometry, several_are_tiled=False),
         processors=("LlavaOnevisionProcessor",),
-        resizer=AnyResolutionResizer,
-        projectors=frozenset({"multi_modal_projector", "image_newline"}),
     )
 )
