@@ -56,8 +56,11 @@ def test_training_logs_no_deprecated_name(monkeypatch: pytest.MonkeyPatch) -> No
     logged: list[str] = []
     monkeypatch.setattr(transformers.utils.generic.logger, "warning_once", lambda *said, **more: logged.append(said[0]))
     model, batch = model_of("llava"), batch_of("llava", (1,))
-    with attach(model, DART(keep=8)):
-        model.train()(**batch, labels=batch["input_ids"], use_cache=False).loss.backward()
+    try:
+        with attach(model, DART(keep=8)):
+            model.train()(**batch, labels=batch["input_ids"], use_cache=False).loss.backward()
+    finally:
+        model.eval().zero_grad()  # other tests have the same model
     assert not logged
 
 
