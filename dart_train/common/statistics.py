@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from math import lgamma, log, sqrt
 
@@ -118,6 +118,23 @@ def resample(scores: np.ndarray, aggregate: Callable[[np.ndarray], np.ndarray], 
         draws = generator.integers(number, size=(min(at_once, RESAMPLES - start), number))
         found.append(aggregate(np.moveaxis(scores[..., draws], -2, 0)))
     return np.concatenate(found)
+
+
+def clustered_interval(values: Sequence[float], clusters: Sequence[Hashable], seed: int = 0) -> Interval:
+    """Of the mean of values, resampling clusters with all of their values: questions about one image depend on it."""
+    if len(values) != len(clusters) or not values:
+        raise ValueError(
+            f"{len(values)} values and {len(clusters)} clusters were given, expected as many, at least one"
+        )
+    number = {cluster: n for n, cluster in enumerate(dict.fromkeys(clusters))}
+    sums, sizes = np.zeros(len(number)), np.zeros(len(number))
+    for value, cluster in zip(values, clusters, strict=True):
+        sums[number[cluster]] += value
+        sizes[number[cluster]] += 1
+    draws = np.random.default_rng(seed).integers(len(number), size=(RESAMPLES, len(number)))
+    means = sums[draws].sum(1) / sizes[draws].sum(1)
+    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)
 
 
 def mcnemar(gained: int, lost: int) -> float:

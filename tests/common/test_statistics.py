@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dart_train.common.metrics import METRICS, mean
-from dart_train.common.statistics import bootstrap, estimate, holm, mcnemar, paired_difference, wilson
+from dart_train.common.statistics import (
+    bootstrap,
+    clustered_interval,
+    estimate,
+    holm,
+    mcnemar,
+    paired_difference,
+    wilson,
+)
 
 EXACT, VQA, F1 = METRICS["exact_match"], METRICS["vqa"], METRICS["yes_no_f1"]
 
@@ -106,3 +114,20 @@ def test_holm_equals_published_values() -> None:
 def test_proportion_has_wilsons_interval() -> None:
     found = estimate(EXACT, [1.0] * 30 + [0.0] * 70)
     assert (found.value, found.n) == (0.3, 100) and (found.low, found.high) == wilson(30, 100)
+
+
+def test_clustered_interval_is_as_wide_as_clusters_are_few() -> None:
+    generator = np.random.default_rng(0)
+    of_cluster = generator.integers(0, 2, size=40).astype(float)
+    values, clusters = np.repeat(of_cluster, 25), np.repeat(np.arange(40), 25)
+    low, high = clustered_interval(list(values), list(clusters))
+    apart = clustered_interval(list(values), list(range(1000)))
+    alone = clustered_interval(list(of_cluster), list(range(40)))
+    assert low <= values.mean() <= high and (low, high) == pytest.approx(alone)
+    assert high - low > 4 * (apart[1] - apart[0])
+
+
+def test_clustered_interval_needs_a_cluster_for_each_value() -> None:
+    for values, clusters in (([], []), ([1.0], [0, 1])):
+        with pytest.raises(ValueError, match="clusters were given"):
+            clustered_interval(values, clusters)

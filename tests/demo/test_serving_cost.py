@@ -13,6 +13,7 @@ from dart_train.evaluation.comparison_grid import grid_cells
 from dart_train.reduction.servable import why_not_servable
 from launch import serving_cost
 from launch.claim import Cell
+from launch.demo import Commands
 from tests.fixtures.run_scene import ROOT
 
 QUESTIONS, SEEDS = 100, 2
@@ -34,7 +35,7 @@ def write_answers(folder: Path, seed: int, right: dict[Cell, int]) -> None:
 @pytest.fixture
 def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     ran: list[list[str]] = []
-    monkeypatch.setattr(serving_cost.Commands, "run", lambda self, title, command: ran.append(list(command)))
+    monkeypatch.setattr(Commands, "run", lambda self, title, command: ran.append(list(command)))
     monkeypatch.setattr(sys, "argv", ["serving_cost", "--out", str(tmp_path), "--seeds", str(SEEDS)])
     monkeypatch.chdir(ROOT)
     for seed in range(SEEDS):
@@ -69,7 +70,7 @@ def test_claim_is_evaluated_on_the_questions_of_all_seeds(tmp_path: Path) -> Non
     folders = [tmp_path / str(seed) for seed in range(SEEDS)]
     write_answers(folders[0], 0, GOOD)
     write_answers(folders[1], 1, {("trained at K = 2", "K = 2", "0.111"): 90})
-    text = serving_cost.summarize(folders, "here")
+    text = serving_cost.PAIR.summarize(folders, "here")
     lines = {line.split(" | ")[0].removeprefix("| "): line for line in text.splitlines()}
     held, missed = (lines[part.name] for part in serving_cost.PARTS[:2])
     assert "| -2 | -0.5 (" in held and " | yes | " in held
