@@ -44,9 +44,9 @@ METHODS: list[dict[str, Any]] = [
 TRAINED: tuple[Cell, Cell] = ((HALF, HALF, str(KEPT)), (ALONE, ALONE, str(SAME_COST)))
 UNTRAINED: tuple[Cell, Cell] = (("base", HALF, str(KEPT)), ("base", ALONE, str(SAME_COST)))
 PARTS = (
-    Part("trained: half of the tower less DART alone", *TRAINED, 0.0),
-    Part("half of the tower: trained less untrained", TRAINED[0], UNTRAINED[0], 0.05),
-    Part("DART alone: trained less untrained", TRAINED[1], UNTRAINED[1], 0.0),
+    Part("trained: DART alone less half of the tower", TRAINED[1], TRAINED[0], 0.0),
+    Part("DART alone: trained less untrained", TRAINED[1], UNTRAINED[1], 0.05),
+    Part("half of the tower: trained less untrained", TRAINED[0], UNTRAINED[0], 0.0),
 )
 SHOWN: tuple[Cell, ...] = (
     ("base", "full", "full"), *UNTRAINED, ("base", "DART, entire tower", str(KEPT)),

@@ -80,7 +80,7 @@ def test_time_is_shown_beside_its_bound(tmp_path: Path) -> None:
 def test_intervals_resample_images(tmp_path: Path) -> None:
     folders = [tmp_path / str(seed) for seed in range(SEEDS)]
     for seed, folder in enumerate(folders):
-        write_answers(folder, seed, {TRAINED[0]: 15, TRAINED[1]: 13, UNTRAINED[0]: 10, UNTRAINED[1]: 15})
+        write_answers(folder, seed, {TRAINED[0]: 13, TRAINED[1]: 15, UNTRAINED[0]: 15, UNTRAINED[1]: 10})
     text = PAIR.summarize(folders, "here")
     lines = {line.split(" | ")[0].removeprefix("| "): line for line in text.splitlines()}
     better, _, worse = (lines[part.name] for part in tower_cost.PARTS)
