@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
@@ -26,7 +27,9 @@ def assembled(parts: Path, feature_layer: int, size: int) -> tuple[LlavaForCondi
         check_readers()
         language, tokenizer = convert_language(fetch_part("language", parts))
         vision = convert_vision(fetch_part("vision", parts))
-        model, processor = assemble(language, tokenizer, vision, feature_layer, size)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # of the projector: the same whichever command makes this folder
+            model, processor = assemble(language, tokenizer, vision, feature_layer, size)
         unfinished = folder.with_name(folder.name + ".writing")
         shutil.rmtree(unfinished, ignore_errors=True)
         model.save_pretrained(unfinished)

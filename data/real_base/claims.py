@@ -21,11 +21,17 @@ FULL = "full"
 BUDGETS = ("0.5", "0.222", "0.111", "0.056")
 Source = tuple[str, str]  # checkpoint, method
 Cell = tuple[str, str, str]  # checkpoint, method, budget
+CHECKPOINTS = {
+    "base": "base", "scorer_2": "base with scorer", "scorer_8": "base with scorer", "control": "control",
+    "adapted": "adapted to DART", "learned": "adapted to the scorer's choice",
+}  # fmt: skip
+SCORERS = ("scorer_2", "scorer_8")  # at full tokens they are the base
+METHODS = {"dart": "DART", "random": "random", "pooling": "pooling", "fastv": "FastV"}
 SOURCES: dict[Source, str] = {
-    ("base", "dart"): "DART", ("base", "dart_merged"): "DART, merged",
-    ("base", "dart_unguided"): "DART without text pivots", ("base", "random"): "random",
-    ("base", "pooling"): "pooling", ("base", "fastv"): "FastV", ("scorer", "learned"): "trained scorer",
-    ("adapted", "dart"): "DART, model adapted to it",
+    **{(model, method): title for model in ("base", "control", "adapted") for method, title in METHODS.items()},
+    ("base", "dart_merged"): "DART, merged", ("base", "dart_unguided"): "DART without text pivots",
+    ("scorer_2", "learned_2"): "its choice, K = 2", ("scorer_8", "learned_8"): "its choice, K = 8",
+    ("learned", "learned_8"): "the scorer's choice, K = 8",
 }  # fmt: skip
 LAYERS = {0: "dart_0", 1: "dart_1", 2: "dart", 4: "dart_4", 8: "dart_8"}  # K -> DART with it
 Scores = dict[str, float]  # question -> score
@@ -60,12 +66,32 @@ CLAIMS = (
         lambda found: found.value >= 0,
     ),
     Claim(
-        "trained scorer above DART at 11.1%", ("scorer", "learned", "0.111"), ("base", "dart", "0.111"),
+        "trained scorer above DART at K = 8, 11.1%", ("scorer_8", "learned_8", "0.111"), ("base", "dart_8", "0.111"),
         lambda found: found.low > 0,
     ),
     Claim(
-        "DART on the model adapted to it above DART on the base, 11.1%", ("adapted", "dart", "0.111"),
+        "DART on the adapted model above DART on the base, 11.1%", ("adapted", "dart", "0.111"),
         ("base", "dart", "0.111"), lambda found: found.low > 0,
+    ),
+    Claim(
+        "DART on the adapted model above DART on the control, 11.1%", ("adapted", "dart", "0.111"),
+        ("control", "dart", "0.111"), lambda found: found.low > 0,
+    ),
+    Claim(
+        "adapted model loses at most 5 points against the control, both at full tokens", ("adapted", FULL, FULL),
+        ("control", FULL, FULL), lambda found: found.value >= -0.05,
+    ),
+    Claim(
+        "DART at 22.2% on the adapted model loses at most 20 points against the control at full tokens",
+        ("adapted", "dart", "0.222"), ("control", FULL, FULL), lambda found: found.value >= -0.2,
+    ),
+    Claim(
+        "model adapted to the scorer's choice above the base with it, 11.1%", ("learned", "learned_8", "0.111"),
+        ("scorer_8", "learned_8", "0.111"), lambda found: found.low > 0,
+    ),
+    Claim(
+        "model adapted to the scorer's choice loses at most 10 points at 11.1% against the control at full tokens",
+        ("learned", "learned_8", "0.111"), ("control", FULL, FULL), lambda found: found.value >= -0.1,
     ),
 )  # fmt: skip
 
@@ -113,9 +139,9 @@ def write_evidence(compared: Path, out: Path, measured: Mapping[str, Any]) -> st
         "# Claims and tables",
         _claims(answers, right, asked),
         "Differences are in points, with 95% intervals of paired questions. Exact match of `what` in percent with 95% "
-        "Wilson intervals, by method at K = 2 and budget:",
+        "Wilson intervals, by method and budget, at K = 2 unless it says otherwise:",
         _methods(answers),
-        "DART by K and budget:",
+        "DART on the base, by K and budget:",
         _layers(answers),
         "Share of the kept tokens that are in the second half of the visual tokens, the lower half of the image, in "
         "percent; of all tokens it is 50:",
@@ -140,22 +166,35 @@ def _claims(answers: ComparedAnswers, right: int, asked: int) -> str:
 
 
 def _methods(answers: ComparedAnswers) -> str:
-    rows = [["full tokens", _percent(answers.score(("base", FULL, FULL))), *[""] * len(BUDGETS)]]
-    for source, title in SOURCES.items():
-        full = _percent(answers.score((source[0], FULL, FULL))) if source[0] == "adapted" else ""
-        rows.append([title, full, *(_percent(answers.score((*source, b))) for b in BUDGETS)])
-    return markdown_table(["method", "100%", *(f"{100 * float(b):g}%" for b in BUDGETS)], rows)
+    """Methods without any answer are left out."""
+    rows = []
+    for checkpoint, title in CHECKPOINTS.items():
+        full = answers.score((checkpoint, FULL, FULL))
+        if full is not None and checkpoint not in SCORERS:
+            rows.append([title, "full tokens", _percent(full), *[""] * len(BUDGETS)])
+        for (of, method), name in SOURCES.items():
+            scores = [answers.score((of, method, budget)) for budget in BUDGETS]
+            if of == checkpoint and any(scores):
+                rows.append([title, name, "", *map(_percent, scores)])
+    return markdown_table(["model", "method", "100%", *(f"{100 * float(b):g}%" for b in BUDGETS)], rows)
 
 
 def _layers(answers: ComparedAnswers) -> str:
-    rows = [[str(k), *(_percent(answers.score(("base", name, b))) for b in BUDGETS)] for k, name in LAYERS.items()]
+    rows = [
+        [str(k), *(_percent(answers.score(("base", name, b))) for b in BUDGETS)]
+        for k, name in LAYERS.items()
+        if any(("base", name, b) in answers.scores for b in BUDGETS)
+    ]
     return markdown_table(["K", *(f"{100 * float(b):g}%" for b in BUDGETS)], rows)
 
 
 def _late(answers: ComparedAnswers) -> str:
-    cells = {title: (*source, "0.111") for source, title in SOURCES.items() if source[1] != "pooling"}
-    shares = {title: answers.late_share(cell) for title, cell in cells.items() if cell in answers.scores}
-    return markdown_table(["method", "11.1%"], [[title, f"{100 * share:.1f}"] for title, share in shares.items()])
+    rows = [
+        [CHECKPOINTS[source[0]], title, f"{100 * answers.late_share((*source, '0.111')):.1f}"]
+        for source, title in SOURCES.items()
+        if source[1] != "pooling" and (*source, "0.111") in answers.scores
+    ]
+    return markdown_table(["model", "method", "11.1%"], rows)
 
 
 def _cell_of(record: Mapping[str, Any]) -> Cell:

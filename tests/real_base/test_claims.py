@@ -12,12 +12,12 @@ from data.real_base.claims import BUDGETS, FULL, LAYERS, SOURCES
 QUESTIONS = 40
 RIGHT = {  # of the questions, the first so many
     ("base", "dart"): 30, ("base", "random"): 20, ("base", "fastv"): 24, ("base", "dart_8"): 30,
-    ("scorer", "learned"): 40, ("adapted", "dart"): 20,
+    ("scorer_8", "learned_8"): 30, ("learned", "learned_8"): 36, ("adapted", "dart"): 36, ("control", "dart"): 36,
 }  # fmt: skip
 
 
 def write_answers(folder: Path, sources: dict[tuple[str, str], int]) -> None:
-    cells = [(name, FULL, FULL, QUESTIONS) for name in ("base", "adapted")]
+    cells = [(name, FULL, FULL, QUESTIONS) for name in ("base", "control", "adapted", "learned")]
     cells += [(*source, budget, right) for source, right in sources.items() for budget in BUDGETS]
     records = [
         {
@@ -37,14 +37,16 @@ def test_claims_hold_where_the_answers_say_so(tmp_path: Path) -> None:
     (tmp_path / "measured.json").write_text(json.dumps({"seen": {"what": [90, 100]}}))
     assert main(["claims", str(tmp_path), f"output_dir={tmp_path}"]) == 0
     lines = (tmp_path / "claims.md").read_text().splitlines()
-    verdicts = {int(line[2]): line.split(" | ")[-1].strip(" |") for line in lines if re.match(r"\| \d\. ", line)}
-    # DART loses a quarter of the answers at 22.2%; FastV is above random; the adapted model is below the base.
-    expected = {1: "yes", 2: "**no**", 3: "yes", 4: "**no**", 5: "yes", 6: "yes", 7: "**no**"}
-    assert verdicts == expected
+    found = {int(row[1]): row[2] for line in lines if (row := re.match(r"\| (\d+)\. .* \| (\S*) \|$", line))}
+    # DART loses a quarter of the answers at 22.2%; FastV is above random; the scorer equals DART at its layer; the
+    # adapted model equals the control, and both adapted models lose a tenth.
+    assert [number for number, holds in found.items() if holds == "**no**"] == [2, 4, 6, 8]
+    assert [number for number, holds in found.items() if holds == "yes"] == [1, 3, 5, 7, 9, 10, 11, 12]
     assert "+25.0" in next(line for line in lines if line.startswith("| 3."))
-    assert any(line.startswith("| DART | ") and "75.0 (" in line for line in lines)
-    assert "| DART | 0.0 |" in lines
-    assert "| FastV | 50.0 |" in lines
+    assert any(line.startswith("| base | DART | ") and "75.0 (" in line for line in lines)
+    assert "| base | DART | 0.0 |" in lines
+    assert "| base | FastV | 50.0 |" in lines
+    assert len([line for line in lines if "| full tokens | 100.0 (" in line]) == 4
 
 
 def test_a_claim_without_answers_is_not_evaluated(tmp_path: Path) -> None:

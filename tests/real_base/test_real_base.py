@@ -13,14 +13,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import pre_tokenizers
 from transformers import (
     Dinov2Config,
     Dinov2Model,
-    LlamaConfig,
     LlamaForCausalLM,
     LlavaForConditionalGeneration,
-    PreTrainedTokenizerFast,
 )
 
 from dart_train import DART, Pooling, attach
@@ -41,84 +39,21 @@ from data.real_base.train.command import RealStages
 from data.real_base.train.features import compute_features, tower_features
 from data.real_base.train.measure import measure, right_answers
 from data.real_base.train.model import additive, folded
-from data.real_base.train.recipe import RealRecipe, load_real
+from data.real_base.train.recipe import load_real
 from data.real_base.train.rows import IGNORED, RowMaker
 from data.real_base.train.words import WordTargets
 from data.scenes.rng import PortableRandom
-from data.things import KINDS, Question, draw, questions, scene, things
-from data.things.scene import LABELS, NOTES
+from data.things import KINDS, Question, draw, questions, scene
+
+from .stand_ins import SIZE, make_parts, make_recipe
 
 ROOT = Path(__file__).parents[2]
-SIZE = 224
-
-
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Words, and characters for everything else; control tokens as SmolLM2 has them."""
-    words = {word for thing in things() for word in thing.name.split()} | {"the", "yes", "no", "What", "is", "at"}
-    words |= {word for text in (*LABELS, *NOTES) for word in text.split()}
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *sorted(alphabet), *sorted(words)]
-    backend = Tokenizer(models.BPE({token: n for n, token in enumerate(dict.fromkeys(tokens))}, []))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    from tokenizers import decoders
-
-    backend.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        bos_token="<|im_start|>",
-        eos_token="<|im_end|>",
-        pad_token="<|im_end|>",
-        unk_token="<|endoftext|>",
-    )
-
-
-def make_parts() -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast, Dinov2Model]:
-    torch.manual_seed(0)
-    tokenizer = make_tokenizer()
-    language = LlamaForCausalLM(
-        LlamaConfig(
-            hidden_size=64,
-            intermediate_size=96,
-            num_hidden_layers=3,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            vocab_size=len(tokenizer),
-            tie_word_embeddings=True,
-            pad_token_id=2,
-            bos_token_id=1,
-            eos_token_id=2,
-        )
-    )
-    vision = Dinov2Model(
-        Dinov2Config(hidden_size=64, num_hidden_layers=4, num_attention_heads=1, image_size=518, patch_size=14)
-    )
-    return language, tokenizer, vision
 
 
 @pytest.fixture
 def small() -> tuple[LlavaForConditionalGeneration, Any]:
     language, tokenizer, vision = make_parts()
     return assemble(language, tokenizer, vision, -2, SIZE)
-
-
-def make_recipe(folder: Path, **more: Any) -> RealRecipe:
-    stage = {"steps": 2, "batch_size": 2, "naming": 2, "others": 2}
-    return RealRecipe.model_validate(
-        {
-            "stages": {
-                "projector": {"steps": 2, "batch_size": 2},
-                "few": {**stage, "patches": 32},
-                "all": {**stage, "decay": 1},
-            },
-            "pictures": {"train": 6, "feature_layer": -2},
-            "measure": {"images": 1},
-            "work_dir": str(folder / "work"),
-            "output_dir": str(folder / "out"),
-            "save_steps": 1,
-            "precision": "float32",
-            **more,
-        }
-    )
 
 
 def test_shipped_recipe_loads_and_reports_all_errors(tmp_path: Path) -> None:

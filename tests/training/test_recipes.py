@@ -35,6 +35,7 @@ FAMILY = {
     "tiny_scorer": "llava",
     "real_scorer": "llava",
     "real_dart": "llava",
+    "real_learned": "llava",
     "tiny_learned": "llava",
 }
 SCORER_ALONE = ("llava_scorer", "tiny_scorer", "real_scorer")  # a batch without an image has no gradient

@@ -28,10 +28,10 @@ VALIDATION_IMAGES = 6  # scenes on which a stage is observed while it is trained
 
 def train(recipe: RealRecipe, until: str | None = None) -> None:
     """Train all stages, or those up to `until`."""
-    set_seed(recipe.seed)
     model, processor = assembled(Path(recipe.parts_dir), recipe.pictures.feature_layer, recipe.pictures.size)
     model.model.vision_tower.to(getattr(torch, recipe.precision))
     store = compute_features(recipe, model, processor)
+    set_seed(recipe.seed)  # of the adapter; here, after what a resumed training does not do again
     stages = RealStages(recipe, model, processor, store)
     for name in ("projector", "few", "all"):
         stages.train(name)
