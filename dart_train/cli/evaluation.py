@@ -159,6 +159,7 @@ def show(argv: Sequence[str]) -> int:
         request.reducers,
         options.width,
         request.tower,
+        options.answer,
     )
     request.out.parent.mkdir(parents=True, exist_ok=True)
     page.save(request.out)
@@ -174,8 +175,9 @@ def _show_parser() -> argparse.ArgumentParser:
     parser.add_argument("--frames", nargs="+", default=[], metavar="FILE", help="frames of a video, in order (Qwen-VL)")
     parser.add_argument("--question", required=True)
     parser.add_argument("--methods", default=methods, help=f"separated by commas ({methods})")
-    parser.add_argument("--keep", default="0.111", help="visual tokens: 64, or a ratio (0.111)")
+    parser.add_argument("--keep", default="0.111", help="visual tokens: 64, or a ratio (0.111); several: 0.222,0.111")
     parser.add_argument("--layer", type=int, default=2, help="first layer on the short sequence (2)")
+    parser.add_argument("--answer", action="store_true", help="with the answer to the question in each panel")
     parser.add_argument(
         "--tower", metavar="YAML", help="a stage in the vision tower: '{layer: 0, keep: 0.5}' (the model's own)"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -25,24 +26,30 @@ def show(
     reducers: Sequence[Reducer],
     width: int = 336,
     tower: TowerDART | None = None,
+    answer: bool = False,
 ) -> Image.Image:
     """The images with all tokens, and what each reducer keeps of them under this question.
 
     images: in the order of the prompt; with a processor that takes videos, also sequences of frames.
     tower: a stage in the vision tower before all reducers; one more panel shows what the tower does not see.
+    answer: each panel's title has the model's answer, the first words of it.
     The model must have no reduction attached; it is not changed.
     """
     inputs = build_inputs(processor, [[user_message(question, images)]])
     places = locate_tokens(model, processor, inputs, [images])[0]
-    panels = [overlay_panel(images, places, full_choice(len(places)), "full tokens", width)]
     scored, first = False, [] if tower is None else [tower]
+
+    def titled(name: str, stages: Sequence[Reducer | TowerDART]) -> str:
+        return f"{name}: {answer_with(model, processor, inputs, stages)}" if answer else name
+
+    panels = [overlay_panel(images, places, full_choice(len(places)), titled("full tokens", []), width)]
     for stage in first:
         seen = choose_in_tower(model, inputs, stage, len(places))
-        panels.append(overlay_panel(images, places, seen, title_of(stage), width))
+        panels.append(overlay_panel(images, places, seen, titled(title_of(stage), [stage]), width))
     for reducer in reducers:
         choice = choose(model, processor, inputs, [*first, reducer], len(places))
         scored |= choice.scored is not None
-        panels.append(overlay_panel(images, places, choice, _title(reducer), width))
+        panels.append(overlay_panel(images, places, choice, titled(_title(reducer), [*first, reducer]), width))
     return side_by_side(panels, question, bottom=legend(scorer=scored))
 
 
@@ -67,6 +74,22 @@ def choose(
     if last is None:
         return full_choice(number)
     return choice_of_row(last, 0, inputs["input_ids"][0], processor.tokenizer)
+
+
+@torch.no_grad()
+def answer_with(
+    model: Any, processor: Any, inputs: Mapping[str, Any], stages: Sequence[Reducer | TowerDART], new_tokens: int = 16
+) -> str:
+    """The first tokens of the model's greedy answer with these stages; without any, at full tokens."""
+    training, batch = model.training, to_device(inputs, model)
+    model.eval()
+    try:
+        with attach(model, list(stages)) if stages else nullcontext():
+            made = model.generate(**batch, max_new_tokens=new_tokens, do_sample=False)
+    finally:
+        model.train(training)
+    text: str = processor.tokenizer.decode(made[0, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    return " ".join(text.split())
 
 
 def _title(reducer: Reducer) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,8 @@ class ShowRequest:
 def check_request(options: argparse.Namespace) -> ShowRequest:
     """Raises one ValueError with everything that is wrong."""
     problems = ProblemCollector()
-    reducers = _reducers(options, problems)
+    budgets = [_parse_keep(text, problems) for text in _words(options.keep)] or [_parse_keep(options.keep, problems)]
+    reducers = _reducers(options, budgets[0], problems)
     images: list[Image.Image | list[Image.Image]] = [*_open_images("--image", options.image, problems)]
     frames = _open_images("--frames", options.frames, problems)
     if frames:
@@ -60,7 +61,20 @@ def check_request(options: argparse.Namespace) -> ShowRequest:
         _check_model(found, reducers, tower, bool(options.frames), problems)
     if problems.problems:
         raise ValueError("\n".join(problems.problems))
-    return ShowRequest(reducers, tower, images, Path(options.out))
+    assert found is not None
+    trained = {reducer.name: reducer for reducer in found.trained or ()}
+    chosen = [replace(_as_trained(reducer, trained), keep=keep) for reducer in reducers for keep in budgets]
+    return ShowRequest(chosen, tower, images, Path(options.out))
+
+
+def _as_trained(reducer: Reducer, trained: Mapping[str, Reducer]) -> Reducer:
+    """With the options that the model was trained with, where that was the same method."""
+    same = trained.get(reducer.name)
+    return reducer if same is None else replace(same, layer=reducer.layer)
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def _mapping(text: str) -> dict[str, Any]:
@@ -107,9 +121,8 @@ def _check_video(model: Any, processor: Any) -> None:
         )
 
 
-def _reducers(options: argparse.Namespace, problems: ProblemCollector) -> list[Reducer]:
-    keep, reducers = _parse_keep(options.keep, problems), list[Reducer]()
-    names = [name.strip() for name in options.methods.split(",") if name.strip()]
+def _reducers(options: argparse.Namespace, keep: Keep, problems: ProblemCollector) -> list[Reducer]:
+    reducers, names = list[Reducer](), _words(options.methods)
     for name in names:
         if name == "fewer_pixels":
             problems.add(["fewer_pixels drops no tokens, it makes the image smaller; nothing to draw"], "--methods")

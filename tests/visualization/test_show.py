@@ -10,12 +10,16 @@ from PIL import Image
 
 import dart_train.checkpoints
 from dart_train.__main__ import main
+from dart_train.cli.evaluation import _show_parser
 from dart_train.hooks import attach
 from dart_train.models.prompts import build_inputs, user_message
 from dart_train.models.structure import find_parts
 from dart_train.reduction import DART, Balance, FastV, TowerDART
+from dart_train.reduction.reducer_file import write_reducers
 from dart_train.reduction.tower import Representatives
 from dart_train.visualization import show
+from dart_train.visualization.figure import answer_with
+from dart_train.visualization.request import check_request
 from dart_train.visualization.tower import choose_in_tower, tokens_of_units
 from tests.zoo import FAMILIES, make_image, save_folder
 
@@ -87,6 +91,35 @@ def test_show_command_writes_a_page(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert page.width == 3 * 336 + 4 * 16
     assert str(out) in capsys.readouterr().out
     assert torch.is_grad_enabled()
+
+
+def test_answers_are_those_that_generate_gives() -> None:
+    model, processor = FAMILIES["llava"].model(), FAMILIES["llava"].processor()
+    inputs = build_inputs(processor, [[user_message("what is it", [make_image(1)])]])
+
+    def generated() -> str:
+        made = model.generate(**inputs, max_new_tokens=16, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+        return " ".join(processor.tokenizer.decode(made, skip_special_tokens=True).split())
+
+    assert answer_with(model, processor, inputs, []) == generated()
+    with attach(model, DART(keep=2)):
+        reduced = generated()
+    assert answer_with(model, processor, inputs, [DART(keep=2)]) == reduced
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_every_budget_is_drawn_with_the_options_of_the_training(tmp_path: Path) -> None:
+    folder, image, out = save_folder("qwen2_vl", tmp_path / "model"), tmp_path / "a.png", tmp_path / "page.png"
+    make_image(2).save(image)
+    write_reducers(folder, [DART(keep=5, image_pivots=2)])
+    ask = ["show", str(folder), "--image", str(image), "--question", "what", "--methods", "dart,fastv", "--layer", "1"]
+    ask += ["--keep", "12, 0.25", "--answer", "--out", str(out), "--device", "cpu"]
+    reducers = check_request(_show_parser().parse_args(ask[1:])).reducers
+    assert reducers == [*(DART(keep=keep, layer=1, image_pivots=2) for keep in (12, 0.25)),
+                        *(FastV(keep=keep, layer=1) for keep in (12, 0.25))]  # fmt: skip
+    assert main(ask) == 0
+    with Image.open(out) as page:
+        assert page.width == 4 * 336 + 5 * 16
 
 
 def test_problems_are_reported_together_before_weights_are_read(
