@@ -32,24 +32,25 @@ def show(
 
     images: in the order of the prompt; with a processor that takes videos, also sequences of frames.
     tower: a stage in the vision tower before all reducers; one more panel shows what the tower does not see.
-    answer: each panel's title has the model's answer, the first words of it.
+    answer: each panel has the beginning of the model's answer.
     The model must have no reduction attached; it is not changed.
     """
     inputs = build_inputs(processor, [[user_message(question, images)]])
     places = locate_tokens(model, processor, inputs, [images])[0]
     scored, first = False, [] if tower is None else [tower]
 
-    def titled(name: str, stages: Sequence[Reducer | TowerDART]) -> str:
-        return f"{name}: {answer_with(model, processor, inputs, stages)}" if answer else name
+    def panel(choice: Choice, title: str, stages: Sequence[Reducer | TowerDART]) -> Image.Image:
+        answered = answer_with(model, processor, inputs, stages) if answer else None
+        return overlay_panel(images, places, choice, title, width, answered)
 
-    panels = [overlay_panel(images, places, full_choice(len(places)), titled("full tokens", []), width)]
+    panels = [panel(full_choice(len(places)), "full tokens", [])]
     for stage in first:
         seen = choose_in_tower(model, inputs, stage, len(places))
-        panels.append(overlay_panel(images, places, seen, titled(title_of(stage), [stage]), width))
+        panels.append(panel(seen, title_of(stage), [stage]))
     for reducer in reducers:
         choice = choose(model, processor, inputs, [*first, reducer], len(places))
         scored |= choice.scored is not None
-        panels.append(overlay_panel(images, places, choice, titled(_title(reducer), [*first, reducer]), width))
+        panels.append(panel(choice, _title(reducer), [*first, reducer]))
     return side_by_side(panels, question, bottom=legend(scorer=scored))
 
 

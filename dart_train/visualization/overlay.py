@@ -74,12 +74,17 @@ def full_choice(number: int) -> Choice:
 
 
 def overlay_panel(
-    images: Sequence[ImageOrFrames], places: Sequence[TokenPlace], choice: Choice, title: str = "", width: int = 336
+    images: Sequence[ImageOrFrames],
+    places: Sequence[TokenPlace],
+    choice: Choice,
+    title: str = "",
+    width: int = 336,
+    answer: str | None = None,
 ) -> Image.Image:
     """A panel `width` pixels wide: the caption, then each image with each of its views.
 
     images: those of one sample, as the processor was given them, a video as its frames; places: of each of its visual
-    tokens; choice: over the same tokens.
+    tokens; choice: over the same tokens; answer: a line of its own below the images, empty ones too.
     """
     _check(images, places, choice)
     pieces = [_caption(places, choice, title, width)]
@@ -87,6 +92,8 @@ def overlay_panel(
         mine = [(i, place) for i, place in enumerate(places) if place.image == number and place.box is not None]
         for view in sorted({place.view for _, place in mine}, key=_VIEWS.index):
             pieces.append(_view(image, [(i, p) for i, p in mine if p.view == view], choice, view, width))
+    if answer is not None:
+        pieces.append(text_image([ellipsize(answer, width, 15, bold=True)], 15, bold=True))
     return vstack(pieces, 8, width)
 
 

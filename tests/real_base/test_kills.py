@@ -59,7 +59,7 @@ KILLS = (
 def train(recipe: Path, *kill: object) -> int:
     """Exit code of a training of its own process; kill: where it kills itself."""
     script = ["-c", KILLED, *map(str, kill)] if kill else ["-m", "data.real_base", "train", "--recipe"]
-    done = subprocess.run([sys.executable, *script, str(recipe)], cwd=ROOT, capture_output=True, timeout=300)
+    done = subprocess.run([sys.executable, *script, str(recipe)], cwd=ROOT, capture_output=True, timeout=1200)
     assert done.returncode in (0, -signal.SIGKILL), done.stderr.decode()
     return done.returncode
 
