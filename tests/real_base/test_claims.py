@@ -40,7 +40,7 @@ def test_claims_hold_where_the_answers_say_so(tmp_path: Path) -> None:
     found = {int(row[1]): row[2] for line in lines if (row := re.match(r"\| (\d+)\. .* \| (\S*) \|$", line))}
     # DART loses a quarter of the answers at 22.2%; FastV is above random; the scorer equals DART at its layer; the
     # adapted model equals the control, and both adapted models lose a tenth.
-    assert [number for number, holds in found.items() if holds == "**no**"] == [2, 4, 6, 8]
+    assert [number for number, holds in found.items() if holds == "**no**"] == [2, 4, 6, 8, 13]
     assert [number for number, holds in found.items() if holds == "yes"] == [1, 3, 5, 7, 9, 10, 11, 12]
     assert "+25.0" in next(line for line in lines if line.startswith("| 3."))
     assert any(line.startswith("| base | DART | ") and "75.0 (" in line for line in lines)
