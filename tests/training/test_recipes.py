@@ -43,6 +43,7 @@ PADDING_FREE = ("llava_dart_padding_free",)  # filled to the tokens of one budge
 FILLED = "train.tokens_per_batch=250"
 QUANTIZED = ("llava_dart_qlora",)
 VIDEO = "qwen2_5_vl_dart_video"
+LATE = ("real_learned",)  # its layer is later than the last one of the small model
 NEW_SCORER = ("scorer.path=null", "scorer.train=true")  # of recipes that start from a trained one
 
 
@@ -60,6 +61,7 @@ def test_shipped_recipe_trains(tmp_path: Path, name: str) -> None:
     changes += ["train.max_steps=3", f"train.output_dir={tmp_path / 'run'}", "train.logging_steps=1"]
     changes += [FILLED if name in PADDING_FREE else "train.per_device_batch_size=2"]
     changes += ["train.gradient_accumulation_steps=1", *NEW_SCORER]
+    changes += ["reduction.layer=2"] if name in LATE else []
     train(recipe, changes)
     lines = losses(tmp_path / "run")
     assert len(lines) == 3 and all(line["grad_norm"] > 0 or name in SCORER_ALONE for line in lines)
