@@ -172,7 +172,7 @@ def _show_parser() -> argparse.ArgumentParser:
     parser = cli.parser_of("show", "Draw which visual tokens each method keeps of your image.")
     parser.add_argument("model", help="a run, a checkpoint, an exported folder, any model's folder or hub id")
     parser.add_argument("--image", action="append", default=[], metavar="FILE", help="can be given several times")
-    parser.add_argument("--frames", nargs="+", default=[], metavar="FILE", help="frames of a video, in order (Qwen-VL)")
+    parser.add_argument("--frames", nargs="+", default=[], metavar="FILE", help="frames of a video, in order")
     parser.add_argument("--question", required=True)
     parser.add_argument("--methods", default=methods, help=f"separated by commas ({methods})")
     parser.add_argument("--keep", default="0.111", help="visual tokens: 64, or a ratio (0.111); several: 0.222,0.111")

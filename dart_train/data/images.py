@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 from PIL import Image, ImageOps
 
 from ..config import Data, VideoConfig
-from ..models.processors import limit_frames, limit_pixels, takes_pixel_limits
+from ..models.processors import limit_frames, limit_pixels, stacks_frames, takes_pixel_limits
 from .issues import BadRowError, RowIssue
 from .sample import ImageRef
 
@@ -38,7 +38,7 @@ _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 class ImageStore:
     """Opens image references below `root`. `max_pixels` and `min_pixels` resize; images over `limit` pixels are
     refused. `follow_links`: whether symbolic links may lead out of `root` (False, True, or the folders that they may
-    lead to)."""
+    lead to). `equal_frames`: as many frames of every video."""
 
     root: Path | None = None
     allow_urls: bool = False
@@ -47,6 +47,7 @@ class ImageStore:
     limit: int = MAX_PIXELS
     follow_links: bool | tuple[str, ...] = False
     video: VideoConfig = field(default_factory=VideoConfig)
+    equal_frames: bool = False
 
     @classmethod
     def from_config(cls, data: Data) -> ImageStore:
@@ -58,9 +59,22 @@ class ImageStore:
     def leave_limits_to(self, processor: Any) -> ImageStore:
         """Where the image processor itself resizes to a number of pixels (Qwen-VL), the limits are set on it, so that
         checkpoints and exports carry them, and the store no longer resizes. Other processors, and the store for them,
-        stay as they are. Likewise the limit of the frames of videos."""
+        stay as they are. Likewise the limit of the frames of videos, and whether all have as many."""
         if self.video.max_pixels is not None:
             limit_frames(processor, self.video.max_pixels)
+        return replace(self._leave_pixels_to(processor), equal_frames=self._takes_equal_frames(processor))
+
+    def _takes_equal_frames(self, processor: Any) -> bool:
+        if not stacks_frames(processor):
+            return False
+        if self.video.fps is not None:
+            raise ValueError(
+                f"data.video.fps: {self.video.fps:g} was given, but {type(processor).__name__} takes the videos of a "
+                "batch as one tensor, of as many frames each; leave it out, and give data.video.frames"
+            )
+        return True
+
+    def _leave_pixels_to(self, processor: Any) -> ImageStore:
         if (self.min_pixels, self.max_pixels) == (None, None) or not takes_pixel_limits(processor):
             return self
         size = processor.image_processor.size

@@ -83,11 +83,13 @@ class VideoStore:
         """Frames are RGB, of one size. Raises `BadRowError`."""
         with self._open(ref) as header, _errors():
             shape = self._shape(header, ref)
-            frames = header.decode(shape.indices)
-            if not frames:
+            numbers = sorted(set(shape.indices))
+            found = header.decode(numbers)
+            if not found:
                 raise BadRowError("unreadable_video", "no frame could be decoded")
-            frames += [frames[-1]] * (len(shape.indices) - len(frames))  # a header may count more than there are
-            return Clip(shape, [_resize(to_rgb(frame), shape.size) for frame in frames])
+            found += [found[-1]] * (len(numbers) - len(found))  # a header may count more than there are
+            resized = {n: _resize(to_rgb(frame), shape.size) for n, frame in zip(numbers, found, strict=True)}
+            return Clip(shape, [resized[n] for n in shape.indices])
 
     def probe(self, ref: VideoRef) -> tuple[VideoShape, list[RowIssue]]:
         """Decodes the frames that are used, to find damage."""
@@ -103,7 +105,7 @@ class VideoStore:
         if max(width, height) > MAX_ASPECT * min(width, height):
             raise BadRowError("extreme_shape", f"{width} x {height} pixels")
         fps = ref.fps or header.fps
-        indices = frame_indices(header.total, fps, self.options.frames, self.options.fps)
+        indices = frame_indices(header.total, fps, self.options.frames, self.options.fps, self.images.equal_frames)
         size = fitted_size(header.size, None, self.options.max_pixels)
         return VideoShape(size, indices, header.total, fps or DEFAULT_FPS)
 
@@ -153,10 +155,12 @@ def probe_media(store: ImageStore, ref: Media) -> tuple[MediaShape, list[RowIssu
     return fitted_size(size, store.min_pixels, store.max_pixels), issues
 
 
-def frame_indices(total: int, fps: float | None, most: int, wanted_fps: float | None) -> tuple[int, ...]:
+def frame_indices(
+    total: int, fps: float | None, most: int, wanted_fps: float | None, exact: bool = False
+) -> tuple[int, ...]:
     """Numbers of the frames that are used: `wanted_fps` for each second of the video where its frame rate is known, but
-    at most `most`, evenly spaced from the first to the last."""
-    count = min(total, most)
+    at most `most`, evenly spaced from the first to the last. exact: `most` of any video, of a short one some again."""
+    count = most if exact else min(total, most)
     if wanted_fps is not None and fps is not None:
         count = min(count, max(2, math.floor(total / fps * wanted_fps)))
     if count == 1:

@@ -69,11 +69,8 @@ class PilVideoProcessor(ImageProcessingMixin):
 
     def __call__(self, videos: Any, video_metadata: Any = None, **kwargs: Any) -> BatchFeature:
         """videos: lists of frames, nested however deep; video_metadata: one for each of them, in order."""
-        clips = list(_flat(videos))
-        given = list(video_metadata or [])
-        if len(given) not in (0, len(clips)):
-            raise ValueError(f"{len(given)} video_metadata were given for {len(clips)} videos")
-        metadata = given or [VideoMetadata(len(clip), frames_indices=list(range(len(clip)))) for clip in clips]
+        clips = list(flat_clips(videos))
+        metadata = metadata_of(clips, video_metadata)
         cut = [self._patches(clip) for clip in clips]
         data = {
             "pixel_values_videos": np.concatenate([patches for patches, _ in cut]),
@@ -129,7 +126,16 @@ def _fit(height: int, width: int, factor: int, least: int, most: int, frames: in
     return new_height, new_width
 
 
-def _flat(videos: Any) -> Iterator[Frames]:
+def metadata_of(clips: Sequence[Frames], given: Any) -> list[VideoMetadata]:
+    """One for each clip: those that were given, in order, or else that every frame is used."""
+    found = list(given or [])
+    if len(found) not in (0, len(clips)):
+        raise ValueError(f"{len(found)} video_metadata were given for {len(clips)} videos")
+    return found or [VideoMetadata(len(clip), frames_indices=list(range(len(clip)))) for clip in clips]
+
+
+def flat_clips(videos: Any) -> Iterator[Frames]:
+    """The frames of each video, of videos nested however deep."""
     if not isinstance(videos, Sequence) or isinstance(videos, str) or not videos:
         raise ValueError(
             f"a video was given as {type(videos).__name__}; without torchvision give its frames, as a list of images, "
@@ -139,4 +145,4 @@ def _flat(videos: Any) -> Iterator[Frames]:
         yield videos
     else:
         for inner in videos:
-            yield from _flat(inner)
+            yield from flat_clips(inner)

@@ -2,9 +2,9 @@
 
 Hugging Face's video processors need torchvision, and the processors of Qwen-VL, LLaVA-OneVision, InternVL and SmolVLM
 need a video processor even for images alone. Without torchvision, `AutoProcessor` fails or returns only a tokenizer.
-Here the same processor class is built from its parts, with a `PilVideoProcessor` in place of the video processor of
-Qwen-VL, and `NoVideo` in place of others: images work, a video raises an error, and the saved files name the original
-classes, so that a machine with torchvision loads the complete processor again.
+Here the same processor class is built from its parts, with a video processor of this package for Qwen-VL and
+LLaVA-OneVision, and `NoVideo` in place of others: images work, a video raises an error, and the saved files name the
+original classes, so that a machine with torchvision loads the complete processor again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from transformers.models.auto.video_processing_auto import get_video_processor_c
 from transformers.utils import is_torchvision_available
 
 from ..common.hub import cached_first
-from .families import family_of_processor
+from .families import families, family_of_processor
+from .pil_frames import PilFrameProcessor
 from .pil_video import PilVideoProcessor
 from .transformers_compat import build_processor, processor_parts, processor_settings
 
@@ -114,7 +115,8 @@ def _load_part(name: str, path: str, kind: str) -> Any:
         return AutoImageProcessor.from_pretrained(path, backend="pil")
     if name == "video_processor":
         settings = get_video_processor_config(path)
-        return PilVideoProcessor(kind, settings) if PilVideoProcessor.supports(kind) else NoVideo(settings)
+        own = next((each for each in (PilVideoProcessor, PilFrameProcessor) if each.supports(kind)), None)
+        return NoVideo(settings) if own is None else own(kind, settings)
     if name == "tokenizer":
         return AutoTokenizer.from_pretrained(path)
     raise ValueError(f"the processor of {path!r} needs a part {name!r}; only images and text are supported")
@@ -139,11 +141,22 @@ def takes_pixel_limits(processor: Any) -> bool:
 
 def video_problem(processor: Any) -> str | None:
     """Why rows with videos cannot be encoded with this processor; None: they can."""
-    if not family_of_processor(processor).video_geometry:
-        return f"{type(processor).__name__} takes none here; models of Qwen2-VL, Qwen2.5-VL and Qwen3-VL do"
+    family, name = family_of_processor(processor), type(processor).__name__
+    if not family.video_geometry:
+        reason = family.no_video or "how it lays out a video is not known to this package"
+        if getattr(processor, "video_processor", None) is None:
+            reason = "its models read images alone"
+        known = ", ".join(each.name for each in families() if each.video_geometry)
+        return f"{name} takes none here: {reason}; models of these families do: {known}"
     if isinstance(processor.video_processor, NoVideo):
-        return "its video processor needs torchvision, which is not installed"
+        return f"the video processor of {name} needs torchvision, which is not installed"
     return None
+
+
+def stacks_frames(processor: Any) -> bool:
+    """Whether the model takes the videos of a batch as one tensor [videos, frames, ...], so that all need as many
+    frames (LLaVA-OneVision)."""
+    return video_problem(processor) is None and "video_grid_thw" not in processor.video_processor.model_input_names
 
 
 def limit_frames(processor: Any, max_pixels: int) -> None:

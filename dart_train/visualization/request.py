@@ -113,7 +113,8 @@ def _check_video(model: Any, processor: Any) -> None:
     model_type = model.config.model_type
     if not supports_video(model_type):
         raise ValueError(
-            f"videos of {model_type} models cannot be shown, those of Qwen-VL can; give each frame as an --image"
+            f"videos of {model_type} models cannot be shown, those of Qwen-VL and LLaVA-OneVision can; give each frame "
+            "as an --image"
         )
     if type(getattr(processor, "video_processor", None)) is NoVideo:
         raise ValueError(

@@ -26,12 +26,13 @@ from dart_train.data.supervision import IGNORED
 from dart_train.data.survey import survey_rows
 from dart_train.data.videos import VideoStore, frame_indices, media_shape, open_media
 from dart_train.hooks.dummy_image import attach_dummy_image
+from dart_train.models.pil_frames import PilFrameProcessor
 from dart_train.models.pil_video import PilVideoProcessor
-from dart_train.models.processors import load_processor
+from dart_train.models.processors import load_processor, video_problem
 from tests.fixtures.run_scene import RECIPE, losses
 from tests.zoo import FAMILIES, save_folder
-from tests.zoo.processors import PATCH, processor_of
-from tests.zoo.video import FAMILIES_WITH_VIDEO, PatchedFrames, clip, metadata
+from tests.zoo.processors import PATCH, TILE, processor_of
+from tests.zoo.video import FAMILIES_WITH_VIDEO, QWEN_WITH_VIDEO, SQUARE_FRAMES, PatchedFrames, clip, metadata
 
 SETTINGS = {"patch_size": PATCH, "size": {"shortest_edge": 64, "longest_edge": 64 * 64 * 8}}
 
@@ -39,7 +40,9 @@ SETTINGS = {"patch_size": PATCH, "size": {"shortest_edge": 64, "longest_edge": 6
 def processor(name: str) -> Any:
     """The family's, with the video processor of this package for tiny patches."""
     made = copy.copy(processor_of(name))
-    made.video_processor = PilVideoProcessor(type(made).__name__, SETTINGS)
+    kind = type(made).__name__
+    own = PilVideoProcessor(kind, SETTINGS) if name in QWEN_WITH_VIDEO else PilFrameProcessor(kind, SQUARE_FRAMES)
+    made.video_processor = own
     return made
 
 
@@ -139,7 +142,8 @@ def row(folder: Path, *, videos: int = 1, images: int = 0, words: str = "What mo
 
 
 def encode(name: str, folder: Path, **shape: Any) -> tuple[Encoder, Any, Any, ImageStore]:
-    encoder, store = Encoder(processor(name), 4000), ImageStore(folder, video=VideoConfig(frames=6))
+    store = ImageStore(folder, video=VideoConfig(frames=6)).leave_limits_to(processor(name))
+    encoder = Encoder(processor(name), 4000)
     sample = normalise(row(folder, **shape))
     return encoder, sample, encoder.encode(sample, [open_media(store, ref) for ref in sample.media]), store
 
@@ -152,8 +156,10 @@ def test_lengths_from_headers_are_those_of_the_encoded_row(folder: Path, name: s
     assert length.total == encoded.length and len(length.visual) == 3
     in_videos = [int((ids == token).sum()) for token in (config.video_token_id, config.image_token_id)]
     assert in_videos == [sum(length.visual[:2]), length.visual[2]] and all(length.visual)
-    grids = encoded.features["video_grid_thw"]
-    assert grids[:, 0].tolist() == [3, 3]  # 6 frames; 5 frames and the last one again
+    if name == "llava_onevision":
+        assert encoded.features["pixel_values_videos"].shape[:2] == (2, 6)  # of the 5 frames of one, one again
+    else:
+        assert encoded.features["video_grid_thw"][:, 0].tolist() == [3, 3]  # 6 frames; 5 and the last one again
     labels = encoded.features["labels"][0]
     answer = encoder.processor.tokenizer.decode(labels[labels != IGNORED], skip_special_tokens=True)
     assert answer.strip() == "A grey square."
@@ -173,21 +179,23 @@ def test_a_batch_of_videos_trains_as_its_rows(folder: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("shape", [{"videos": 0}, {"images": 1}, {"videos": 0, "images": 1}, {}], ids=str)
-def test_every_batch_runs_the_tower_twice_where_rows_may_have_videos(folder: Path, shape: dict[str, Any]) -> None:
-    model, batch = FAMILIES["qwen2_5_vl"].model().train(), Collator(processor("qwen2_5_vl"))([
-        encode("qwen2_5_vl", folder, **shape)[2]
-    ])  # fmt: skip
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "llava_onevision"])
+def test_every_batch_runs_the_tower_twice_where_rows_may_have_videos(
+    folder: Path, name: str, shape: dict[str, Any]
+) -> None:
+    model, batch = FAMILIES[name].model().train(), Collator(processor(name))([encode(name, folder, **shape)[2]])
     calls: list[int] = []
-    handle = model.model.visual.register_forward_hook(lambda *_: calls.append(1))
+    tower = model.model.visual if name == "qwen2_5_vl" else model.model.vision_tower
+    handle = tower.register_forward_hook(lambda *_: calls.append(1))
     plain = model(**batch).loss
     calls.clear()
-    with attach_dummy_image(model, dummy_inputs(processor("qwen2_5_vl")), videos=True):
+    with attach_dummy_image(model, dummy_inputs(processor(name)), videos=True):
         assert torch.equal(model(**batch).loss, plain)
     handle.remove()
     assert len(calls) == 2
 
 
-@pytest.mark.parametrize("name", FAMILIES_WITH_VIDEO)
+@pytest.mark.parametrize("name", QWEN_WITH_VIDEO)
 def test_patches_are_those_of_the_reference(name: str) -> None:
     """Frames whose size needs no resizing, cut as `PatchedFrames` cuts them."""
     video, frames = processor(name).video_processor, clip(4, 1)
@@ -198,11 +206,58 @@ def test_patches_are_those_of_the_reference(name: str) -> None:
     torch.testing.assert_close(made["pixel_values_videos"], expected["pixel_values_videos"], rtol=0, atol=1e-5)
 
 
-def test_other_models_refuse_videos(folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("llava", "LlavaProcessor takes none here: its models read images alone"),
+        ("internvl", "InternVLProcessor takes none here: each frame is an image of its own in the prompt"),
+        ("smolvlm", "SmolVLMProcessor takes none here: each frame is an image of its own"),
+    ],
+)
+def test_other_models_refuse_videos_and_say_why(folder: Path, name: str, reason: str) -> None:
     sample = normalise(row(folder))
-    with pytest.raises(BadRowError, match="LlavaProcessor takes none here") as error:
-        Encoder(FAMILIES["llava"].processor()).encode(sample, [])
-    assert error.value.code == "unsupported_media"
+    with pytest.raises(BadRowError, match=reason) as error:
+        Encoder(FAMILIES[name].processor()).encode(sample, [])
+    assert error.value.code == "unsupported_media" and "Qwen3-VL" in str(error.value)
+
+
+def test_a_model_of_no_known_family_refuses_videos() -> None:
+    class LlavaNextVideoProcessor:
+        video_processor = object()
+
+    problem = video_problem(LlavaNextVideoProcessor())
+    assert problem is not None and "how it lays out a video is not known to this package" in problem
+
+
+def test_frames_are_as_many_where_the_model_takes_one_tensor(folder: Path) -> None:
+    """LLaVA-OneVision: of a short video some frames again, in order; a rate, by which videos would differ, is
+    refused."""
+    few = ImageStore(folder, video=VideoConfig(frames=12))
+    store = few.leave_limits_to(processor("llava_onevision"))
+    for form in FORMS.values():
+        found = VideoStore(store).open(form)
+        assert found.shape.indices == (0, 1, 1, 2, 3, 3, 4, 4, 5, 6, 6, 7)
+        assert brightness(found.frames) == list(found.shape.indices)
+    assert len(VideoStore(few.leave_limits_to(processor("qwen2_vl"))).open(FORMS["gif"]).frames) == 8
+    by_rate = ImageStore(folder, video=VideoConfig(frames=12, fps=1.0))
+    with pytest.raises(ValueError, match=r"data.video.fps: 1 was given, but LlavaOnevisionProcessor takes the videos"):
+        by_rate.leave_limits_to(processor("llava_onevision"))
+    by_rate.leave_limits_to(processor("qwen2_vl"))
+
+
+def test_videos_of_different_length_are_refused_by_the_frame_processor() -> None:
+    with pytest.raises(ValueError, match="videos of 2, 4 frames were given together"):
+        processor("llava_onevision").video_processor([clip(2, 0), clip(4, 1)])
+
+
+def test_pixels_are_those_of_the_image_processor() -> None:
+    """At the frames' own size nothing is resized: both only normalise."""
+    frames = [frame.resize((TILE, TILE)) for frame in clip(2, 0)]
+    made = processor("llava_onevision").video_processor([frames], return_tensors="pt")["pixel_values_videos"]
+    images = processor_of("llava_onevision").image_processor
+    one = images(frames[0], image_grid_pinpoints=[[TILE, TILE]], return_tensors="pt")["pixel_values"][0, 0]
+    assert made.shape == (1, 2, 3, TILE, TILE)
+    torch.testing.assert_close(made[0, 0], one, rtol=0, atol=1e-5)
 
 
 def test_check_and_survey_measure_videos(folder: Path) -> None:
@@ -233,11 +288,14 @@ def test_a_loaded_processor_takes_videos_and_saves_the_original_settings(tmp_pat
     assert saved["video_processor_type"] == "Qwen3VLVideoProcessor"
 
 
-def test_a_run_trains_on_videos_and_exports(folder: Path) -> None:
-    """Rows with videos, with images and without either; the settings of frames are saved with the processor."""
-    model = save_folder("qwen2_5_vl", folder / "model")
+def video_recipe(folder: Path, name: str) -> Path:
+    """Rows with videos, with images and without either."""
+    model = save_folder(name, folder / "model")
     settings = json.loads((model / "processor_config.json").read_text())
-    settings["video_processor"] = {**SETTINGS, "video_processor_type": "Qwen2VLVideoProcessor"}
+    own, kind = (SETTINGS, "Qwen2VLVideoProcessor") if name in QWEN_WITH_VIDEO else (
+        SQUARE_FRAMES, "LlavaOnevisionVideoProcessor"
+    )  # fmt: skip
+    settings["video_processor"] = {**own, "video_processor_type": kind}
     (model / "processor_config.json").write_text(json.dumps(settings))
     shapes: list[dict[str, Any]] = [
         {"videos": 1},
@@ -249,9 +307,27 @@ def test_a_run_trains_on_videos_and_exports(folder: Path) -> None:
     (folder / "rows.json").write_text(json.dumps(rows))
     recipe = folder / "recipe.yaml"
     recipe.write_text(RECIPE.format(model=model, rows=folder / "rows.json", images=folder, run=folder / "run"))
-    video = ["data.video.frames=4", "data.video.max_pixels=600", "train.max_steps=2", "train.per_device_batch_size=4"]
-    train(recipe, [*video, "data.group_by_length=true"])
-    lines = losses(folder / "run")
+    return recipe
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "llava_onevision"])
+def test_a_run_trains_on_videos_padded_and_packed(folder: Path, name: str) -> None:
+    """The same losses; the settings of frames are saved with the processor."""
+    recipe = video_recipe(folder, name)
+    few = ["data.video.frames=6", "data.video.max_pixels=600", "train.max_steps=2", "train.per_device_batch_size=4"]
+    few += ["train.learning_rate=1e-5"]
+    train(recipe, [*few, "data.group_by_length=true"])
+    train(recipe, [*few, "data.group_by_length=true", "train.padding_free=true", f"train.output_dir={folder}/packed"])
+    lines, packed = losses(folder / "run"), losses(folder / "packed")
     assert len(lines) == 2 and all(line["visual_before"] > line["visual_after"] > 0 for line in lines)
-    saved = json.loads((folder / "run/checkpoint-2/processor_config.json").read_text())
-    assert saved["video_processor"]["size"]["shortest_edge"] == 64
+    for key in ("loss", "visual_before", "visual_after"):
+        assert [line[key] for line in packed] == pytest.approx([line[key] for line in lines], rel=1e-4), key
+    saved = json.loads((folder / "run/checkpoint-2/processor_config.json").read_text())["video_processor"]
+    assert saved["size"] == ({"height": TILE, "width": TILE} if name == "llava_onevision" else SETTINGS["size"])
+
+
+def test_a_run_that_cannot_have_equal_frames_is_refused(folder: Path) -> None:
+    recipe = video_recipe(folder, "llava_onevision")
+    with pytest.raises(ValueError, match=r"data\.video\.fps: 2 was given"):
+        train(recipe, ["data.video.fps=2.0"])
+    assert not (folder / "run").exists()

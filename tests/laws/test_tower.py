@@ -371,11 +371,15 @@ def test_generation_with_a_reduced_tower_equals_its_recomputation(name: str) -> 
         assert torch.equal(new_tokens(model, batch), new_tokens(model, batch, use_cache=False))
 
 
-@pytest.mark.parametrize("name", PACKED)
-def test_video_frames_are_reduced_each(name: str) -> None:
+@pytest.mark.parametrize("prefetched", [False, True])
+@pytest.mark.parametrize("name", [*PACKED, "llava_onevision"])
+def test_video_frames_are_reduced_each(name: str, prefetched: bool) -> None:
     model, batch = model_of(name), make_video_batch(name)
-    frames = sum(int(t) for t, _, _ in batch["video_grid_thw"])
+    grids, stacked = batch.get("video_grid_thw"), batch["pixel_values_videos"]
+    frames = stacked.shape[0] * stacked.shape[1] if grids is None else sum(int(t) for t, _, _ in grids)
     with attach(model, [HALF, DART(keep=8)]) as attached, torch.no_grad():
+        if prefetched:
+            attached.prefetch_batch(**batch)
         assert model(**batch).logits.isfinite().all()
         chosen = next(u for u in attached.tower_units if u is not None)
     assert len(chosen.counts) == frames

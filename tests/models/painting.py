@@ -7,7 +7,6 @@ paint is in its box.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -20,8 +19,7 @@ from dart_train.models.families import Box, TokenPlace
 from dart_train.models.structure import find_parts
 from dart_train.models.token_places import locate_tokens
 from tests.zoo import FAMILIES, encode, more_families
-from tests.zoo.processors import processor_of
-from tests.zoo.video import PatchedFrames
+from tests.zoo.video import video_processor_of
 
 _ATTENTION_OUTPUTS = (".out_proj", ".o_proj", ".proj", ".projection_layer", ".o_proj.linear")
 MOVED = 1e-5  # a token that changes by less has not changed
@@ -60,8 +58,7 @@ def ask(name: str, rows: Sequence[Sequence[Image.Image]]) -> dict[str, Tensor]:
 
 def video_inputs(name: str, rows: Sequence[Sequence[Image.Image]]) -> dict[str, Tensor]:
     """A video in each row, its frames given."""
-    processor = copy.copy(processor_of(name))
-    processor.video_processor = PatchedFrames({})
+    processor = video_processor_of(name)
     content = [[{"type": "video", "video": list(row)}, {"type": "text", "text": "what moves"}] for row in rows]
     encoded = processor.apply_chat_template(
         [[{"role": "user", "content": parts}] for parts in content],

@@ -16,7 +16,7 @@ from PIL import Image
 import dart_train
 from dart_train import DART, Random, attach
 from dart_train.__main__ import main
-from tests.zoo import FAMILIES_WITH_VIDEO, save_folder
+from tests.zoo import QWEN_WITH_VIDEO, save_folder
 from tests.zoo.processors import PATCH
 from tests.zoo.video import FRAMES_PER_PATCH, MERGE, PatchedFrames
 
@@ -88,7 +88,7 @@ def kept(folder: Path, reducer: Any) -> set[tuple[int, int, int]]:
     return {cell for cell, stays in zip(CELLS, mine.tolist(), strict=True) if stays}
 
 
-@pytest.mark.parametrize("family", FAMILIES_WITH_VIDEO)
+@pytest.mark.parametrize("family", QWEN_WITH_VIDEO)
 def test_kept_patches_are_drawn_in_their_own_frames(
     family: str, tmp_path: Path, clip: list[str], cutting: list[dict[str, Any]]
 ) -> None:
@@ -103,6 +103,15 @@ def test_kept_patches_are_drawn_in_their_own_frames(
         expected = kept(folder, reducer)
         assert len(expected) == 11 and shown(page, panel) == expected
     assert shown(page, 1) != shown(page, 2)
+
+
+@torch.no_grad()
+def test_frames_of_onevision_are_drawn(tmp_path: Path, clip: list[str]) -> None:
+    """A frame is a grid of its own; the line break at the end of the video is on none."""
+    folder, out = save_folder("llava_onevision", tmp_path / "model"), tmp_path / "page.png"
+    ask = ["show", str(folder), "--frames", *clip, "--question", "what moves", "--device", "cpu"]
+    assert main([*ask, "--methods", "dart,uniform", "--keep", "11", "--out", str(out)]) == 0
+    assert Image.open(out).width == 3 * PANEL + 4 * GAP
 
 
 def test_problems_with_frames_and_model_are_reported_together(

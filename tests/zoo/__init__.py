@@ -12,7 +12,7 @@ from tests.zoo.batches import conversation, encode, make_batch, make_image, sent
 from tests.zoo.folders import save_folder
 from tests.zoo.models import CONFIGS, build
 from tests.zoo.processors import processor_of
-from tests.zoo.video import FAMILIES_WITH_VIDEO, make_video_batch
+from tests.zoo.video import FAMILIES_WITH_VIDEO, QWEN_WITH_VIDEO, make_video_batch
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ __all__ = [
     "FAMILIES",
     "FAMILIES_WITH_VIDEO",
     "HYBRIDS",
+    "QWEN_WITH_VIDEO",
     "TinyFamily",
     "conversation",
     "encode",

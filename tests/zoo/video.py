@@ -1,7 +1,8 @@
-"""Video batches for the Qwen families, without torchvision.
+"""Video batches of the families that train on videos, without torchvision.
 
-The family's own processor places the tokens (and Qwen3-VL's timestamps); only the frames are cut into patches
-here, in the layout of the real video processors, which would need torchvision.
+The family's own processor places the tokens (and Qwen3-VL's timestamps). Of the Qwen families, frames are cut into
+patches here, in the layout of the real video processors, which would need torchvision; those of LLaVA-OneVision are
+made by this package's own video processor.
 """
 
 from __future__ import annotations
@@ -15,13 +16,16 @@ from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
 from transformers.video_utils import VideoMetadata
 
+from dart_train.models.pil_frames import PilFrameProcessor
 from dart_train.models.processors import NoVideo
 from tests.zoo.batches import make_image
-from tests.zoo.processors import PATCH, processor_of
+from tests.zoo.processors import PATCH, TILE, processor_of
 
 MERGE = 2
 FRAMES_PER_PATCH = 2
-FAMILIES_WITH_VIDEO = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+QWEN_WITH_VIDEO = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+FAMILIES_WITH_VIDEO = (*QWEN_WITH_VIDEO, "llava_onevision")
+SQUARE_FRAMES = {"size": {"height": TILE, "width": TILE}}  # of LLaVA-OneVision's video processor
 _ENCODED = (*FAMILIES_WITH_VIDEO, "qwen3_5")  # a hybrid, which is not among FAMILIES
 
 
@@ -56,14 +60,33 @@ def _patches(frames: np.ndarray) -> tuple[torch.Tensor, tuple[int, int, int]]:
 
 
 def make_video_batch(
-    name: str, frames: tuple[int, ...] = (4, 6), padding_side: str = "left"
+    name: str, frames: tuple[int, ...] = (), padding_side: str = "left", labels: bool = False
 ) -> dict[str, torch.Tensor]:
-    """Row i: a video of `frames[i]` frames (an even number), a question, and the prompt to answer."""
+    """Row i: a video of `frames[i]` frames, a question of its own length, and the prompt to answer. Of the Qwen
+    families a number of frames is even, and by default rows differ in it; of LLaVA-OneVision it is equal. labels: the
+    last five tokens of each row."""
     if name not in _ENCODED:
         raise ValueError(f"no tiny videos for {name!r}, only for {', '.join(_ENCODED)}")
+    batch = encode_videos(video_processor_of(name), frames or frames_of(name), padding_side)
+    if labels:
+        real = batch["attention_mask"].long()
+        last = real.flip(1).cumsum(1).flip(1) <= 5
+        batch["labels"] = torch.where(last & real.bool(), batch["input_ids"], -100)
+    return batch
+
+
+def frames_of(name: str) -> tuple[int, int]:
+    return (4, 4) if name == "llava_onevision" else (4, 6)
+
+
+def video_processor_of(name: str) -> Any:
+    """The family's processor, with a video processor for tiny frames."""
     processor = copy.copy(processor_of(name))
-    processor.video_processor = PatchedFrames({})
-    return encode_videos(processor, frames, padding_side)
+    if name == "llava_onevision":
+        processor.video_processor = PilFrameProcessor("LlavaOnevisionProcessor", SQUARE_FRAMES)
+    else:
+        processor.video_processor = PatchedFrames({})
+    return processor
 
 
 def encode_videos(
@@ -71,7 +94,7 @@ def encode_videos(
 ) -> dict[str, torch.Tensor]:
     rows = []
     for number, count in enumerate(frames):
-        question = {"type": "text", "text": "what moves"}
+        question = {"type": "text", "text": " ".join(["what moves"] * (1 + number))}
         rows.append([{"role": "user", "content": [{"type": "video", "video": clip(count, number)}, question]}])
     encoded = processor.apply_chat_template(
         rows,

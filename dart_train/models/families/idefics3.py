@@ -67,6 +67,7 @@ IDEFICS3 = register(
         model_types=("idefics3", "smolvlm"),
         tiles=marker_separated_tiles,
         geometry=split_geometry,
+        no_video="each frame is an image of its own in the prompt; give the frames as images",
         processors=("Idefics3Processor", "SmolVLMProcessor"),
         resizer=SplitResizer,
         projectors=frozenset({"connector"}),

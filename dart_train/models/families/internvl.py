@@ -74,6 +74,7 @@ INTERNVL = register(
         model_types=("internvl",),
         tiles=run_tiles,
         geometry=canvas_geometry,
+        no_video="each frame is an image of its own in the prompt; give the frames as images",
         processors=("InternVLProcessor",),
         resizer=CanvasResizer,
         projectors=frozenset({"multi_modal_projector"}),

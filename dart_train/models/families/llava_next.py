@@ -2,7 +2,8 @@
 
 The tiles are put together to one grid, the rows and columns that only show padding are cut off, the grid is made
 smaller where the model has a limit, and a line-break token ends each row. OneVision does this only for an image that
-is alone in its sample; several images get their overview and one line break each.
+is alone in its sample; several images get their overview and one line break each. Of a video, OneVision pools the grid
+of each frame, and ends the video with one line break.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 from ..transformers_compat import anyres_grid_shape, count_image_tokens
@@ -57,6 +59,12 @@ def _without_padding(rows: int, columns: int, height: int, width: int) -> tuple[
 def anyres_tiles(config: Any, inputs: Inputs, rows: Rows) -> list[list[Tile]]:
     """Per image: a class token where it is kept, the overview, and the large grid with its line breaks. Images that
     are not alone in their sample, as `batch_num_images` counts them, have one line break instead of the large grid."""
+    if getattr(config, "video_token_id", None) is not None:
+        return _with_videos(config, inputs, rows)
+    return _image_tiles(config, inputs, count_tokens(rows))
+
+
+def _image_tiles(config: Any, inputs: Inputs, expected: int) -> list[list[Tile]]:
     sizes = require_input(inputs, "image_sizes")
     counts = [1] * len(sizes)
     if inputs.get("batch_num_images") is not None:
@@ -65,11 +73,40 @@ def anyres_tiles(config: Any, inputs: Inputs, rows: Rows) -> list[list[Tile]]:
     small = encoder_tiles(config)
     images = [[*small, _large_tile(config, size) if one else (1, 1)] for size, one in zip(sizes, alone, strict=True)]
     tokens = sum(height * width for image in images for height, width in image)
-    if tokens != count_tokens(rows):
-        raise UnknownGridError(
-            f"images of sizes {sizes} make {tokens} visual tokens, but the prompt has {count_tokens(rows)}"
-        )
+    if tokens != expected:
+        raise UnknownGridError(f"images of sizes {sizes} make {tokens} visual tokens, but the prompt has {expected}")
     return images
+
+
+def _with_videos(config: Any, inputs: Inputs, rows: Rows) -> list[list[Tile]]:
+    """Images and videos in the order of the prompt, which may have them side by side."""
+    runs = [run for row in rows for start, stop in row.runs for run in _same_ids(row.ids[start:stop].tolist())]
+    of_images = sum(length for token, length in runs if token != config.video_token_id)
+    images, found = _image_tiles(config, inputs, of_images) if of_images else [], list[list[Tile]]()
+    for token, length in runs:
+        if token == config.video_token_id:
+            found += _video_tiles(config, length)
+            continue
+        while length > 0:
+            found.append(images.pop(0))
+            length -= sum(height * width for height, width in found[-1])
+    return found
+
+
+def _same_ids(ids: Sequence[int]) -> list[tuple[int, int]]:
+    return [(token, len(list(group))) for token, group in groupby(ids)]
+
+
+def _video_tiles(config: Any, length: int) -> list[list[Tile]]:
+    """Of the videos that touch in a run of so many tokens. Those of a batch have as many frames each, and each one has
+    a line break, so that the remainder tells how many they are."""
+    encoder, patch = encoder_pixels(config)
+    side = math.ceil(encoder // patch / 2)
+    videos = length % side**2 or side**2
+    frames, left_over = divmod(length - videos, videos * side**2)
+    if left_over or not frames:
+        raise UnknownGridError(f"{length} tokens of videos do not divide into frames of {side} x {side} tokens")
+    return [[*[(side, side)] * frames, (1, 1)]] * videos
 
 
 def _large_tile(config: Any, size: Sequence[int]) -> Tile:
@@ -78,6 +115,10 @@ def _large_tile(config: Any, size: Sequence[int]) -> Tile:
 
 
 def anyres_geometry(info: ImageInfo, several_are_tiled: bool) -> list[TokenGrid]:
+    if info.video:  # each frame is resized to the encoder's square
+        area = patch_area(info.area, info.config)
+        frames = [TokenGrid.over(area, tile, "video", i) for i, tile in enumerate(info.tiles[:-1])]
+        return [*frames, TokenGrid.blank()]
     tiled = info.alone or several_are_tiled
     area = patch_area(info.area if tiled else padded_square(*info.size), info.config)
     view = "overview" if tiled else "image"
@@ -164,6 +205,7 @@ LLAVA_ONEVISION = register(
         name="LLaVA-OneVision",
         model_types=("llava_onevision",),
         geometry=partial(anyres_geometry, several_are_tiled=False),
+        video_geometry=True,
         processors=("LlavaOnevisionProcessor",),
     )
 )
