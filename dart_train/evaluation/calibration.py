@@ -199,7 +199,7 @@ def independent_questions(questions: Sequence[Question], seed: int) -> list[Ques
     question; questions without an image all count."""
     chosen: dict[Any, Question] = {}
     for question in questions:
-        shown = tuple((ref.path, ref.url, ref.data) for ref in question.refs)
+        shown = tuple(question.refs)
         group = (question.store.root, shown) if shown else (question.set, question.id)
         if group not in chosen or _draw(question, seed) < _draw(chosen[group], seed):
             chosen[group] = question

@@ -16,9 +16,12 @@ from ..common.io import ProblemCollector
 from ..common.metrics import METRICS
 from ..config import ConfigIssue, QuestionSet, Recipe, RecipeError, check_recipe, read_text
 from ..config.methods import Given, Method, expand_reduction_alias, labels, read_method
+from ..data.images import ImageStore
 from ..data.issues import BadRowError
+from ..data.videos import media_shape
 from ..hooks import attach
 from ..models.loading import build_meta_model
+from ..models.processors import video_problem
 from ..models.resize import resizer_for
 from ..reduction import FewerPixels, KeepAll, Reducer, TowerDART
 from ..reduction.budget import Keep
@@ -182,6 +185,7 @@ def resolve_inputs(recipe: Recipe, cells: Sequence[ComparisonCell], progress: bo
             inputs.found[name] = found
             of_checkpoint = [cell for cell in cells if cell.checkpoint == name]
             inputs.problems.add(_incompatible_methods(found, of_checkpoint), key)
+            inputs.problems.add(_incompatible_videos(found, of_checkpoint, inputs.questions, recipe), key)
     return inputs
 
 
@@ -219,12 +223,12 @@ def _resolve_questions(inputs: ResolvedInputs, recipe: Recipe, progress: bool) -
 
 
 def _missing_images(questions: Sequence[Question], name: str, progress: bool) -> list[str]:
-    """Files that are missing or not images, each reported once; only headers are read."""
+    """Files that are missing, or not images or videos, each reported once; only headers are read."""
     found: dict[str, None] = {}
     for question in tqdm(questions, desc=f"images of {name}", leave=False, disable=not progress or None):
         for ref in question.refs:
             try:
-                question.store.size(ref)
+                media_shape(question.store, ref)
             except BadRowError as bad:
                 found[str(bad.message)] = None
     return list(found)
@@ -239,6 +243,23 @@ def _unscorable(questions: Sequence[Question], recipe: Recipe, number: int) -> l
         return []
     listed = ", ".join(sorted(names))
     return [f"{listed} cannot score any of its {len(questions)} questions; choose another metric"] if names else []
+
+
+def _incompatible_videos(
+    found: ResolvedModel, cells: Sequence[ComparisonCell], questions: Sequence[Question], recipe: Recipe
+) -> list[str]:
+    """What keeps this model from being asked about videos, where questions have some."""
+    with_videos = [question for question in questions if question.videos]
+    if not with_videos:
+        return []
+    what = f"{len(with_videos)} of {len(questions)} questions have a video, such as {with_videos[0].id}"
+    if problem := video_problem(found.processor):
+        return [f"{what}, and {problem}"]
+    problems = ProblemCollector()
+    problems.collect(lambda: ImageStore.from_config(recipe.data).leave_limits_to(found.processor))
+    if any(isinstance(cell.reducer, FewerPixels) for cell in cells):
+        problems.add([f"{what}, and fewer_pixels makes images smaller, not videos; leave one of them out"])
+    return problems.problems
 
 
 def _check_attachable(model: Any, cell: ComparisonCell, found: ResolvedModel) -> None:

@@ -80,12 +80,13 @@ class PrefillShape:
 
 
 class PrefillFlops:
-    """FLOPs of a model's prefill from its shape. batch: any inputs with images; visual: their visual tokens."""
+    """FLOPs of a model's prefill from its shape. batch: any inputs with images or videos; visual: their
+    visual tokens."""
 
     def __init__(self, model: Any, batch: Mapping[str, Any], visual: int) -> None:
         plain = unwrap_model(model)
-        pixels = batch.get("pixel_values")
-        patches = patches_in(pixels, plain.config) / visual if isinstance(pixels, torch.Tensor) and visual else 0.0
+        given = [batch[name] for name in ("pixel_values", "pixel_values_videos") if batch.get(name) is not None]
+        patches = sum(patches_in(pixels, plain.config) for pixels in given) / visual if visual else 0.0
         self.rates = flop_rates(plain, _FORWARD_MODES, gradient_checkpointing=False, patches_per_token=patches)
         self.text = plain.config.get_text_config()
 
@@ -145,10 +146,10 @@ def measure_costs(
 
 
 def representative_questions(questions: Sequence[Question], number: int) -> list[Question]:
-    """Questions with images, of about the median length."""
+    """Questions with images or videos, of about the median length."""
     with_images = [question for question in questions if question.refs and len(question.turns) == 1]
     with_images = with_images or [question for question in questions if question.refs and not question.prefilled]
-    by_length = sorted(with_images, key=lambda q: (len(q.refs), len(q.text))) or list(questions)
+    by_length = sorted(with_images, key=lambda question: question.cost_order) or list(questions)
     start = max(0, (len(by_length) - number) // 2)
     return by_length[start : start + number]
 

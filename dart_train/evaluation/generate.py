@@ -18,6 +18,7 @@ from transformers import StoppingCriteria
 from ..checkpoints import ResolvedModel, load
 from ..config import Recipe
 from ..data.images import ImageStore
+from ..data.videos import Clip
 from ..hooks import Attached, attach
 from ..hooks.transformers_compat import cache_argument, cache_in_output
 from ..models.prompts import to_device
@@ -215,7 +216,7 @@ def _equal_length_batches(
 
 def _length_batches(questions: Sequence[Question], size: int) -> Iterator[list[Question]]:
     """Questions of similar length together: padding costs compute too."""
-    order = sorted(questions, key=lambda question: (len(question.refs), len(question.text)))
+    order = sorted(questions, key=lambda question: question.cost_order)
     return (order[start : start + size] for start in range(0, len(order), size))
 
 
@@ -268,6 +269,6 @@ def answer_batch(
 
 
 def _full_visual_tokens(processor: Any, question: Question) -> int:
-    """The number of visual tokens without `fewer_pixels`."""
-    resizer = resizer_for(processor)
-    return sum(resizer.full(image.height, image.width).tokens for image in question.images(processor))
+    """The number of visual tokens without `fewer_pixels`, which no question with a video is asked with."""
+    resizer, images = resizer_for(processor), question.media(processor)
+    return sum(resizer.full(each.height, each.width).tokens for each in images if not isinstance(each, Clip))

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..data.chat_template import control_tokens
 from ..data.collator import Collator
-from ..data.encoder import Encoded, visual_token_ids
-from ..models.prompts import build_inputs, chat_template
+from ..data.encoder import Encoded, media_inputs, visual_token_ids
+from ..models.prompts import chat_template, render, special_tokens
 from .questions import Question
 
 CACHE_BYTES = 256 * 2**20
@@ -56,7 +56,10 @@ class QuestionEncoder:
                 raise ValueError(
                     f"{question.set}, question {question.id}: its text contains the control token {token!r}; remove it"
                 )
-        return build_inputs(self.processor, [question.messages], [question.images(self.processor)])
+        text, media = render(self.processor, question.messages), media_inputs(question.media(self.processor))
+        options = {**media, **special_tokens(self.processor, text)}
+        features = self.processor(text=[text], return_tensors="pt", **options)
+        return {name: value for name, value in features.items() if isinstance(value, Tensor)}
 
     def visual_tokens(self, ids: Tensor) -> list[int]:
         """ids [B, L] -> the number of visual tokens of each row."""

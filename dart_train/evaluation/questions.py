@@ -14,9 +14,10 @@ from PIL import Image
 from ..config import Recipe
 from ..data.images import ImageStore
 from ..data.issues import BadRowError
-from ..data.sample import ImageRef, Sample, Turn
+from ..data.sample import ImageRef, Media, Sample, Turn, VideoRef
 from ..data.sources import DataSource, open_sources
-from ..models.processors import takes_pixel_limits
+from ..data.videos import Clip, open_media
+from ..models.processors import stacks_frames, takes_pixel_limits
 
 _LIMITS_VERSION = 2  # raise it when images within the same pixel limits may change
 
@@ -24,8 +25,8 @@ _LIMITS_VERSION = 2  # raise it when images within the same pixel limits may cha
 @dataclass(frozen=True)
 class Question:
     """turns: the prompt, with the question last. answers: all that count as correct. key: a digest of the turns, the
-    images and the answers. prefilled: how many turns have a prefill of their own, whose cache continues (see
-    `second_turn`)."""
+    images, the videos and the answers. prefilled: how many turns have a prefill of their own, whose cache continues
+    (see `second_turn`)."""
 
     set: str
     id: str
@@ -42,21 +43,35 @@ class Question:
         return " ".join(part.strip() for part in self.turns[-1].texts if part.strip())
 
     @property
-    def refs(self) -> list[ImageRef]:
-        return Sample(self.id, self.turns).images
+    def refs(self) -> list[Media]:
+        """Its images and videos, in order."""
+        return Sample(self.id, self.turns).media
+
+    @property
+    def videos(self) -> int:
+        """How many videos it has."""
+        return sum(isinstance(ref, VideoRef) for ref in self.refs)
+
+    @property
+    def cost_order(self) -> tuple[int, int, int]:
+        """Sorts questions by about their number of tokens."""
+        return self.videos, len(self.refs), len(self.text)
 
     @property
     def messages(self) -> list[dict[str, Any]]:
         return Sample(self.id, self.turns).messages()
 
-    def images(self, processor: Any = None) -> list[Image.Image]:
-        """As `processor` takes them, if one is given: one that resizes to a number of pixels itself carries the limits
-        of the recipe (see `ImageStore.leave_limits_to`). Raises a ValueError that names the question."""
+    def media(self, processor: Any = None) -> list[Image.Image | Clip]:
+        """Images and the frames of videos as `processor` takes them, if one is given: one that resizes to a number of
+        pixels itself carries the limits of the recipe (see `ImageStore.leave_limits_to`). Raises a ValueError that
+        names the question."""
         store = self.store
         if processor is not None and takes_pixel_limits(processor):
             store = replace(store, min_pixels=None, max_pixels=None)
+        if processor is not None and self.videos:
+            store = replace(store, equal_frames=stacks_frames(processor))
         try:
-            return [store.open(ref) for ref in self.refs]
+            return [open_media(store, ref) for ref in self.refs]
         except BadRowError as bad:
             raise ValueError(f"{self.set}, question {self.id}: {bad}") from bad
 
@@ -83,8 +98,6 @@ def questions_of(source: DataSource) -> Iterator[Question | BadRowError]:
 
 def _of_row(source: DataSource, row: Any, index: int) -> Iterator[Question]:
     sample, extra = source.sample(row, index), _extra_fields(source, row)
-    if sample.videos:
-        raise BadRowError("unsupported_media", "a comparison asks about images; the row has a video")
     positions = [i for i, turn in enumerate(sample.turns) if turn.role == "assistant"]
     if len(positions) > 1 and "answers" in extra:
         raise BadRowError("bad_type", "answers is given, expected a row with one question; this one has several")
@@ -131,17 +144,22 @@ def _answers(given: Any, turn: Turn) -> tuple[str, ...]:
 
 def _key(sample: Sample, answers: Sequence[str], store: ImageStore) -> str:
     hasher = hashlib.blake2b(digest_size=8)
-    limits = [store.max_pixels, store.min_pixels]
+    limits: list[Any] = [store.max_pixels, store.min_pixels]
     if any(limits):
         limits.append(_LIMITS_VERSION)
+    if sample.videos:
+        limits.append(store.video.model_dump())
     hasher.update(json.dumps([sample.digest(), list(answers), *limits]).encode())
-    for ref in sample.images:
-        hasher.update(_file_stamp(ref, store).encode())
+    for ref in sample.media:
+        files = [ref] if isinstance(ref, ImageRef) else [*ref.frames, *filter(None, [ref.source])]
+        for file in files:
+            hasher.update(_file_stamp(file, store).encode())
     return hasher.hexdigest()
 
 
 def _file_stamp(ref: ImageRef, store: ImageStore) -> str:
-    """Size and modification time: an image that is replaced under the same name changes the key."""
+    """Size and modification time: an image that is replaced under the same name changes the key. Of a folder of frames,
+    its own time: it changes with the files in it."""
     file = Path(store.root or ".") / (ref.path or "")
     try:
         stat = file.stat()

@@ -37,7 +37,7 @@ def second_turns(questions: Iterable[Question], mode: SecondTurn) -> list[Questi
     of_image: dict[Any, list[Question]] = defaultdict(list)
     for question in questions:
         if question.refs and len(question.turns) == 1:
-            of_image[tuple((ref.path, ref.url, ref.data) for ref in question.refs)].append(question)
+            of_image[tuple(question.refs)].append(question)
     found = [
         _after(_draw(question, group), question, mode)
         for group in of_image.values()

@@ -30,18 +30,24 @@ from dart_train.models.pil_frames import PilFrameProcessor
 from dart_train.models.pil_video import PilVideoProcessor
 from dart_train.models.processors import load_processor, video_problem
 from tests.fixtures.run_scene import RECIPE, losses
-from tests.zoo import FAMILIES, save_folder
+from tests.zoo import FAMILIES, save_video_folder
 from tests.zoo.processors import PATCH, TILE, processor_of
-from tests.zoo.video import FAMILIES_WITH_VIDEO, QWEN_WITH_VIDEO, SQUARE_FRAMES, PatchedFrames, clip, metadata
-
-SETTINGS = {"patch_size": PATCH, "size": {"shortest_edge": 64, "longest_edge": 64 * 64 * 8}}
+from tests.zoo.video import (
+    FAMILIES_WITH_VIDEO,
+    QWEN_WITH_VIDEO,
+    SQUARE_FRAMES,
+    TINY_PATCHES,
+    PatchedFrames,
+    clip,
+    metadata,
+)
 
 
 def processor(name: str) -> Any:
     """The family's, with the video processor of this package for tiny patches."""
     made = copy.copy(processor_of(name))
     kind = type(made).__name__
-    own = PilVideoProcessor(kind, SETTINGS) if name in QWEN_WITH_VIDEO else PilFrameProcessor(kind, SQUARE_FRAMES)
+    own = PilVideoProcessor(kind, TINY_PATCHES) if name in QWEN_WITH_VIDEO else PilFrameProcessor(kind, SQUARE_FRAMES)
     made.video_processor = own
     return made
 
@@ -274,29 +280,20 @@ def test_check_and_survey_measure_videos(folder: Path) -> None:
 
 
 def test_a_loaded_processor_takes_videos_and_saves_the_original_settings(tmp_path: Path) -> None:
-    folder = save_folder("qwen3_vl", tmp_path / "model")
-    settings = json.loads((folder / "processor_config.json").read_text())
-    settings["video_processor"] = {**SETTINGS, "video_processor_type": "Qwen3VLVideoProcessor"}
-    (folder / "processor_config.json").write_text(json.dumps(settings))
+    folder = save_video_folder("qwen3_vl", tmp_path / "model")
     loaded: Any = load_processor(str(folder))
     if type(loaded.video_processor) is not PilVideoProcessor:
         pytest.skip("torchvision is installed")
     assert loaded.video_processor.patch_size == PATCH
     loaded.save_pretrained(tmp_path / "again")
     saved = json.loads((tmp_path / "again" / "processor_config.json").read_text())["video_processor"]
-    assert {name: saved[name] for name in SETTINGS} == SETTINGS
+    assert {name: saved[name] for name in TINY_PATCHES} == TINY_PATCHES
     assert saved["video_processor_type"] == "Qwen3VLVideoProcessor"
 
 
 def video_recipe(folder: Path, name: str) -> Path:
     """Rows with videos, with images and without either."""
-    model = save_folder(name, folder / "model")
-    settings = json.loads((model / "processor_config.json").read_text())
-    own, kind = (SETTINGS, "Qwen2VLVideoProcessor") if name in QWEN_WITH_VIDEO else (
-        SQUARE_FRAMES, "LlavaOnevisionVideoProcessor"
-    )  # fmt: skip
-    settings["video_processor"] = {**own, "video_processor_type": kind}
-    (model / "processor_config.json").write_text(json.dumps(settings))
+    model = save_video_folder(name, folder / "model")
     shapes: list[dict[str, Any]] = [
         {"videos": 1},
         {"videos": 0, "images": 1},
@@ -323,7 +320,7 @@ def test_a_run_trains_on_videos_padded_and_packed(folder: Path, name: str) -> No
     for key in ("loss", "visual_before", "visual_after"):
         assert [line[key] for line in packed] == pytest.approx([line[key] for line in lines], rel=1e-4), key
     saved = json.loads((folder / "run/checkpoint-2/processor_config.json").read_text())["video_processor"]
-    assert saved["size"] == ({"height": TILE, "width": TILE} if name == "llava_onevision" else SETTINGS["size"])
+    assert saved["size"] == ({"height": TILE, "width": TILE} if name == "llava_onevision" else TINY_PATCHES["size"])
 
 
 def test_a_run_that_cannot_have_equal_frames_is_refused(folder: Path) -> None:

@@ -81,7 +81,7 @@ def answers_of(recipe: Recipe) -> list[str]:
 
 @torch.no_grad()
 def plainly(model: Any, processor: Any, question: Question, new: int = 3) -> str:
-    images = iter(question.images())
+    images = iter(question.media())
     turns = [
         {**turn, "content": [{**part, "image": next(images)} if part["type"] == "image" else part for part in content]}
         for turn in question.messages

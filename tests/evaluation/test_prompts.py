@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 
 from dart_train.data.images import ImageStore
 from dart_train.data.sample import ImageRef, Turn
@@ -56,13 +55,13 @@ def test_features_are_cached_up_to_the_limit(tmp_path: Path, monkeypatch: pytest
     )
     first = prompts.batch(given[::-1])
     opened: list[str] = []
-    read = Question.images
+    read = Question.media
 
-    def recorded(question: Question, processor: Any = None) -> list[Image.Image]:
+    def recorded(question: Question, processor: Any = None) -> list[Any]:
         opened.append(question.id)
         return read(question, processor)
 
-    monkeypatch.setattr(Question, "images", recorded)
+    monkeypatch.setattr(Question, "media", recorded)
     again = prompts.batch(given[::-1])
     assert opened == ["0"], "only the first question fits into the cache"
     assert first.keys() == again.keys() and all(torch.equal(first[name], again[name]) for name in first)

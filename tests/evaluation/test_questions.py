@@ -34,7 +34,7 @@ def test_each_answer_of_a_conversation_is_a_question_with_the_turns_before_it(re
     one, two = read_rows({"id": "p", "image": "a.png", "conversations": turns, "kind": ["number", "holder"]})
     assert (one.id, one.kind, one.text, one.answers) == ("p#1", "number", "What?", ("742",))
     assert (two.id, two.kind, two.text, two.answers) == ("p#2", "holder", "On which colour?", ("yellow",))
-    assert len(one.turns) == 1 and len(two.turns) == 3 and len(two.images()) == 1
+    assert len(one.turns) == 1 and len(two.turns) == 3 and len(two.media()) == 1
     assert one.key != two.key
 
 

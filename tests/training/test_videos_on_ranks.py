@@ -11,11 +11,9 @@ import pytest
 from dart_train import train
 from tests.fixtures.rank_jobs import Job, RankRuns
 from tests.fixtures.run_scene import RECIPE, losses
-from tests.zoo import make_image, save_folder
-from tests.zoo.processors import PATCH
+from tests.zoo import make_image, save_video_folder
 
 pytestmark = pytest.mark.deepspeed
-SETTINGS = {"patch_size": PATCH, "size": {"shortest_edge": 64, "longest_edge": 64 * 64 * 8}}
 SHAPES = ((1, 0), (0, 1), (1, 1), (0, 0))  # videos and images of the rows, repeated
 FEW = ["train.max_steps=4", "data.video.frames=4", "train.learning_rate=1e-4"]
 
@@ -30,10 +28,7 @@ def make_video_recipe(folder: Path) -> Path:
     frames = [make_image(number, (32, 24)) for number in range(8)]
     frames[0].save(folder / "clip.gif", save_all=True, append_images=frames[1:], duration=100)
     frames[0].save(folder / "0.png")
-    model = save_folder("qwen2_5_vl", folder / "model")
-    settings = json.loads((model / "processor_config.json").read_text())
-    settings["video_processor"] = {**SETTINGS, "video_processor_type": "Qwen2VLVideoProcessor"}
-    (model / "processor_config.json").write_text(json.dumps(settings))
+    model = save_video_folder("qwen2_5_vl", folder / "model")
     rows = [row(number, *SHAPES[number % 4]) for number in range(16)]
     (folder / "rows.json").write_text(json.dumps(rows))
     recipe = folder / "recipe.yaml"

@@ -9,7 +9,7 @@ from functools import partial
 from transformers import PreTrainedModel, ProcessorMixin
 
 from tests.zoo.batches import conversation, encode, make_batch, make_image, sentence
-from tests.zoo.folders import save_folder
+from tests.zoo.folders import save_folder, save_video_folder
 from tests.zoo.models import CONFIGS, build
 from tests.zoo.processors import processor_of
 from tests.zoo.video import FAMILIES_WITH_VIDEO, QWEN_WITH_VIDEO, make_video_batch
@@ -46,5 +46,6 @@ __all__ = [
     "make_image",
     "make_video_batch",
     "save_folder",
+    "save_video_folder",
     "sentence",
 ]

@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig
 
 from tests.zoo.models import build
 from tests.zoo.processors import processor_of
+from tests.zoo.video import SQUARE_FRAMES, TINY_PATCHES
 
 
 def save_folder(
@@ -25,6 +26,17 @@ def save_folder(
     processor_of(name).save_pretrained(folder)
     if older_layout:
         _split(folder)
+    return folder
+
+
+def save_video_folder(name: str, path: str | Path) -> Path:
+    """With a video processor for tiny frames, which needs no torchvision."""
+    folder = save_folder(name, path)
+    file = folder / "processor_config.json"
+    settings = json.loads(file.read_text())
+    kind = settings["video_processor"]["video_processor_type"]
+    own = SQUARE_FRAMES if name == "llava_onevision" else TINY_PATCHES
+    _write(file, {**settings, "video_processor": {**own, "video_processor_type": kind}})
     return folder
 
 

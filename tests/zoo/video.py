@@ -25,7 +25,9 @@ MERGE = 2
 FRAMES_PER_PATCH = 2
 QWEN_WITH_VIDEO = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 FAMILIES_WITH_VIDEO = (*QWEN_WITH_VIDEO, "llava_onevision")
-SQUARE_FRAMES = {"size": {"height": TILE, "width": TILE}}  # of LLaVA-OneVision's video processor
+# Of the video processors of Qwen-VL and of LLaVA-OneVision, for tiny frames.
+TINY_PATCHES = {"patch_size": PATCH, "size": {"shortest_edge": 64, "longest_edge": 64 * 64 * 8}}
+SQUARE_FRAMES = {"size": {"height": TILE, "width": TILE}}
 _ENCODED = (*FAMILIES_WITH_VIDEO, "qwen3_5")  # a hybrid, which is not among FAMILIES
 
 

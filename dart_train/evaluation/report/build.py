@@ -19,6 +19,7 @@ from PIL import Image
 from ...common.io import atomic_write
 from ...common.metrics import METRICS
 from ...reduction import Reducer
+from ..cost import representative_questions
 from ..results import ComparisonResults
 from ..scoring import ALL_KINDS
 from .findings import best_trades, budget_words, paper_questions, primary_rows, smallest_budget, summary_sentences
@@ -90,7 +91,7 @@ def render(results: ComparisonResults, plots: Sequence[Plot]) -> str:
         style=Markup((_FOLDER / "report.css").read_text(encoding="utf-8")),  # our own files, not escaped
         script=Markup((_FOLDER / "report.js").read_text(encoding="utf-8")),
         title=f"Comparison: {', '.join(results.prepared.found)}",
-        counts=(len(results.prepared.questions), len(results.cells), len(results.records)),
+        counts=_counts(results),
         glance=_glance(glance_of(results, images)),
         trades=best_trades(results),
         sentences=summary_sentences(results),
@@ -109,6 +110,13 @@ def render(results: ComparisonResults, plots: Sequence[Plot]) -> str:
         galleries=list(_galleries(results, images)),
         facts=measurement_facts(results),
     )
+
+
+def _counts(results: ComparisonResults) -> str:
+    questions = results.prepared.questions
+    with_video = sum(question.videos > 0 for question in questions)
+    about = f" ({with_video} about videos)" if with_video else ""
+    return f"{len(questions)} questions{about}, {len(results.cells)} rows, {len(results.records)} answers"
 
 
 def _glance(found: Glance | None) -> dict[str, Any] | None:
@@ -189,6 +197,7 @@ def measurement_facts(results: ComparisonResults) -> dict[str, str]:
         **{f"checkpoint {name}": path for name, path in prepared.paths.items()},
         **methods,
         **{f"set {name}": str(each.path) for name, each in prepared.sets.items()},
+        **_video_facts(results),
         "answers": f"greedy, at most {recipe.compare.max_new_tokens} tokens, batches of {recipe.compare.batch_size}",
         "precision": f"{recipe.model.dtype} (auto: as trained or saved)",
         "device": device,
@@ -196,6 +205,20 @@ def measurement_facts(results: ComparisonResults) -> dict[str, str]:
         f"Python {platform.python_version()}",
         "intervals": "95%; questions about the same image are treated as independent, so intervals are a little narrow",
     }
+
+
+def _video_facts(results: ComparisonResults) -> dict[str, str]:
+    """Which frames were used, and what was timed, where questions have videos."""
+    prepared, recipe = results.prepared, results.prepared.recipe
+    if not any(question.videos for question in prepared.questions):
+        return {}
+    options = recipe.data.video
+    frames = f"at most {options.frames} frames of each, evenly spaced"
+    frames += "" if options.fps is None else f", {options.fps:g} for each second"
+    if results.costs:
+        timed = representative_questions(prepared.questions, recipe.compare.timing_batch_size)
+        frames += f"; {sum(question.videos > 0 for question in timed)} of the {len(timed)} timed questions have a video"
+    return {"videos": frames}
 
 
 def _options(reducer: Reducer, without: Sequence[str] = ()) -> str:

@@ -12,9 +12,10 @@ from tqdm import tqdm
 
 from ...common.metrics import METRICS, TRUE_NEGATIVE, TRUE_POSITIVE
 from ...data.images import ImageStore
+from ...data.videos import Clip
 from ...models.families import TokenPlace, UnknownGridError
 from ...models.loading import build_meta_model
-from ...models.token_places import locate_tokens
+from ...models.token_places import ImageOrFrames, locate_tokens
 from ...visualization import Choice, overlay_panel
 from ...visualization.heatmap import HeatMap, draw_heat_maps
 from ..answer_store import AnswerRecord, from_ranges
@@ -91,7 +92,7 @@ def answer_title(record: AnswerRecord) -> str:
 
 @dataclass(frozen=True)
 class QuestionTokens:
-    """sizes: of the question's images. places: what each visual token covers."""
+    """sizes: of the question's images, and of the frames of its videos. places: what each visual token covers."""
 
     sizes: list[tuple[int, int]]
     places: list[TokenPlace]
@@ -120,7 +121,7 @@ class TokenImages:
         kept = _kept_mask(record, len(tokens.places)) if tokens is not None else None
         if tokens is None or kept is None:
             return None
-        images = self._question(record).images(self._model(record["checkpoint"])[1].processor)
+        images = _shown(self._question(record), self._model(record["checkpoint"])[1].processor)
         scored = None
         if "scored_tokens" in record:
             of_scorer = set(from_ranges(record["scored_tokens"]))
@@ -149,12 +150,13 @@ class TokenImages:
         if not question.refs:
             return None
         model, encoder = self._model(checkpoint)
-        images = question.images(encoder.processor)
+        images = _shown(question, encoder.processor)
         try:
             places = locate_tokens(model, encoder.processor, encoder.batch([question]), [images])[0]
         except UnknownGridError:
             return None
-        return QuestionTokens([image.size for image in images], places)
+        sizes = [image.size if isinstance(image, Image.Image) else image[0].size for image in images]
+        return QuestionTokens(sizes, places)
 
     def _question(self, record: AnswerRecord) -> Question:
         return self.results.questions[record["set"], record["id"]]
@@ -167,6 +169,10 @@ class TokenImages:
             ImageStore.from_config(self.results.prepared.recipe.data).leave_limits_to(found.processor)
             self._models[checkpoint] = (model, QuestionEncoder(found.processor))
         return self._models[checkpoint]
+
+
+def _shown(question: Question, processor: Any) -> list[ImageOrFrames]:
+    return [each.frames if isinstance(each, Clip) else each for each in question.media(processor)]
 
 
 def _kept_mask(record: AnswerRecord, number: int) -> list[bool] | None:
