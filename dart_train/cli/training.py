@@ -89,8 +89,8 @@ def plan(argv: Sequence[str]) -> int:
         name=Path(options.recipe).stem,
     )
     print(predicted)
-    if options.beside is not None:
-        _compare_with_run(predicted, options.beside)
+    if options.compare_with is not None:
+        _compare_with_run(predicted, options.compare_with)
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
         _write_json(options.out / "plan.json", predicted.to_dict())
@@ -121,7 +121,8 @@ def _plan_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--seconds", type=cli.positive_float, default=_SECONDS, help=f"for each timed call ({_SECONDS:g})"
     )
-    parser.add_argument("--beside", type=Path, metavar="RUN", help="folder of a finished run to compare the plan with")
+    run = "folder of a finished run to compare the plan with; --beside is the former name"
+    parser.add_argument("--compare-with", "--beside", type=Path, metavar="RUN", help=run)
     parser.add_argument("--out", type=Path, help="folder for plan.json")
     return parser
 

@@ -253,8 +253,8 @@ class Attached(ScorerMethods):
     def __deepcopy__(self, memo: dict[int, Any]) -> Attached:
         """With its model."""
         copy.deepcopy(self._engine.parts.top, memo)
-        twin: Attached = memo[id(self)]
-        return twin
+        clone: Attached = memo[id(self)]
+        return clone
 
     def _copy(self, module: nn.Module, memo: dict[int, Any]) -> nn.Module:
         """`copy.deepcopy(module)`. The copy of the model comes with the same reduction, independent of this one; that
@@ -263,16 +263,16 @@ class Attached(ScorerMethods):
         if module is top:
             memo |= {id(self): None, id(engine.loss): None}  # replaced below
         handles = [*self._handles, *engine.packing.handles, *self._training_handles]
-        twin = copy_without_hooks(module, memo, [handle.id for handle in handles])
+        clone = copy_without_hooks(module, memo, [handle.id for handle in handles])
         self._patcher.undo_in_copy(memo)
         if module is top:
             towers = [] if self.tower is None else [self.tower]
-            twin_attached = attach(twin, [*towers, *self.reducers], output=engine.output)
-            twin_attached._patcher.take_modules_of_copy(self._patcher, memo)
-            twin_attached._engine.seed = engine.seed
-            twin_attached._engine.locator = copy.copy(engine.locator)
-            memo[id(self)] = twin_attached
-        return twin
+            attached = attach(clone, [*towers, *self.reducers], output=engine.output)
+            attached._patcher.take_modules_of_copy(self._patcher, memo)
+            attached._engine.seed = engine.seed
+            attached._engine.locator = copy.copy(engine.locator)
+            memo[id(self)] = attached
+        return clone
 
     # The former names, until the next release.
     beside, without_loss = with_teacher, skip_model_loss
@@ -285,7 +285,7 @@ class Attached(ScorerMethods):
         patcher.set(parts.top, "generate", record_prompt(engine, parts.top.generate))
         if hasattr(parts.top, PREPARE):
             patcher.set(parts.top, PREPARE, record_mask(engine, getattr(parts.top, PREPARE)))
-        for name, value in patch_deepstack(engine).items():
+        for name, value in patch_deepstack(parts.text, engine.student, lambda: engine.teacher).items():
             patcher.set(parts.text, name, value)
         for part in (parts.top, parts.inner, parts.text):
             patcher.set(part, COPY, functools.partial(self._copy, part))

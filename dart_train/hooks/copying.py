@@ -19,14 +19,14 @@ COPY, REDUCE = "__deepcopy__", "__reduce_ex__"
 def copy_without_hooks(module: nn.Module, memo: dict[int, Any], hooks: Iterable[int]) -> nn.Module:
     """A deep copy whose modules lack the hooks of these ids; other hooks stay."""
     with _default_copying(module):
-        twin: nn.Module = copy.deepcopy(module, memo)
+        clone: nn.Module = copy.deepcopy(module, memo)
     ids = set(hooks)
-    for part in twin.modules():
+    for part in clone.modules():
         for name, registered in vars(part).items():
             if name.startswith("_forward") and isinstance(registered, dict):
                 for number in ids & registered.keys():
                     del registered[number]
-    return twin
+    return clone
 
 
 @contextmanager

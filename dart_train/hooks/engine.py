@@ -42,16 +42,12 @@ from .batch_plan import (
 )
 from .cache_state import CacheState, store_cache_state
 from .choices import RowChoices, SharedChoice
+from .deepstack import InlineDeepstack, adds_features_inside
 from .forward_state import ForwardState, TaskGradient
-from .inline_deepstack import InlineDeepstack, adds_features_inside
 from .layer_inputs import gather_kwargs, gather_positional
 from .layer_masks import LayerMasks
 from .masks import check_selected_keys
-from .observers import (
-    FinalNormWeight,
-    SelectionTimer,
-    remove_observer,
-)
+from .observers import FinalNormWeight, SelectionTimer, remove_observer
 from .outputs import ReducedLoss, expand_hidden_states, shape_output
 from .packing import RowPacking
 from .router_loss import RouterLoss

@@ -38,9 +38,9 @@ class ObjectPatcher:
     def undo_in_copy(self, memo: dict[int, Any]) -> None:
         """On copies of the owners, made by `copy.deepcopy` with this memo. Submodules stay."""
         for owner, name, value in reversed(self._before):
-            twin = memo.get(id(owner))
-            if twin is not None:
-                _restore(twin, name, value if value is _ABSENT else copy.deepcopy(value, memo))
+            clone = memo.get(id(owner))
+            if clone is not None:
+                _restore(clone, name, value if value is _ABSENT else copy.deepcopy(value, memo))
 
     def take_modules_of_copy(self, other: ObjectPatcher, memo: dict[int, Any]) -> None:
         """This patches a copy of what `other` patches, submodules included: undo them as there."""

@@ -1,4 +1,5 @@
-"""The methods: each file holds one idea, and is its own configuration.
+"""Which visual tokens are kept, in pure torch: methods, budgets, schedules. Each file of `methods` holds one idea; a
+method is a dataclass, and is its own configuration.
 
 Names are imported on first use: recipes are read with `budget` and `schedule` alone, without torch.
 """

@@ -131,7 +131,22 @@ CONFLICTS = [
         ["reduction={stages: [{method: dart, keep: 9}, {method: dart, keep: 5}], schedule: {kind: elastic}}"],
         "reduction.schedule.kind=fixed",
     ),
+    (
+        "scorer.temperature_end",
+        ["reduction={method: learned, keep: 64}", "scorer.temperature_end=2.0"],
+        "scorer.temperature_start=3.0",
+    ),
+    (
+        "train.tokens_per_batch",
+        ["train.padding_free=true", "train.tokens_per_batch=512", "data.allow_urls=true"],
+        "data.group_by_length=true",
+    ),
     ("log.report_to", ["log.report_to=[none, wandb]"], "log.report_to=wandb"),
+    (
+        "compare.sets.0.streaming",
+        ["compare.sets=[{path: asked.json, streaming: true}]"],
+        "compare.sets.0.streaming=false",
+    ),
     ("compare.budgets", ["compare.budgets=[]"], "compare.budgets=[1.0]"),
     ("compare.methods.1", ["compare.methods=[dart, fastw]"], "compare.methods.1=fastv"),
 ]

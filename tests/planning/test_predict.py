@@ -109,13 +109,13 @@ def test_plan_command_refuses_impossible_numbers(tmp_path: Path) -> None:
             main(["plan", "mine.yaml", *options])
 
 
-def test_plan_beside_a_real_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_compared_with_a_real_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe, run = make_recipe(tmp_path), tmp_path / "run"
     overrides = ["train.max_steps=4", f"train.output_dir={run}", "train.per_device_batch_size=2"]
     overrides += ["reduction={method: dart, keep: 0.25, layer: 2, schedule: {kind: fixed}}"]
     train(recipe, overrides)
     capsys.readouterr()
-    assert main(["plan", str(recipe), *overrides, "--seconds", "0.05", "--beside", str(run)]) == 0
+    assert main(["plan", str(recipe), *overrides, "--seconds", "0.05", "--compare-with", str(run)]) == 0
     found = json.loads((run / "plan_vs_actual.json").read_text())
     assert found["step_seconds"]["actual"] > 0 and found["step_seconds"]["predicted"] > 0
     share = found["share_of_visual_tokens_kept"]
@@ -123,7 +123,7 @@ def test_plan_beside_a_real_run(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "actual / predicted" in capsys.readouterr().out
 
 
-def test_plan_beside_a_folder_without_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_compared_with_a_folder_without_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = make_recipe(tmp_path)
     assert main(["plan", str(recipe), "--no-timing", "--beside", str(tmp_path)]) == 2
     assert "holds no metrics.jsonl" in capsys.readouterr().err

@@ -183,7 +183,7 @@ def test_command_writes_conversations(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_wrong_settings_are_reported_together() -> None:
-    with pytest.raises(ValueError, match=r"kinds colour.*style 'oil'.*no scenes"):
+    with pytest.raises(ValueError, match=r"kinds colour.*no scenes.*style 'oil'"):
         ThingsSettings(kinds=("colour",), style="oil")
 
 
