@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -133,18 +134,21 @@ def data(argv: Sequence[str]) -> int:
     options = _data_parser().parse_args(argv)
     if bool(options.recipe) == bool(options.rows):
         raise ValueError("give either a recipe, or --rows FILE with --images FOLDER")
-    sources, encoder, reducers, limit, tolerance = _of_recipe(options) if options.recipe else _of_rows(options)
+    sources, encoder, reducers, limit, tolerance, checker = (
+        _of_recipe(options) if options.recipe else (*_of_rows(options), None)
+    )
     from ..data.check import check_rows
     from ..data.check_report import as_text
 
     workers, progress = max(1, options.workers), not options.quiet
-    result = check_rows(sources, encoder, reducers, workers, options.out, progress, limit, tolerance)
+    result = check_rows(sources, encoder, reducers, workers, options.out, progress, limit, tolerance, checker)
     print(as_text(result).encode(errors="backslashreplace").decode())  # rows may have characters a terminal has not
     print(f"\nwritten: {options.out / 'check.json'}, and the issues of each row in check_rows.jsonl next to it")
     return cli.FAILED if result["errors"] or result["too_many_dropped"] else cli.OK
 
 
 _Rows = tuple["list[DataSource]", "Encoder | None", Sequence[Any], "float | None", "float | None"]
+_RecipeRows = tuple["list[DataSource]", "Encoder | None", Sequence[Any], "float | None", "float | None", Any]
 
 
 def _of_rows(options: argparse.Namespace) -> _Rows:
@@ -158,7 +162,8 @@ def _of_rows(options: argparse.Namespace) -> _Rows:
     return sources, Encoder(_processor(options.model), options.max_length, options.on_too_long), (), None, None
 
 
-def _of_recipe(options: argparse.Namespace) -> _Rows:
+def _of_recipe(options: argparse.Namespace) -> _RecipeRows:
+    """Of DPO and GRPO with a checker of their rows."""
     from ..config import load_recipe
 
     recipe = load_recipe(options.recipe, options.overrides, needs=("data.train",))
@@ -168,16 +173,24 @@ def _of_recipe(options: argparse.Namespace) -> _Rows:
 
     config, reducers, tower = recipe.data, recipe.reduction.reducers(), recipe.reduction.tower_stage()
     specs, store = [*config.train, *config.validation], ImageStore.from_config(config)
+    checker: Any = None
+    max_length: int | None = config.max_length
+    if recipe.train.method != "sft":
+        from ..training.preference.check import PreferenceChecker
+
+        pairs, max_length = recipe.train.method == "dpo", None
+        checker = partial(PreferenceChecker, pairs=pairs, max_length=config.max_length if pairs else None)
     try:
         processor = _processor(options.model or recipe.model.path, config.template_text())
     except ValueError as error:
         if options.model is not None:
             raise
         print(f"data check: tokens are not measured: {error}", file=sys.stderr)  # the model may be on another machine
-        return open_sources(specs, store), None, reducers, config.max_bad_fraction, None
+        return open_sources(specs, store), None, reducers, config.max_bad_fraction, None, checker
     sources = open_sources(specs, store.leave_limits_to(processor))
-    encoder = Encoder(processor, config.max_length, config.on_too_long)
-    return sources, encoder, reducers, config.max_bad_fraction, None if tower is None else tower.tolerance
+    encoder = Encoder(processor, max_length, config.on_too_long)
+    tolerance = None if tower is None else tower.tolerance
+    return sources, encoder, reducers, config.max_bad_fraction, tolerance, checker
 
 
 def _processor(path: str, template: str | None = None) -> Any:

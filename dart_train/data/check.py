@@ -8,7 +8,7 @@ import json
 import os
 import tempfile
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +27,7 @@ from .sample import Sample
 from .sources import DataSource
 from .videos import MediaShape, media_shape, probe_media
 
-_NUMBERS = ("digest", "total", "used", "visual", "answer_starts", "prompt_tokens_after")
+_NUMBERS = ("digest", "total", "used", "visual", "answer_starts", "prompt_tokens_after", "answers")
 _FEATURES = Features(
     {
         "id": Value("string"),
@@ -39,6 +39,7 @@ _FEATURES = Features(
         "visual": List(Value("int32")),
         "answer_starts": List(Value("int32")),
         "prompt_tokens_after": List(Value("int32")),
+        "answers": List(Value("int32")),
     }
 )
 BATCH = 500
@@ -53,11 +54,12 @@ def check_rows(
     progress: bool = True,
     max_bad_fraction: float | None = None,
     tower_tolerance: float | None = None,
+    checker: MakeChecker | None = None,
 ) -> dict[str, Any]:
     """The summary of all sources, as in check.json. With `out`, check.json and check_rows.jsonl (one line for every
     issue) are written there. Duplicates are found across sources: validation rows among the training rows.
     tower_tolerance: of a stage in the vision tower that drops units of equal pixels; how many it would drop is counted
-    on some of the images."""
+    on some of the images. checker: of the rows of one source, where they are not conversations."""
     if not sources:
         raise ValueError("nothing to check: give data.train in the recipe, or --rows FILE")
     summary, digests = CheckSummary(reducers, max_bad_fraction), array("q")
@@ -65,7 +67,7 @@ def check_rows(
     with _open_issue_file(out) as file:
         for source in sources:
             starts.append((len(digests), source))
-            for report in check_source(source, encoder, workers, progress=progress):
+            for report in check_source(source, encoder, workers, progress=progress, checker=checker):
                 digests.append(report.digest)
                 summary.add(report)
                 _write_issues(file, report.id, report.issues)
@@ -117,14 +119,14 @@ class RowChecker:
     def __init__(self, source: DataSource, encoder: Encoder | None, decode: bool = True) -> None:
         self.source, self.encoder, self.decode = source, encoder, decode
 
-    def __call__(self, row: dict[str, Any], index: int) -> dict[str, Any]:
+    def __call__(self, row: Mapping[str, Any], index: int) -> dict[str, Any]:
         """The report as a row of `_FEATURES`."""
         report = self.check_row(row, index)
         codes, messages = [issue.code for issue in report.issues], [issue.message for issue in report.issues]
         numbers = {name: getattr(report, name) for name in _NUMBERS}
         return {"id": report.id, "codes": codes, "messages": messages, **numbers}
 
-    def check_row(self, row: dict[str, Any], index: int) -> RowReport:
+    def check_row(self, row: Mapping[str, Any], index: int) -> RowReport:
         place = self.source.row_id(index)
         try:
             sample = self.source.sample(row, index)
@@ -163,19 +165,27 @@ class RowChecker:
         return sizes, issues
 
 
+MakeChecker = Callable[[DataSource, "Encoder | None", bool], RowChecker]
+
+
 def check_source(
-    source: DataSource, encoder: Encoder | None, workers: int = 1, decode: bool = True, progress: bool = True
+    source: DataSource,
+    encoder: Encoder | None,
+    workers: int = 1,
+    decode: bool = True,
+    progress: bool = True,
+    checker: MakeChecker | None = None,
 ) -> Iterator[RowReport]:
     """The reports on all rows of a source, in order."""
-    checker = RowChecker(source, encoder, decode)
+    check = (checker or RowChecker)(source, encoder, decode)
     if isinstance(source.rows, Dataset):
-        with _uncached_reports(source.rows, checker, workers, progress) as reports:
+        with _uncached_reports(source.rows, check, workers, progress) as reports:
             for batch in reports.iter(batch_size=BATCH):
                 yield from read_reports(batch)
     else:
         bar = tqdm(source.rows, desc=f"checking {source.name}", unit=" rows", disable=not progress)
         for index, row in enumerate(bar):
-            yield from read_reports({key: [value] for key, value in checker(row, index).items()})
+            yield from read_reports({key: [value] for key, value in check(row, index).items()})
 
 
 @contextmanager

@@ -21,13 +21,16 @@ _COLUMNS = {
     "visual": "visual tokens",
     "visual_reduced": "visual tokens, reduced",
     "total_reduced": "all tokens, reduced",
+    "chosen": "chosen answer",
+    "rejected": "rejected answer",
 }
 
 
 @dataclass(frozen=True)
 class RowReport:
     """`digest` 0: the row could not be read. `total` 0: not measured. `used`: tokens that max_length leaves. `visual`,
-    `answer_starts`, `prompt_tokens_after`: for each image, as in `RowLength`."""
+    `answer_starts`, `prompt_tokens_after`: for each image, as in `RowLength`. `answers`: of a pair, the tokens of the
+    chosen and of the rejected answer; `total` is then that of the longer conversation."""
 
     id: str
     issues: list[RowIssue]
@@ -37,6 +40,7 @@ class RowReport:
     visual: list[int] = field(default_factory=list)
     answer_starts: list[int] = field(default_factory=list)
     prompt_tokens_after: list[int] = field(default_factory=list)
+    answers: list[int] = field(default_factory=list)
 
     @property
     def fault(self) -> RowIssue | None:
@@ -123,6 +127,9 @@ class CheckSummary:
             values = (report.total, visual, kept, report.total - visual + kept)
             for name, value in zip(_COLUMNS, values if self.reducers else values[:2], strict=False):
                 self.columns[name].append(value)
+        if report.answers:
+            for name, value in zip(("chosen", "rejected"), report.answers, strict=True):
+                self.columns[name].append(value)
 
     def note(self, row_id: str, issue: RowIssue) -> None:
         self.counts[issue.code] = self.counts.get(issue.code, 0) + 1
@@ -145,8 +152,17 @@ class CheckSummary:
             "max_bad_fraction": limit,
             "too_many_dropped": limit is not None and self.dropped > limit * self.rows,
             "findings": {code: self._issue(code) for code in CODES if code in self.counts},
+            "with_images": self.with_images,
             "tokens": {name: _statistics(values) for name, values in self.columns.items() if values},
+            **self._pairs(),
         }
+
+    def _pairs(self) -> dict[str, Any]:
+        """Of rows with two answers: where the chosen one is longer, which a model may learn in place of what is better
+        about it."""
+        both = list(zip(self.columns["chosen"], self.columns["rejected"], strict=True))
+        longer, equal = sum(a > b for a, b in both), sum(a == b for a, b in both)
+        return {"pairs": {"measured": len(both), "chosen_longer": longer, "as_long": equal}} if both else {}
 
     def _issue(self, code: str) -> dict[str, Any]:
         severity, meaning = CODES[code]
@@ -176,6 +192,8 @@ def _edges(low: int, high: int) -> np.ndarray:
 def as_text(summary: dict[str, Any]) -> str:
     """The summary (`CheckSummary.to_dict`) as text for a terminal."""
     lines = [f"{summary['rows']} rows: {summary['usable']} usable, {summary['dropped']} dropped"]
+    if summary["tokens"]:
+        lines[0] += f"; {summary['with_images']} have images or videos"
     if summary["too_many_dropped"]:
         share, limit = summary["dropped"] / summary["rows"], summary["max_bad_fraction"]
         lines.append(
@@ -189,7 +207,19 @@ def as_text(summary: dict[str, Any]) -> str:
             first = item["examples"][0]
             lines.append(f"  {item['count']:>8}  {code}: {item['meaning']}")
             lines.append(f"            first: {first['id']}" + (f": {first['message']}" if first["message"] else ""))
-    return "\n".join([*lines, *_tokens_text(summary["tokens"]), *_repeated_text(summary.get("repeated_units"))])
+    more = [*_pairs_text(summary.get("pairs")), *_repeated_text(summary.get("repeated_units"))]
+    return "\n".join([*lines, *_tokens_text(summary["tokens"]), *more])
+
+
+def _pairs_text(pairs: dict[str, int] | None) -> list[str]:
+    if not pairs:
+        return []
+    longer, equal = (pairs[name] / pairs["measured"] for name in ("chosen_longer", "as_long"))
+    return [
+        "",
+        f"pairs: the chosen answer is longer in {longer:.1%} of them, as long in {equal:.1%}; all tokens are those of "
+        "the longer conversation",
+    ]
 
 
 def _repeated_text(repeated: dict[str, Any] | None) -> list[str]:

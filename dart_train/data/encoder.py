@@ -158,6 +158,12 @@ class Encoder:
         note = None if used == total else RowIssue("truncated_text", f"{total - used} of {total} tokens cut")
         return replace(length, used=used, note=note)
 
+    def count_targets(self, sample: Sample) -> int:
+        """Supervised tokens of a sample that is not cut; no answer contains image placeholders."""
+        text, answers = self.answers(sample)
+        output = self.processor.tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
+        return len(make_tokens(output["input_ids"], output["offset_mapping"], text, answers, []).supervised)
+
     def key(self) -> str:
         """Equal for encoders that measure equally."""
         parts = (self.template.source, self.processor.to_json_string(), self.processor.tokenizer.get_vocab())

@@ -21,7 +21,7 @@ from ..data.issues import BadRowError, RowIssue
 from ..data.sample import Sample
 from ..data.sampler import DeterministicOrder
 from ..data.sources import DataSource, open_sources
-from ..data.supervision import LOSS_WEIGHTS, make_tokens
+from ..data.supervision import LOSS_WEIGHTS
 from ..data.videos import media_shape, open_media
 from ..models.resize import resulting_size
 from ..reduction import FewerPixels, Reducer, count_kept_by_stage
@@ -163,18 +163,11 @@ def _measure_row(encoder: Encoder, location: RowLocation, row: Any) -> PlannedRo
         if not length.used:
             return PlannedRow(location, fault=length.note)
         text = length.used - sum(length.visual)
-        targets = min(text, _supervised_tokens(encoder, sample))
+        targets = min(text, encoder.count_targets(sample))
         after = length.prompt_tokens_after
         return PlannedRow(location, text, length.visual, length.answer_starts, after, targets, sizes)
     except BadRowError as bad:
         return PlannedRow(location, fault=bad.issue)
-
-
-def _supervised_tokens(encoder: Encoder, sample: Sample) -> int:
-    """Of a sample that is not cut; no answer contains image placeholders."""
-    text, answers = encoder.answers(sample)
-    output = encoder.processor.tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
-    return len(make_tokens(output["input_ids"], output["offset_mapping"], text, answers, []).supervised)
 
 
 def micro_batches(rows: PlannedRows, recipe: Recipe, ranks: int) -> np.ndarray:

@@ -22,7 +22,7 @@ from ...config import Data, SourceConfig
 from ...data.formats import normalise
 from ...data.images import ImageStore
 from ...data.issues import BadRowError
-from ...data.sample import ImageRef, Sample
+from ...data.sample import ImageRef, Sample, Turn
 from ...data.sources import DataSource, open_sources
 
 Row = Mapping[str, Any]
@@ -30,6 +30,7 @@ _PROMPTS = ("prompt", "conversations", "messages", "question", "query", "instruc
 _IMAGES = ("image", "images")
 _USED = {*_PROMPTS, *_IMAGES, "chosen", "rejected", "system", "id"}
 _ROLES = {"human": "user", "gpt": "assistant", "model": "assistant", "bot": "assistant"}
+_NO_VIDEOS = "preference and RL training reads images, not videos"
 _ANSWER = "answer"  # of a prompt without one, so that it is read as a conversation
 
 
@@ -46,6 +47,17 @@ class PreferenceRow:
     @property
     def images(self) -> list[ImageRef]:
         return [part for turn in self.prompt.turns for part in turn.parts if isinstance(part, ImageRef)]
+
+    def conversations(self) -> list[Sample]:
+        """The prompt with each of its answers, which alone is supervised; of a row for rollouts, the prompt."""
+        answers = [Turn("assistant", (text,)) for text in (self.chosen, self.rejected) if text is not None]
+        turns = [(*self.prompt.turns, answer) for answer in answers] or [self.prompt.turns]
+        return [replace(self.prompt, turns=each, last_answer_only=True) for each in turns]
+
+    def together(self) -> Sample:
+        """The prompt and both answers, to be compared with other rows."""
+        added = [turn for each in self.conversations() for turn in each.turns[len(self.prompt.turns) :]]
+        return replace(self.prompt, turns=(*self.prompt.turns, *added))
 
     def messages(self) -> list[dict[str, Any]]:
         return [
@@ -64,6 +76,7 @@ def read_row(row: Row, pairs: bool, row_id: str = "") -> PreferenceRow:
     """pairs: the row has a chosen and a rejected answer. Raises BadRowError."""
     if isinstance(row.get("text"), str) and list(row) == ["text"]:
         row = _parsed(row["text"])
+    _refuse_videos(row)
     turns = _prompt_turns(row, pairs)
     given = None
     if turns and turns[-1]["role"] == "assistant":  # an answer that rollouts replace
@@ -73,6 +86,8 @@ def read_row(row: Row, pairs: bool, row_id: str = "") -> PreferenceRow:
     images = {name: row[name] for name in _IMAGES if row.get(name) is not None}
     found = [normalise({"messages": [*turns, _turn("assistant", text)], **images}, row_id=row_id) for text in answers]
     prompt = replace(found[0], turns=found[0].turns[:-1])
+    if prompt.videos:
+        raise BadRowError("unsupported_media", _NO_VIDEOS)
     texts = ["".join(each.turns[-1].texts) for each in found] if pairs else [None, None]
     if pairs and texts[0] == texts[1]:
         raise BadRowError(
@@ -82,6 +97,12 @@ def read_row(row: Row, pairs: bool, row_id: str = "") -> PreferenceRow:
     if not pairs and given is not None:
         columns.setdefault("answer", given)
     return PreferenceRow(prompt, texts[0], texts[1], columns)
+
+
+def _refuse_videos(row: Row) -> None:
+    name = next((name for name in ("video", "videos") if row.get(name)), None)
+    if name is not None:
+        raise BadRowError("unsupported_media", f"{_NO_VIDEOS}, and the row has {name}")
 
 
 def _parsed(text: str) -> Row:
