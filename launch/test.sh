@@ -44,10 +44,28 @@ mypy launch/*.py
 tests() {
     local code=0
     python -m pytest "$@" || code=$?
-    [ "$code" -eq 0 ] || [ "$code" -eq 5 ] || exit "$code"
+    [ "$code" -eq 0 ] || [ "$code" -eq 5 ] || return "$code"
 }
 
-# Every launch of DeepSpeed starts two ranks, so on two cores these tests run one after the other; all others run on two
-# workers with one thread each.
-tests -m "$markers and deepspeed" "$@"
-tests -n 2 -m "$markers and not deepspeed" "$@"
+if [[ " $* " == *" -m "* ]]; then # a selection of its own
+    tests "$@"
+    exit
+fi
+
+# Every launch of DeepSpeed starts two ranks, so these tests run one after the other. Ranks wait for each other, for
+# files and for signals: the other tests, on two workers, use that time.
+log=$(mktemp)
+selected=("$@")
+if [ $# -eq 0 ]; then # only their files: collecting all takes as long as two of these launches
+    mapfile -t selected < <(grep -rlw --include="test_*.py" "mark.deepspeed" tests | sort)
+fi
+set -m # a process group of its own, in which Ctrl-C is not ignored: tests send it to the runs that they start
+tests -m "$markers and deepspeed" "${selected[@]}" >"$log" 2>&1 </dev/null &
+launches=$!
+set +m
+trap 'kill -INT -- "-$launches" 2>/dev/null || true; rm -f "$log"' EXIT
+code=0
+tests -n 2 -m "$markers and not deepspeed" "$@" || code=$?
+wait "$launches" || code=$?
+cat "$log"
+exit "$code"

@@ -3,11 +3,14 @@ not have; every named file exists."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -28,7 +31,9 @@ SMALLER = {"--train 4800": "--train 12", "--validation 40": "--validation 2", "-
 LESS = {
     "launch/train.py": "train.max_steps=2 train.save_steps=2 data.workers=0 'train.eval_budgets=[0.111]'",
     "dart_train compare": "compare.timing=false 'compare.budgets=[0.111]' 'compare.methods=[dart]'",
+    "dart_train plan": "--seconds 0.1",
 }
+VERBS = "python -m dart_train "
 
 
 def commands() -> list[str]:
@@ -93,14 +98,25 @@ def test_readme_commands_run(tmp_path: Path) -> None:
     settings = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
     selected = run_here()
     assert len(selected) > 10
-    for command in selected:
-        done = subprocess.run(
-            ["bash", "-c", smaller(command)],
-            cwd=tmp_path,
-            env={**os.environ, **settings},
-            capture_output=True,
-            text=True,
-            timeout=1200,
-            stdin=subprocess.DEVNULL,
-        )
-        assert done.returncode == 0, f"{command}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
+    for verbs, following in groupby(selected, lambda command: command.startswith(VERBS)):
+        for command in [in_one_process(list(following), tmp_path)] if verbs else map(smaller, following):
+            done = subprocess.run(
+                ["bash", "-c", command],
+                cwd=tmp_path,
+                env={**os.environ, **settings},
+                capture_output=True,
+                text=True,
+                timeout=1200,
+                stdin=subprocess.DEVNULL,
+            )
+            assert done.returncode == 0, f"{command}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
+            if verbs:
+                for name, result in json.loads((tmp_path / "results.json").read_text()).items():
+                    assert result["code"] == 0, f"{name}\n{result['out'][-1500:]}\n{result['err'][-3000:]}"
+
+
+def in_one_process(commands: list[str], folder: Path) -> str:
+    """The command that runs these commands of dart_train, and writes results.json."""
+    calls = [{"name": command, "argv": shlex.split(smaller(command))[3:]} for command in commands]
+    (folder / "calls.json").write_text(json.dumps(calls))
+    return f"{sys.executable} {ROOT / 'tests/fixtures/run_commands.py'} calls.json results.json"

@@ -147,12 +147,19 @@ for command in (
     ["chat", *image, "What?"],
 ):
     print("exit", command[0], main(command))
+assert dart_train.load("owner/tiny", reducer="dart", keep=8, device="cpu").attached is not None
+print("cached loaded")
 """
 
 
-def test_what_is_nowhere_is_reported_without_retrying(home: Path) -> None:
-    done = run_script(home, f"http://127.0.0.1:{free_port()}", NOWHERE)
-    assert done.returncode == 0, done.stderr[-3000:]
+@pytest.fixture(scope="module")
+def without_network(home: Path) -> subprocess.CompletedProcess[str]:
+    return run_script(home, f"http://127.0.0.1:{free_port()}", NOWHERE)
+
+
+def test_what_is_nowhere_is_reported_without_retrying(without_network: subprocess.CompletedProcess[str]) -> None:
+    done = without_network
+    assert "exit chat" in done.stdout, done.stderr[-3000:]
     reports = dict(line.split(" ", 1) for line in done.stdout.splitlines() if " " in line and "exit" not in line)
     for name in ("load", "processor", "config", "rows", "streamed"):
         assert "'owner/nowhere'" in reports[name] and "does not answer (no network?)" in reports[name], name
@@ -161,11 +168,12 @@ def test_what_is_nowhere_is_reported_without_retrying(home: Path) -> None:
     assert "Retrying" not in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_cached_model_without_a_reduction_loads_without_a_network(home: Path) -> None:
+def test_a_cached_model_without_a_reduction_loads_without_a_network(
+    without_network: subprocess.CompletedProcess[str],
+) -> None:
     """Whether the hub has a reduction that the cache lacks would be asked if it answered."""
-    script = "import dart_train; dart_train.load('owner/tiny', reducer='dart', keep=8, device='cpu')"
-    done = run_script(home, f"http://127.0.0.1:{free_port()}", script)
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = without_network
+    assert done.returncode == 0 and done.stdout.endswith("cached loaded\n"), done.stderr[-3000:]
 
 
 def test_offline_restores_what_was_set(monkeypatch: pytest.MonkeyPatch) -> None:

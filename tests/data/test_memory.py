@@ -8,9 +8,10 @@ import pytest
 
 from tests.data.conftest import llava_row
 
-# Checks and tokenises all rows of a file, then reads some through the training data set; prints peak megabytes.
+# For each file, in a process of its own that has imported everything: checks and tokenises all rows, then reads some
+# through the training data set; prints peak megabytes.
 RUN = """
-import json, resource, sys, time
+import json, os, resource, sys, time
 import datasets
 from dart_train.data.check import check_rows
 from dart_train.data.dataset import RowReader, RowDataset
@@ -18,40 +19,57 @@ from dart_train.data.encoder import Encoder
 from dart_train.data.sources import SourceSpec, open_sources
 from tests.zoo import FAMILIES
 
-path, images, cache = sys.argv[1:]
+images, cache, *paths = sys.argv[1:]
 datasets.config.HF_DATASETS_CACHE = cache
 encoder = Encoder(FAMILIES["llava"].processor(), 2048)
-sources = open_sources([SourceSpec(path, images)])
-began = time.perf_counter()
-result = check_rows(sources, encoder, workers=2, progress=False)
-seconds = time.perf_counter() - began
-data = RowDataset(RowReader(sources, encoder))
-for row in range(0, len(data), max(1, len(data) // 200)):
-    data[row]
-peaks = [resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-print(json.dumps({"rows": result["rows"], "tokens": result["tokens"]["total"]["sum"], "own": peaks[0],
-                  "worker": peaks[1], "seconds": seconds}))
+
+
+def measure(path):
+    sources = open_sources([SourceSpec(path, images)])
+    began = time.perf_counter()
+    result = check_rows(sources, encoder, workers=2, progress=False)
+    seconds = time.perf_counter() - began
+    data = RowDataset(RowReader(sources, encoder))
+    for row in range(0, len(data), max(1, len(data) // 200)):
+        data[row]
+    peaks = [resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    print(json.dumps({"rows": result["rows"], "tokens": result["tokens"]["total"]["sum"], "own": peaks[0],
+                      "worker": peaks[1], "seconds": seconds}), flush=True)
+
+
+for path in paths:
+    child = os.fork()
+    if not child:
+        measure(path)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, path
 """
 
 
-def measured(folder, images, rows):
+def write_rows(folder, rows):
     path = folder / f"{rows}.jsonl"
     with path.open("w") as file:
         for n in range(rows):
             row = llava_row(n, f"{n % 3}.png" if n % 4 else None)
             row["conversations"][0]["value"] += " Look closely, then say it." * (n % 20)
             print(json.dumps(row), file=file)
-    call = [sys.executable, "-c", RUN, str(path), str(images), str(folder / "cache")]
+    return str(path)
+
+
+def measured(folder, images, *numbers):
+    paths = [write_rows(folder, rows) for rows in numbers]
+    call = [sys.executable, "-c", RUN, str(images), str(folder / "cache"), *paths]
     done = subprocess.run(call, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout.splitlines()[-1])
-    assert result["rows"] == rows and result["tokens"] > 50 * rows
-    print(result)
-    return result
+    results = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    for rows, result in zip(numbers, results, strict=True):
+        assert result["rows"] == rows and result["tokens"] > 50 * rows
+        print(result)
+    return results
 
 
 @pytest.mark.parametrize("rows, megabytes", [(3000, 50), pytest.param(100_000, 150, marks=pytest.mark.slow)])
 def test_many_rows_are_checked_and_tokenised_in_bounded_memory(tmp_path, image_folder, rows, megabytes):
-    few, many = measured(tmp_path, image_folder, 1000), measured(tmp_path, image_folder, rows)
+    few, many = measured(tmp_path, image_folder, 1000, rows)
     for process in ("own", "worker"):
         assert many[process] - few[process] < megabytes

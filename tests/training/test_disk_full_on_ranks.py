@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from dart_train.checkpoints import latest_complete
 from tests.fixtures.faults import digests
-from tests.fixtures.run_scene import ROOT, launch, losses, make_recipe
+from tests.fixtures.rank_jobs import Job, RankRuns
+from tests.fixtures.run_scene import losses
 
 pytestmark = pytest.mark.deepspeed
 STEPS = ["train.max_steps=6", "train.save_steps=2", "train.save_total_limit=null", "train.per_device_batch_size=1"]
@@ -37,35 +37,34 @@ CONTINUES = [name for name, case in CASES.items() if case[3] == "continue"]
 STOPS = [name for name in CASES if name not in CONTINUES]
 
 
-@pytest.fixture(scope="module")
-def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A file system of its own, on which every case has trained."""
-    folder = tmp_path_factory.mktemp("saving")
-    recipe, place = make_recipe(folder), folder / "disk"
-    place.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(place)], capture_output=True).returncode:
+def rank_jobs(recipe: Path, folder: Path) -> list[Job]:
+    """On a file system of its own; none where that cannot be mounted."""
+    disk = folder / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(disk)], capture_output=True).returncode:
+        return []
+    return [
+        {
+            "recipe": str(recipe),
+            "starve": [rank, 3, how, str(folder / f"{name}.json")],
+            "overrides": [
+                *STEPS,
+                f"train.output_dir={disk / name}",
+                f"train.zero_stage={stage}",
+                f"train.on_save_error={on_error}",
+            ],
+        }
+        for name, (rank, how, stage, on_error) in CASES.items()
+        if how != "closed" or closable(disk)
+    ]
+
+
+@pytest.fixture
+def disk(rank_runs: RankRuns) -> Path:
+    place = rank_runs.folder / "disk"
+    if not place.is_mount():
         pytest.skip("file systems can only be mounted by root")
-    try:
-        jobs = [
-            {
-                "recipe": str(recipe),
-                "starve": [rank, 3, how, str(folder / f"{name}.json")],
-                "overrides": [
-                    *STEPS,
-                    f"train.output_dir={place / name}",
-                    f"train.zero_stage={stage}",
-                    f"train.on_save_error={on_error}",
-                ],
-            }
-            for name, (rank, how, stage, on_error) in CASES.items()
-            if how != "closed" or closable(place)
-        ]
-        (folder / "jobs.json").write_text(json.dumps(jobs))
-        done = launch(ROOT / "tests/fixtures/job_runner.py", str(folder / "jobs.json"), timeout=3000)
-        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
-        yield place
-    finally:
-        subprocess.run(["umount", "-l", str(place)], check=True)
+    return place
 
 
 def closable(place: Path) -> bool:

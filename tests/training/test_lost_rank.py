@@ -23,7 +23,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_recipe(tmp_path_factory.mktemp("peers"))
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_killed_rank_ends_the_others(
     recipe: Path, tmp_path: Path, victim: int, record_property: Callable[[str, object], None]
 ) -> None:

@@ -16,7 +16,7 @@ from dart_train.exporting import verify, verify_process
 from dart_train.training.callbacks import read_metrics
 from dart_train.training.preference.run import check, describe
 from dart_train.training.preference.trainers import PreferenceTrainer
-from tests.fixtures.run_scene import ROOT, launch
+from tests.fixtures.rank_jobs import Job, RankRuns
 from tests.fixtures.runs import logits
 from tests.training.preference_scene import make_preference_recipe
 
@@ -108,16 +108,22 @@ def test_validation_of_pairs(scene: Path, tmp_path: Path) -> None:
     assert len(found) == 2 and "eval_rewards/margins" in found[0]
 
 
+def rank_jobs(recipe: Path, folder: Path) -> list[Job]:
+    more = ["train.zero_stage=2", "train.per_device_batch_size=2", "train.max_steps=2"]
+    return [
+        {"recipe": str(make_preference_recipe(folder, method)), "overrides": more, "command": str(folder / method)}
+        for method in ("dpo", "grpo")
+    ]
+
+
 @pytest.mark.deepspeed
 @pytest.mark.parametrize("method", ["dpo", "grpo"])
-def test_two_ranks_under_deepspeed(tmp_path: Path, method: str) -> None:
-    recipe = make_preference_recipe(tmp_path, method)
-    more = ["train.zero_stage=2", "train.per_device_batch_size=2", "train.max_steps=2"]
-    done = launch(ROOT / "launch" / "train.py", str(recipe), *more)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    last = lines(tmp_path / method)[-1]
+def test_two_ranks_under_deepspeed(rank_runs: RankRuns, method: str) -> None:
+    codes, output = rank_runs.command(method)
+    assert codes == [0, 0], output[-4000:]
+    last = lines(rank_runs.folder / method)[-1]
     assert last["rows_with_another_choice"] == 0 and last["rows_sharing_choice"] == {"dpo": 16, "grpo": 8}[method]
-    assert (tmp_path / method / "checkpoint-2" / "complete.json").is_file()
+    assert (rank_runs.folder / method / "checkpoint-2" / "complete.json").is_file()
 
 
 def test_dry_run_counts_rows_and_parameters(scene: Path) -> None:

@@ -20,13 +20,13 @@ from dart_train.models.loading import WeightsSource, build_meta_model
 from dart_train.models.quantization import make_quantization, modules_kept_precise
 from dart_train.training.run import prepare
 from dart_train.training.trainable import choose_parameters, load_model
-from tests.fixtures.run_scene import launch_stages, losses, make_recipe
+from tests.fixtures.rank_jobs import Job, RankRuns, stage_jobs
+from tests.fixtures.run_scene import losses, make_recipe
 from tests.fixtures.runs import logits
 
 SHORT = ["train.per_device_batch_size=2", "train.save_steps=2", "train.max_steps=4", "train.learning_rate=1e-2"]
-needs_bitsandbytes = pytest.mark.skipif(
-    importlib.util.find_spec("bitsandbytes") is None, reason="needs the package bitsandbytes"
-)
+BITSANDBYTES = importlib.util.find_spec("bitsandbytes") is not None
+needs_bitsandbytes = pytest.mark.skipif(not BITSANDBYTES, reason="needs the package bitsandbytes")
 
 
 @pytest.fixture(scope="module")
@@ -109,12 +109,16 @@ def test_exported_adapter_is_merged_into_the_unquantized_weights(
     assert {p.dtype for p in exported.parameters()} == {torch.float32}
 
 
+def rank_jobs(recipe: Path, folder: Path) -> list[Job]:
+    more = [*SHORT, "model.quantization=nf4", "train.optimizer=adamw_8bit"]
+    return stage_jobs(recipe, folder, "02", *more) if BITSANDBYTES else []
+
+
 @needs_bitsandbytes
 @pytest.mark.deepspeed
-def test_quantized_weights_and_eight_bit_adam_on_two_ranks(tmp_path: Path) -> None:
+def test_quantized_weights_and_eight_bit_adam_on_two_ranks(rank_runs: RankRuns) -> None:
     """DeepSpeed partitions the optimizer's state of the adapters; quantized weights stay complete on each rank."""
-    more = [*SHORT, "model.quantization=nf4", "train.optimizer=adamw_8bit"]
-    first, second = launch_stages(tmp_path, "02", *more)
+    first, second = map(rank_runs.losses, "02")
     assert min(first) < first[0] and second == pytest.approx(first, rel=1e-2)
 
 

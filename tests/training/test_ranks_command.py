@@ -16,10 +16,41 @@ from dart_train.cli.options import STOPPED
 from tests.faults.launched import logged_step, wait
 from tests.fixtures.run_scene import ROOT, free_port, losses, make_recipe
 
-pytestmark = pytest.mark.deepspeed
+# In place of DeepSpeed's launcher: two ranks that end as a training does which was requested to stop.
+LAUNCHER = """
+import os, subprocess, sys
+
+rank = "import signal, sys, time; signal.signal(signal.SIGUSR1, lambda *_: sys.exit(75)); print(1, flush=True)"
+command = [sys.executable, "-c", rank + "; time.sleep(600)"]
+ranks = [subprocess.Popen(command, env={**os.environ, "RANK": number}) for number in "01"]
+sys.exit(max(rank.wait() for rank in ranks))
+"""
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signal_is_one_request_to_the_ranks(tmp_path: Path, number: signal.Signals) -> None:
+    folder = tmp_path / "deepspeed" / "launcher"
+    folder.mkdir(parents=True)
+    for package in (folder, folder.parent):
+        (package / "__init__.py").touch()
+    (folder / "runner.py").write_text(LAUNCHER)
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / "launch/ranks.py"), "train.py"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # ignored where the tests run in background
+    ) as began:
+        assert began.stdout is not None
+        assert [began.stdout.readline() for _ in range(2)] == ["1\n", "1\n"]
+        began.send_signal(number)
+        _, errors = began.communicate(timeout=120)
+    assert began.returncode == STOPPED and errors.count("Ctrl-C again ends at once") == 1
+
+
+@pytest.mark.deepspeed
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_ctrl_c_saves_exits_with_75_and_prints_no_traceback(tmp_path: Path, number: signal.Signals) -> None:
     recipe, run, log = make_recipe(tmp_path), tmp_path / "run", tmp_path / "log"
     command = [sys.executable, "launch/ranks.py", "--num_gpus", "2", "--master_port", str(free_port())]

@@ -17,7 +17,8 @@ from dart_train.config import load_recipe
 from dart_train.models.structure import SCORERS
 from dart_train.reduction import Learned
 from dart_train.training.run import run
-from tests.fixtures.run_scene import ROOT, launch, losses, make_recipe
+from tests.fixtures.rank_jobs import Job, RankRuns
+from tests.fixtures.run_scene import losses, make_recipe
 
 LEARNED = ["reduction.method=learned", "reduction.share=0.5"]
 ALONE = [*LEARNED, "parts.projector.mode=frozen", "parts.language.mode=frozen"]
@@ -148,21 +149,29 @@ def test_checkpoint_without_its_scorer_file_names_it(alone: Path, tmp_path: Path
         dart_train.load(tmp_path, device="cpu")
 
 
-@pytest.mark.deepspeed
-def test_zero_stages_learn_what_one_process_learns(folder: Path) -> None:
-    """From both targets, and from the task alone. In some steps one rank has images and the other has none."""
+# Name and ZeRO stage: from both targets, and from the task alone.
+ON_RANKS = {f"both-{zero}": ["scorer.task=1.0"] for zero in "0123"} | {f"task-{zero}": TASK for zero in "03"}
+
+
+def rank_jobs(recipe: Path, folder: Path) -> list[Job]:
     options = [*LEARNED, "train.per_device_batch_size=1", "train.max_steps=4", "train.save_steps=4"]
-    runs = {f"both-{zero}": ["scorer.task=1.0"] for zero in "0123"} | {f"task-{zero}": TASK for zero in "03"}
-    jobs: list[dict[str, Any]] = [
-        {"overrides": [*options, *target, f"train.zero_stage={name[-1]}", f"train.output_dir={folder / name}"]}
-        for name, target in runs.items()
+    return [
+        {
+            "recipe": str(recipe),
+            "overrides": [*options, *target, f"train.zero_stage={name[-1]}", f"train.output_dir={folder / name}"],
+        }
+        for name, target in ON_RANKS.items()
     ]
-    recipe = str(make_recipe(folder))
-    (folder / "jobs.json").write_text(json.dumps([{"recipe": recipe, **job} for job in jobs]))
-    done = launch(ROOT / "tests/fixtures/job_runner.py", str(folder / "jobs.json"), timeout=600)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
-    found = {name: [(line["loss"], line.get("scorer_loss", 0.0)) for line in losses(folder / name)] for name in runs}
-    for name in runs:
+
+
+@pytest.mark.deepspeed
+def test_zero_stages_learn_what_one_process_learns(rank_runs: RankRuns) -> None:
+    """In some steps one rank has images and the other has none."""
+    folder = rank_runs.folder
+    found = {
+        name: [(line["loss"], line.get("scorer_loss", 0.0)) for line in losses(folder / name)] for name in ON_RANKS
+    }
+    for name in ON_RANKS:
         first = f"{name[:-1]}0"
         assert len(found[name]) == 4
         assert torch.tensor(found[name]) == pytest.approx(torch.tensor(found[first]), rel=2e-3)

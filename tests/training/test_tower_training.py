@@ -13,7 +13,8 @@ from dart_train.config import RecipeError, load_recipe
 from dart_train.evaluation.comparison_grid import grid_cells
 from dart_train.reduction.schedule import Elastic, Fixed, Progressive, tower_keep_at_step
 from dart_train.training.run import run
-from tests.fixtures.run_scene import launch_stages, losses, make_recipe
+from tests.fixtures.rank_jobs import Job, RankRuns, stage_jobs
+from tests.fixtures.run_scene import losses, make_recipe
 
 TOWER = ["reduction.tower={layer: 1, keep: 0.5}", "parts.vision.mode=lora", "reduction.schedule={kind: elastic}"]
 
@@ -80,8 +81,12 @@ def test_wrong_tower_is_reported_with_all_other_errors(tmp_path: Path) -> None:
         assert each in str(error.value)
 
 
-@pytest.mark.deepspeed
-def test_zero_2_and_3_train_alike_with_ranks_of_different_images(tmp_path: Path) -> None:
+def rank_jobs(recipe: Path, folder: Path) -> list[Job]:
     short = ["train.per_device_batch_size=1", "train.max_steps=3", "parts.vision.mode=lora"]
-    of_2, of_3 = launch_stages(tmp_path, "23", "reduction.tower={tolerance: 0.0}", *short)
+    return stage_jobs(recipe, folder, "23", "reduction.tower={tolerance: 0.0}", *short)
+
+
+@pytest.mark.deepspeed
+def test_zero_2_and_3_train_alike_with_ranks_of_different_images(rank_runs: RankRuns) -> None:
+    of_2, of_3 = map(rank_runs.losses, "23")
     assert len(of_2) == 3 and of_3 == pytest.approx(of_2, rel=2e-3)

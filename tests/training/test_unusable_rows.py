@@ -19,7 +19,8 @@ from dart_train.data.issues import RowIssue
 from dart_train.training import data_feed
 from dart_train.training.callbacks import read_metrics
 from dart_train.training.row_guard import SKIPPED_ROWS_FILE
-from tests.fixtures.run_scene import ROOT, launch, losses, make_recipe
+from tests.fixtures.rank_jobs import Job, RankRuns
+from tests.fixtures.run_scene import losses, make_recipe
 
 SHORT = ["train.per_device_batch_size=2", "train.max_steps=8", "train.save_steps=100"]
 
@@ -216,14 +217,18 @@ def test_on_bad_row_error_is_one_message(
     assert "DataLoader worker" not in message
 
 
-@pytest.mark.deepspeed
-def test_on_bad_row_error_on_one_of_two_ranks_ends_both_at_the_same_step(recipe: Path, tmp_path: Path) -> None:
-    run, data = tmp_path / "run", rows_without(recipe, tmp_path, {2})
+def rank_jobs(recipe: Path, folder: Path) -> list[Job]:
+    run, data = folder / "run", rows_without(recipe, folder, {2})
     more = [data, "data.on_bad_row=error", *ONE_BAD, "data.group_by_length=false", "data.workers=1"]
     more += ["train.per_device_batch_size=1", "train.max_steps=12", "train.save_steps=100", f"train.output_dir={run}"]
-    done = launch(ROOT / "launch/train.py", str(recipe), *more)
-    output = done.stdout + done.stderr
-    assert done.returncode == 2 and "Traceback" not in output, output[-3000:]
+    return [{"recipe": str(recipe), "overrides": more, "command": str(run)}]
+
+
+@pytest.mark.deepspeed
+def test_on_bad_row_error_on_one_of_two_ranks_ends_both_at_the_same_step(rank_runs: RankRuns) -> None:
+    run = rank_runs.folder / "run"
+    codes, output = rank_runs.command("run")
+    assert codes == [2, 2] and "Traceback" not in output, output[-3000:]
     assert output.count("on_bad_row: skip would leave it out") == 1
     step = losses(run)[-1]["step"]
     assert latest_complete(run)[0] == run / f"checkpoint-{step}"

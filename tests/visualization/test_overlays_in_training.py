@@ -12,10 +12,9 @@ from PIL import Image
 
 from dart_train import train
 from dart_train.training import overlays
-from tests.fixtures.run_scene import launch, losses, make_recipe
+from tests.fixtures.rank_jobs import Job, RankRuns
+from tests.fixtures.run_scene import losses, make_recipe
 from tests.training.test_metrics_log import wandb_history
-
-RUNNER = Path(__file__).parents[1] / "fixtures" / "job_runner.py"
 
 
 def overrides(folder: Path, *more: str) -> list[str]:
@@ -83,13 +82,16 @@ def test_rows_without_images_are_reported_before_the_run(tmp_path: Path) -> None
     assert not (tmp_path / "run").exists()
 
 
+STILL = ["train.overlay_steps=2", "train.learning_rate=1e-9"]
+
+
+def rank_jobs(recipe: Path, folder: Path) -> list[Job]:
+    more = [*STILL, "train.zero_stage=3", f"train.output_dir={folder / 'three'}"]
+    return [{"recipe": str(recipe), "overrides": overrides(recipe.parent, *more)}]
+
+
 @pytest.mark.deepspeed
-def test_zero_3_overlays_equal_those_of_one_process(tmp_path: Path) -> None:
-    recipe, jobs = make_recipe(tmp_path), tmp_path / "jobs.json"
-    more = overrides(tmp_path, "train.overlay_steps=2", "train.zero_stage=3", "train.learning_rate=1e-9",
-                     f"train.output_dir={tmp_path / 'three'}")  # fmt: skip
-    jobs.write_text(json.dumps([{"recipe": str(recipe), "overrides": more}]))
-    done = launch(RUNNER, str(jobs), timeout=900)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    train(recipe, overrides(tmp_path, "train.overlay_steps=2", "train.learning_rate=1e-9"))
-    assert pages(tmp_path / "three") == pages(tmp_path / "run") and len(pages(tmp_path / "run")) == 8
+def test_zero_3_overlays_equal_those_of_one_process(rank_runs: RankRuns) -> None:
+    recipe, alone = rank_runs.recipe, rank_runs.folder / "alone"
+    train(recipe, overrides(recipe.parent, *STILL, f"train.output_dir={alone}"))
+    assert pages(rank_runs.folder / "three") == pages(alone) and len(pages(alone)) == 8
