@@ -55,8 +55,13 @@ def modules() -> dict[str, Path]:
     return found
 
 
-def imports_of(file: Path) -> Iterator[tuple[str, str]]:
+@cache
+def imports_of(file: Path) -> tuple[tuple[str, str], ...]:
     """(absolute module, name) of every import in the file, also inside functions."""
+    return tuple(_imports_of(file))
+
+
+def _imports_of(file: Path) -> Iterator[tuple[str, str]]:
     package = ["dart_train", *file.relative_to(PACKAGE).parent.parts]
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
