@@ -122,7 +122,7 @@ def test_dry_run_cost_grows_with_keep(recipe: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.deepspeed
 def test_refusal_on_ranks_is_printed_once(recipe: Path) -> None:
     """A key that is no key is found before torch is imported, which makes this launch a short one."""
-    done = launch(ROOT / "launch/train.py", str(recipe), "train.learning_rat=1", timeout=120)
+    done = launch(ROOT / "launch/train.py", str(recipe), "train.learning_rat=1")
     assert done.returncode != 0
     assert (done.stdout + done.stderr).count("did you mean train.learning_rate?") == 1
 
