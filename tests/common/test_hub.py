@@ -77,7 +77,7 @@ def run_script(home: Path, endpoint: str, script: str) -> subprocess.CompletedPr
     environment |= {"HF_HOME": str(home), "HF_ENDPOINT": endpoint, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
     environment.pop("HF_DATASETS_CACHE", None)
     command = [sys.executable, "-c", script]
-    return subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True, timeout=600, check=False)
 
 
 LOADS = """
