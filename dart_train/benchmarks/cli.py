@@ -22,6 +22,7 @@ from .table import BenchReport, BenchTable
 BENCHES = {
     "select": ("select", "bench_select", "the selection of tokens: every method, against one layer and the usual code"),
     "step": ("training_step", "bench_step", "a training step: full tokens, reduced, alternatives, and the bound"),
+    "video": ("training_step", "bench_video", "the same step on rows with a video (Qwen2.5-VL)"),
     "prefill": ("inference", "bench_prefill", "from pixels to the first token, in the same variants"),
     "tower": ("tower_image", "bench_tower", "the vision tower on an image of yours, without its repeated pixels"),
     "decode": ("inference", "bench_decode", "a token of an answer, and the bytes of the cache"),

@@ -21,7 +21,7 @@ from ..profiling.op_count import OpCount, count_ops
 from ..profiling.timing import Timing, WithContext, Workload, ratio, rounds
 from .baselines import FULL, KEEP_ALL, MASKED, OURS, TOWER, TOWER_ON, Variant, make_variants
 from .cli import repeats_of, shapes_of
-from .model_shapes import IMAGE, ModelShape
+from .model_shapes import ModelShape
 from .table import Row, milliseconds, percent, ratio_text, times
 from .workloads import LAYER, BenchModel
 
@@ -79,7 +79,7 @@ def tokens_after_reduction(bench: BenchModel, variant: Variant) -> int:
     if variant.name == MASKED:
         return int(bench.kept[0].sum()) - bench.length + bench.shape.tokens
     ids = bench.inputs(variant.small)[1]["input_ids"]
-    return int((ids[0] == IMAGE).sum())
+    return int((ids[0] == bench.shape.visual_id).sum())
 
 
 def _timed(
@@ -140,13 +140,11 @@ class IdealCost:
 
     def bounds(self) -> dict[str, Bound]:
         reduced = self.at(self.bench.reduced_length)
+        found = {OURS: Bound.of(self.full, reduced), KEEP_ALL: NO_GAIN, TOWER_ON: NO_GAIN}
+        if self.bench.shape.frames:  # the tower is measured on images
+            return found
         with_tower = reduced + (count_tower(self.bench, self.peak, TOWER) - count_tower(self.bench, self.peak, FULL))
-        return {
-            OURS: Bound.of(self.full, reduced),
-            TOWER: Bound.of(self.full, with_tower),
-            KEEP_ALL: NO_GAIN,
-            TOWER_ON: NO_GAIN,
-        }
+        return {**found, TOWER: Bound.of(self.full, with_tower)}
 
 
 @torch.no_grad()

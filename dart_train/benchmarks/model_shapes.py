@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import transformers as hf
 
 IMAGE = 5  # id of the image token in all of them
+VIDEO = 6  # and of the video token, where there is one
 _LEAST_VOCABULARY = 1024
 Grid = tuple[int, int]
 
@@ -19,7 +20,8 @@ Grid = tuple[int, int]
 @dataclass(frozen=True)
 class ModelShape:
     """grid, small_grid: patches (rows, columns) of an image, and of a smaller one that the vision tower turns into
-    about `kept` tokens. tokens: visual tokens of the image; kept: how many the reduction keeps."""
+    about `kept` tokens. tokens: visual tokens of the image; kept: how many the reduction keeps. frames: of a video in
+    place of the image; 0: none."""
 
     name: str
     key: str
@@ -29,6 +31,11 @@ class ModelShape:
     tokens: int
     kept: int
     batch: int  # rows of a training step at full size
+    frames: int = 0
+
+    @property
+    def visual_id(self) -> int:
+        return VIDEO if self.frames else IMAGE
 
 
 def _llama(scale: float, **more: Any) -> dict[str, Any]:
@@ -113,7 +120,7 @@ def _qwen3_vl(scale: float) -> Any:
     return hf.Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False, **_QWEN_IDS)
 
 
-_QWEN_IDS = {"image_token_id": IMAGE, "video_token_id": 6, "vision_start_token_id": 7, "vision_end_token_id": 8}
+_QWEN_IDS = {"image_token_id": IMAGE, "video_token_id": VIDEO, "vision_start_token_id": 7, "vision_end_token_id": 8}
 
 SHAPES = {
     shape.key: shape
@@ -125,6 +132,13 @@ SHAPES = {
         ModelShape("Qwen3-VL-8B", "qwen3_vl", _qwen3_vl, (72, 72), (24, 24), 1296, 144, 8),
     )
 }
+
+
+# 16 frames of 336 x 336 pixels, two together in a token: 8 grids of 12 x 12 tokens, of which 11.1% are kept.
+VIDEO_SHAPE = replace(
+    SHAPES["qwen2_5_vl"], name="Qwen2.5-VL-7B, a video of 16 frames", grid=(24, 24), small_grid=(8, 8), tokens=1152,
+    kept=128, frames=16,
+)  # fmt: skip
 
 
 def _scaled_heads(heads: int, scale: float) -> int:

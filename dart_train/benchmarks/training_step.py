@@ -1,4 +1,5 @@
-"""`bench step` and `bench distill`: a training step, LoRA and full, in all variants; and a step with a teacher."""
+"""`bench step`, `bench video` and `bench distill`: a training step, LoRA and full, in all variants, on images and on
+videos; and a step with a teacher."""
 
 from __future__ import annotations
 
@@ -10,18 +11,19 @@ import torch
 from torch import Tensor
 
 from ..hooks import Attached, attach
-from ..profiling.device import DevicePeak
+from ..profiling.device import DevicePeak, measure_peak
 from ..profiling.timing import Timing
 from ..reduction import DART
 from ..training.objective import forward_supervised, forward_teacher_separately, forward_with_teacher
-from .baselines import FULL, OURS, Variant, make_variants
+from .baselines import FULL, KEEP_ALL, MASKED, OURS, Variant, make_variants
 from .cli import rows_of, scale_of
 from .comparison import COLUMNS, NOTES, IdealCost, compare_variants, each_shape, release_memory
-from .model_shapes import ModelShape
+from .model_shapes import VIDEO_SHAPE, ModelShape
 from .table import BenchTable, Row, percent, ratio_text, times
 from .workloads import ANSWER, LAYER, PROMPT_AFTER, PROMPT_BEFORE, BenchModel, Mode
 
 MODE_NAMES = {"lora": "LoRA", "full": "full"}
+VIDEO_WAYS = (FULL, KEEP_ALL, OURS, MASKED)
 
 
 class TrainStep:
@@ -53,24 +55,35 @@ class TrainStep:
 
 
 def bench_step(options: argparse.Namespace) -> BenchTable:
-    def measure(shape: ModelShape, peak: DevicePeak, options: argparse.Namespace) -> list[dict[str, Any]]:
-        rows = []
-        for mode in options.modes:
-            rows += measure_step(shape, mode, peak, options)
-            release_memory(options.device)
-        return rows
-
-    columns = {"trained": lambda row: row["trained"], **COLUMNS, "peak memory, of full": _memory_text}
     text = (
         f"A row: {PROMPT_BEFORE} tokens, one image, {PROMPT_AFTER} tokens, {ANSWER} supervised ones. Forward, loss at "
         "supervised positions only (for full tokens too), backward, fused AdamW; the tower frozen, the projector in "
         "full."
     )
-    memory = (
-        "Activations allow: the share of positions that all layers together still hold. Logits, the states of the "
-        "projector and the tower, and gradients do not shrink with it."
+    return BenchTable("Training step", STEP_COLUMNS, each_shape(options, _measure_modes), [text, *NOTES, MEMORY_NOTE])
+
+
+def bench_video(options: argparse.Namespace) -> BenchTable:
+    """The same step on rows with a video in place of the image."""
+    ways = [way for way in options.ways if way in VIDEO_WAYS]
+    given = argparse.Namespace(**{**vars(options), "ways": ways})
+    rows = _measure_modes(VIDEO_SHAPE, measure_peak(options.device, options.dtype), given)
+    shape, (height, width) = VIDEO_SHAPE, (14 * side for side in VIDEO_SHAPE.grid)
+    text = (
+        f"A row: {PROMPT_BEFORE} tokens, a video of {shape.frames} frames of {width} x {height} "
+        f"pixels ({shape.tokens} tokens), {PROMPT_AFTER} tokens, {ANSWER} supervised ones; DART keeps "
+        f"{shape.kept / shape.tokens:.1%}. Forward, loss at supervised positions only (for full tokens too), backward, "
+        "fused AdamW; the tower, which is the same work in all variants, frozen, the projector in full."
     )
-    return BenchTable("Training step", columns, each_shape(options, measure), [text, *NOTES, memory])
+    return BenchTable("Training step on videos", STEP_COLUMNS, rows, [text, *NOTES[:3], MEMORY_NOTE])
+
+
+def _measure_modes(shape: ModelShape, peak: DevicePeak, options: argparse.Namespace) -> list[dict[str, Any]]:
+    rows = []
+    for mode in options.modes:
+        rows += measure_step(shape, mode, peak, options)
+        release_memory(options.device)
+    return rows
 
 
 def measure_step(shape: ModelShape, mode: Mode, peak: DevicePeak, options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -112,6 +125,17 @@ def _memory_share(row: dict[str, Any], rows: list[dict[str, Any]], bench: BenchM
 def _memory_text(row: Row) -> str:
     allowed = f" (activations allow {percent(row['memory allowed'])})" if "memory allowed" in row else ""
     return percent(row["memory"]) + allowed if "memory" in row else ""
+
+
+STEP_COLUMNS: dict[str, Any] = {
+    "trained": lambda row: row["trained"],
+    **COLUMNS,
+    "peak memory, of full": _memory_text,
+}
+MEMORY_NOTE = (
+    "Activations allow: the share of positions that all layers together still hold. Logits, the states of the "
+    "projector and the tower, and gradients do not shrink with it."
+)
 
 
 ALONE, TWICE, SHARED = "student alone", "teacher in a second forward", "teacher in the same forward"

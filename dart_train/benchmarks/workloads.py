@@ -21,7 +21,7 @@ from ..models.structure import find_parts
 from ..models.transformers_compat import build_processor
 from ..reduction import DART
 from ..training.trainable import choose_parameters
-from .model_shapes import IMAGE, SHAPES, Grid, ModelShape
+from .model_shapes import IMAGE, SHAPES, VIDEO, Grid, ModelShape
 
 LAYER = 2  # at which the reduction selects
 PROMPT_BEFORE, PROMPT_AFTER, ANSWER = 4, 36, 24  # tokens of text before and after the image, and supervised ones
@@ -118,7 +118,7 @@ def _to_device(inputs: Inputs, device: torch.device, dtype: torch.dtype) -> Inpu
 
 
 def random_batch(config: Any, shape: ModelShape, rows: int, answer: int, small: bool = False) -> Inputs:
-    """On the host: rows of text, one image, text. answer: supervised tokens; 0: a prompt without labels."""
+    """On the host: rows of text, one image or video, text. answer: supervised tokens; 0: a prompt without labels."""
     generator = torch.Generator().manual_seed(0)
     grid = shape.small_grid if small else shape.grid
     image_inputs = _image_inputs(config, shape, grid, rows, generator)
@@ -126,10 +126,10 @@ def random_batch(config: Any, shape: ModelShape, rows: int, answer: int, small: 
     length = PROMPT_BEFORE + tokens + PROMPT_AFTER + answer
     vocabulary = config.get_text_config().vocab_size
     ids = torch.randint(_FIRST_WORD, vocabulary, (rows, length), generator=generator)
-    ids[:, PROMPT_BEFORE : PROMPT_BEFORE + tokens] = IMAGE
+    ids[:, PROMPT_BEFORE : PROMPT_BEFORE + tokens] = shape.visual_id
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **image_inputs}
     if shape.key.startswith("qwen"):
-        batch["mm_token_type_ids"] = (ids == IMAGE).long()
+        batch["mm_token_type_ids"] = (ids == IMAGE).long() + 2 * (ids == VIDEO).long()
     if answer:
         batch["labels"] = torch.full_like(ids, -100)
         batch["labels"][:, -answer:] = ids[:, -answer:]
@@ -137,8 +137,10 @@ def random_batch(config: Any, shape: ModelShape, rows: int, answer: int, small: 
 
 
 def visual_tokens(shape: ModelShape, grid: Grid) -> int:
-    """The number of visual tokens of an image with this grid of patches."""
+    """The number of visual tokens of an image, or of a video, with this grid of patches."""
     patches = grid[0] * grid[1]
+    if shape.frames:  # two frames together
+        return shape.frames // 2 * patches // 4
     if shape.key == "llava_next":  # four tiles, a newline token for each of their rows, and the complete image
         return 5 * patches + 2 * grid[0]
     return patches // 4 if shape.key.startswith("qwen") else patches
@@ -154,8 +156,10 @@ def _image_inputs(config: Any, shape: ModelShape, grid: Grid, rows: int, generat
         pixels = torch.rand(rows, 5, 3, height, width, generator=generator)
         return {"pixel_values": pixels, "image_sizes": torch.tensor([[2 * height, 2 * width]] * rows)}
     values = 3 * vision.temporal_patch_size * vision.patch_size**2
-    pixels = torch.rand(rows * grid[0] * grid[1], values, generator=generator)
-    return {"pixel_values": pixels, "image_grid_thw": torch.tensor([[1, *grid]] * rows)}
+    depth = shape.frames // vision.temporal_patch_size or 1
+    pixels = torch.rand(rows * depth * grid[0] * grid[1], values, generator=generator)
+    names = ("pixel_values_videos", "video_grid_thw") if shape.frames else ("pixel_values", "image_grid_thw")
+    return dict(zip(names, (pixels, torch.tensor([[depth, *grid]] * rows)), strict=True))
 
 
 # A training run on generated data: a small LLaVA, its real processor, JPEG images of noise, words that are numbers.

@@ -28,7 +28,7 @@ from dart_train.benchmarks.baselines import (
 )
 from dart_train.benchmarks.comparison import IdealCost, count_layer, tokens_after_reduction
 from dart_train.benchmarks.inference import TOKENS, DecodeState
-from dart_train.benchmarks.model_shapes import SHAPES
+from dart_train.benchmarks.model_shapes import SHAPES, VIDEO, VIDEO_SHAPE
 from dart_train.benchmarks.training_step import TrainStep
 from dart_train.benchmarks.workloads import LAYER, BenchModel
 from dart_train.models.structure import find_parts
@@ -46,6 +46,31 @@ TINY = 0.03
 @cache
 def bench_model(key: str = "llava", mode: Any = "lora") -> BenchModel:
     return BenchModel.build(SHAPES[key], TINY, 1, CPU, torch.float32, mode, answer=8 if mode else 0)
+
+
+@pytest.mark.parametrize("mode", ["lora", None])
+def test_video_batch_is_one_that_the_model_reads(mode: Any) -> None:
+    """Its tokens are as many as the frames make, and the reduction keeps its share of them."""
+    bench = BenchModel.build(VIDEO_SHAPE, TINY, 2, CPU, torch.float32, mode, answer=8 if mode else 0)
+    assert int((bench.host["input_ids"] == VIDEO).sum()) == 2 * 1152 and "pixel_values" not in bench.host
+    variant = variant_of(OURS, bench, "expand")
+    with torch.no_grad(), variant.active():
+        bench.model(**bench.batch)
+        assert tokens_after_reduction(bench, variant) == 128
+    full = variant_of(FULL, bench)
+    with full.active():
+        assert tokens_after_reduction(bench, full) == 1152
+
+
+def test_video_bench_counts_its_bound(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["bench", "video", "--quick", "--modes", "lora", "--rows", "1", "--repeats", "1", "--seconds", "0.1"]
+    assert main([*command, "--device", "cpu", "--out", str(tmp_path)]) == 0
+    (table,) = json.loads((tmp_path / "bench.json").read_text())["tables"].values()
+    rows = {row["way"]: row for row in table["rows"]}
+    assert list(rows) == [FULL, KEEP_ALL, OURS, MASKED] and rows[KEEP_ALL]["bound"] == 1.0
+    assert [row["visual tokens"] for row in rows.values()] == [1152, 1152, 128, 128]
+    assert rows[OURS]["bound by FLOPs"] > 1.3  # of so narrow a model the tower takes most
+    assert "a video of 16 frames of 336 x 336 pixels (1152 tokens)" in capsys.readouterr().out
 
 
 def variant_of(name: str, bench: BenchModel, output: str = "compact") -> Variant:
