@@ -48,9 +48,11 @@ class Rates:
             "choice of tokens": self._choice(work),
             "other": np.full(len(work.rows), self.other),
         }
-        if teacher is not None:  # the tower runs once for both
+        if teacher is not None:
             layers, head = _all_layers(teacher, self.forward), self.head(1, work.targets) * _HEAD_FORWARD
-            found["teacher"] = layers + head + self._choice(teacher)
+            again = found["vision tower"] if teacher.tower_again else 0.0
+            name = "reference" if teacher.tower_again else "teacher"  # for a teacher's layers the tower runs once
+            found[name] = layers + head + self._choice(teacher) + again
         return found
 
     def step(
@@ -106,6 +108,7 @@ def static_memory(model: nn.Module, setup: TrainingSetup) -> dict[str, int]:
     shards = [setup.ranks if setup.sharded >= stage else 1 for stage in (1, 2, 3)]
     return {
         "weights": 0 if train.offload_parameters else sum(map(_bytes, weights)) // shards[2],
+        **({"reference": sum(map(_bytes, weights))} if setup.copies_reference else {}),
         "gradients": sum(map(_bytes, trained)) // shards[1],
         "optimizer": 0 if train.offload_optimizer else sum(_adamw_bytes(w, setup) for w in trained) // shards[0],
     }

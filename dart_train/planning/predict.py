@@ -28,6 +28,7 @@ from ..reduction.schedule import budget_at_step, dropped_range, teacher_keep, to
 from ..reduction.teacher_stage import teacher_stage
 from ..training.trainable import count_parameters
 from .costs import Rates, activation_memory, break_even_ratio, static_memory
+from .pairs import NOTES as PAIR_NOTES
 from .probe import measure_rates
 from .report import BudgetCost, Plan
 from .setup import TrainingSetup
@@ -143,7 +144,8 @@ class PlanInputs:
             trust_remote_code=recipe.model.trust_remote_code,
             template=recipe.data.template_text(),
         )
-        found = read_rows(recipe, Encoder(processor, recipe.data.max_length, recipe.data.on_too_long), rows)
+        cut = None if setup.has_reference else recipe.data.max_length  # TRL cuts answers by itself
+        found = read_rows(recipe, Encoder(processor, cut, recipe.data.on_too_long), rows)
         depth = unwrap_model(model).config.get_text_config().num_hidden_layers
         numbers = micro_batches(found, recipe, setup.ranks)
         return cls(setup, model, found, MicroBatches(found, numbers, depth, recipe.data.pad_to_multiple_of), device)
@@ -173,15 +175,21 @@ class PlanInputs:
 
     @cached_property
     def full(self) -> BudgetWorkload:
-        """No reduction and no teacher."""
-        return BudgetWorkload(ScheduledBudget("full", (), 0.0), self.batches.workload(), None)
+        """No reduction and no teacher, but the reference of DPO."""
+        work = self.batches.workload()
+        return BudgetWorkload(ScheduledBudget("full", (), 0.0), work, self._reference(work))
 
     @cached_property
     def budgets(self) -> list[BudgetWorkload]:
         """One for each budget that the schedule draws; empty without a reduction."""
         found, share = scheduled_budgets(self.recipe, self.steps), self.tower_share
         works = [replace(self.batches.workload(each.reducers), tower_share=share) for each in found]
-        return [BudgetWorkload(each, work, self._teacher(each)) for each, work in zip(found, works, strict=True)]
+        pairs = zip(found, works, strict=True)
+        return [BudgetWorkload(each, work, self._teacher(each) or self._reference(work)) for each, work in pairs]
+
+    def _reference(self, work: StepWorkload) -> StepWorkload | None:
+        """It keeps the tokens that the policy chose."""
+        return replace(work, reduced=False, tower_again=True) if self.setup.has_reference else None
 
     @cached_property
     def tower_share(self) -> float:
@@ -311,8 +319,8 @@ def _data_facts(inputs: PlanInputs) -> dict[str, Any]:
     samples = float(work.rows.sum())
     return {
         "rows": sum(totals) if totals else None,
-        "rows looked at": len(rows),
-        "rows dropped": sum(row.dropped for row in rows),
+        "rows looked at": len(rows) // inputs.rows.answers,
+        "rows dropped": sum(row.dropped for row in rows) // inputs.rows.answers,
         "visual_tokens": float(work.visual.sum() / samples),
         "tokens": float((work.text + work.visual).sum() / samples),
         "targets": float(work.targets.sum() / samples),
@@ -338,6 +346,8 @@ def _run_facts(inputs: PlanInputs) -> dict[str, Any]:
 
 def _notes(inputs: PlanInputs, timed: Rates | None) -> tuple[str, ...]:
     recipe, notes = inputs.recipe, list[str]()
+    if inputs.setup.has_reference:
+        notes += PAIR_NOTES
     if recipe.train.padding_free:
         notes.append("batches are counted with padding, which train.padding_free leaves out: an upper bound")
     if recipe.reduction.tower is not None:

@@ -221,7 +221,7 @@ def measure_rates(
 
 def _calls(probe: Probe, timed: TimedBatch, lengths: Sequence[int], full_width: bool) -> dict[str, Workload]:
     recipe = probe.setup.recipe
-    recompute, teacher = recipe.train.gradient_checkpointing, recipe.runs_teacher
+    recompute, teacher = recipe.train.gradient_checkpointing, recipe.runs_teacher or probe.setup.has_reference
     calls: dict[str, Workload] = {}
     if full_width:
         calls["body"] = probe.body(timed.batch)

@@ -56,6 +56,16 @@ class TrainingSetup:
         return self.recipe.train.zero_stage if self.deepspeed else 0
 
     @property
+    def has_reference(self) -> bool:
+        """Whether every micro-batch also runs forward with the weights of the start."""
+        return self.recipe.train.method == "dpo"
+
+    @property
+    def copies_reference(self) -> bool:
+        """Whether these weights are a second model; with adapters they are the model without them."""
+        return self.has_reference and "lora" not in self.modes.values()
+
+    @property
     def dtype(self) -> torch.dtype:
         """The dtype of the computation."""
         return _HALVES.get(self.recipe.train.precision, torch.float32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -17,54 +18,27 @@ from ..data.check_report import DroppedRows
 from ..data.collator import Collator
 from ..data.encoder import Encoder
 from ..data.images import ImageStore
-from ..data.issues import BadRowError, RowIssue
-from ..data.sample import Sample
+from ..data.issues import BadRowError
 from ..data.sampler import DeterministicOrder
 from ..data.sources import DataSource, open_sources
 from ..data.supervision import LOSS_WEIGHTS
 from ..data.videos import media_shape, open_media
 from ..models.resize import resulting_size
 from ..reduction import FewerPixels, Reducer, count_kept_by_stage
-
-
-@dataclass(frozen=True)
-class RowLocation:
-    source: DataSource
-    index: int
-
-    def sample(self) -> Sample:
-        rows = self.source.rows
-        row = rows[self.index] if isinstance(rows, Dataset) else next(islice(rows, self.index, None))
-        return self.source.sample(row, self.index)
-
-
-@dataclass(frozen=True)
-class PlannedRow:
-    """Tokens of a row within max_length; `text` counts all that are not visual. A dropped row has none."""
-
-    location: RowLocation
-    text: int = 0
-    visual: tuple[int, ...] = ()  # tokens of each image
-    answer_starts: tuple[int, ...] = ()  # of each image, as in `data.encoder.Length`
-    prompt_tokens_after: tuple[int, ...] = ()  # of each image
-    targets: int = 0  # supervised tokens
-    sizes: tuple[tuple[int, int], ...] = ()  # (width, height) of each image
-    fault: RowIssue | None = None  # why it is dropped
-
-    @property
-    def dropped(self) -> bool:
-        return not self.text
+from .pairs import NOT_GRPO, measure_pair
+from .rows import PlannedRow, RowLocation
 
 
 @dataclass(frozen=True)
 class PlannedRows:
     """rows: those that were read, source after source, `counts` of each; totals: all rows of each source, None if one
-    is streamed."""
+    is streamed. answers: how many of `rows` a row of the data is, 2 for pairs."""
 
     rows: tuple[PlannedRow, ...]
     counts: tuple[int, ...]
     totals: tuple[int, ...] | None
     encoder: Encoder
+    answers: int = 1
 
     @property
     def text(self) -> np.ndarray:
@@ -98,7 +72,7 @@ class PlannedRows:
         """The training order of `sizes` rows of each source; grouped by length only if these are the rows read."""
         weights = [source.weight for source in recipe.data.train]
         lengths = None
-        if recipe.data.groups_by_length and tuple(sizes) == self.counts:
+        if recipe.data.groups_by_length and tuple(sizes) == self.counts and self.answers == 1:
             reducers = recipe.reduction.reducers()
             lengths = self.text + (self.kept(*reducers)[-1] if reducers else self.visual)
         return DeterministicOrder(sizes, weights, recipe.data.seed, lengths, group)
@@ -127,13 +101,20 @@ def read_rows(recipe: Recipe, encoder: Encoder, limit: int = 0) -> PlannedRows:
             "train.tokens_per_batch: a plan is one of batches with a fixed number of rows. Plan with "
             "train.tokens_per_batch=null train.per_device_batch_size=N"
         )
-    sources = open_sources(data.train, ImageStore.from_config(data).leave_limits_to(encoder.processor), data.turns)
+    if recipe.train.method == "grpo":
+        raise ValueError(NOT_GRPO)
+    pairs = recipe.train.method == "dpo"
+    store, turns = ImageStore.from_config(data).leave_limits_to(encoder.processor), data.turns
+    sources = open_sources(data.train, store, "together" if pairs else turns)
     totals = None if any(source.streaming for source in data.train) else tuple(len(s.rows) for s in sources)
     step = max(1, -(-sum(totals) // limit)) if totals and limit else 1
-    found = [[_measure_row(encoder, *each) for each in _spaced(source, step, limit)] for source in sources]
-    rows = PlannedRows(tuple(row for part in found for row in part), tuple(map(len, found)), totals, encoder)
+    measure = partial(measure_pair, encoder, data.max_length) if pairs else partial(_measure_row, encoder)
+    found = [[row for each in _spaced(source, step, limit) for row in measure(*each)] for source in sources]
+    answers = 2 if pairs else 1
+    counts = tuple(len(part) // answers for part in found)
+    rows = PlannedRows(tuple(row for part in found for row in part), counts, totals, encoder, answers)
     dropped = DroppedRows(sampled=rows.counts != totals)
-    for row in rows.rows:
+    for row in rows.rows[::answers]:
         dropped.add(row.location.source.row_id(row.location.index), row.fault)
     dropped.check(data.max_bad_fraction)
     if all(row.dropped for row in rows.rows):
@@ -153,7 +134,7 @@ def _spaced(source: DataSource, step: int, limit: int) -> Iterator[tuple[RowLoca
         yield RowLocation(source, index), rows[index]
 
 
-def _measure_row(encoder: Encoder, location: RowLocation, row: Any) -> PlannedRow:
+def _measure_row(encoder: Encoder, location: RowLocation, row: Any) -> Sequence[PlannedRow]:
     store = location.source.store
     try:
         sample = location.source.sample(row, location.index)
@@ -161,22 +142,25 @@ def _measure_row(encoder: Encoder, location: RowLocation, row: Any) -> PlannedRo
         length = encoder.measure(sample, shapes)
         sizes = tuple(shape for shape in shapes if isinstance(shape, tuple))
         if not length.used:
-            return PlannedRow(location, fault=length.note)
+            return [PlannedRow(location, fault=length.note)]
         text = length.used - sum(length.visual)
         targets = min(text, encoder.count_targets(sample))
         after = length.prompt_tokens_after
-        return PlannedRow(location, text, length.visual, length.answer_starts, after, targets, sizes)
+        return [PlannedRow(location, text, length.visual, length.answer_starts, after, targets, sizes)]
     except BadRowError as bad:
-        return PlannedRow(location, fault=bad.issue)
+        return [PlannedRow(location, fault=bad.issue)]
 
 
 def micro_batches(rows: PlannedRows, recipe: Recipe, ranks: int) -> np.ndarray:
-    """[n, rows of a micro-batch] numbers of rows in the order of training; n is a multiple of `ranks`."""
+    """[n, rows of a micro-batch] numbers of rows in the order of training; n is a multiple of `ranks`. Pairs count as
+    one row in the recipe, and as two here."""
     train = recipe.train
     size = train.per_device_batch_size * ranks
     order = rows.order(recipe, rows.counts, size * train.gradient_accumulation_steps)
     number = max(1, len(order) // size)
-    return np.array(order.rows(0, number * size)).reshape(number * ranks, train.per_device_batch_size)
+    drawn = np.array(order.rows(0, number * size)).reshape(number * ranks, train.per_device_batch_size)
+    both = drawn[..., None] * rows.answers + np.arange(rows.answers)
+    return both.reshape(number * ranks, -1)
 
 
 @dataclass(frozen=True)
@@ -192,6 +176,7 @@ class StepWorkload:
     targets: np.ndarray
     reduced: bool  # a reduction is attached, whatever it keeps
     tower_share: float = 1.0  # of the work of the vision tower's blocks, where a stage in it drops units
+    tower_again: bool = False  # of a teacher or reference: it runs the tower once more
 
     @property
     def longest(self) -> int:
