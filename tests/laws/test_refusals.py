@@ -49,6 +49,11 @@ def test_stages_out_of_order_and_all_problems_at_once() -> None:
         assert word in str(error.value)
 
 
+def test_two_stages_at_one_layer() -> None:
+    with pytest.raises(ValueError, match=r"stages at layers \[2, 2\]: expected each to come after the one before"):
+        attach(model_of(LLAVA), [DART(keep=8, layer=2), DART(keep=4, layer=2)])
+
+
 def test_something_that_is_not_a_reducer() -> None:
     for wrong in ([], "dart", [DART(keep=8), "fastv"]):
         with pytest.raises(ValueError, match="expected a reducer or a list"):
