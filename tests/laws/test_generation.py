@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -138,6 +139,23 @@ def test_second_generate_continues_from_the_first_ones_cache() -> None:
         )
         everything = model.generate(**batch, do_sample=False, max_new_tokens=8, min_new_tokens=8)
     assert torch.equal(rest, everything)
+
+
+def test_forward_after_generate_has_a_prompt_of_its_own() -> None:
+    """Also where `generate` has failed."""
+    model, batch = model_of("llava"), batch_of("llava", (1,), labels=True)
+    prompt = {name: x for name, x in batch.items() if name != "labels"}
+    with torch.no_grad(), attach(model, DART(keep=8)) as attached:
+        for options in ({"max_new_tokens": 1}, {"max_new_tokens": 0}):
+            with nullcontext() if options["max_new_tokens"] else pytest.raises(ValueError):
+                model.generate(**prompt, do_sample=False, **options)
+            assert attached._engine.generate_call is None
+        model(**batch)
+        assert attached.last is not None
+        after = attached.last.mask
+    with torch.no_grad(), attach(model, DART(keep=8)) as attached:
+        model(**batch)
+        assert attached.last is not None and torch.equal(attached.last.mask, after)
 
 
 def test_drafts_in_the_first_forward_are_not_part_of_the_cached_prompt() -> None:
