@@ -142,11 +142,11 @@ def takes_pixel_limits(processor: Any) -> bool:
 def video_problem(processor: Any) -> str | None:
     """Why rows with videos cannot be encoded with this processor; None: they can."""
     family, name = family_of_processor(processor), type(processor).__name__
-    if not family.video_geometry:
+    if family.no_video or not family.video_geometry:
         reason = family.no_video or "how it lays out a video is not known to this package"
         if getattr(processor, "video_processor", None) is None:
             reason = "its models read images alone"
-        known = ", ".join(each.name for each in families() if each.video_geometry)
+        known = ", ".join(each.name for each in families() if each.video_geometry and not each.no_video)
         return f"{name} takes none here: {reason}; models of these families do: {known}"
     if isinstance(processor.video_processor, NoVideo):
         return f"the video processor of {name} needs torchvision, which is not installed"

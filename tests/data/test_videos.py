@@ -30,7 +30,8 @@ from dart_train.models.pil_frames import PilFrameProcessor
 from dart_train.models.pil_video import PilVideoProcessor
 from dart_train.models.processors import load_processor, video_problem
 from tests.fixtures.run_scene import RECIPE, losses
-from tests.zoo import FAMILIES, save_video_folder
+from tests.zoo import FAMILIES, HYBRIDS, save_video_folder
+from tests.zoo.more_families import MORE_FAMILIES
 from tests.zoo.processors import PATCH, TILE, processor_of
 from tests.zoo.video import (
     FAMILIES_WITH_VIDEO,
@@ -47,8 +48,8 @@ def processor(name: str) -> Any:
     """The family's, with the video processor of this package for tiny patches."""
     made = copy.copy(processor_of(name))
     kind = type(made).__name__
-    own = PilVideoProcessor(kind, TINY_PATCHES) if name in QWEN_WITH_VIDEO else PilFrameProcessor(kind, SQUARE_FRAMES)
-    made.video_processor = own
+    stacked = name == "llava_onevision"
+    made.video_processor = PilFrameProcessor(kind, SQUARE_FRAMES) if stacked else PilVideoProcessor(kind, TINY_PATCHES)
     return made
 
 
@@ -154,11 +155,11 @@ def encode(name: str, folder: Path, **shape: Any) -> tuple[Encoder, Any, Any, Im
     return encoder, sample, encoder.encode(sample, [open_media(store, ref) for ref in sample.media]), store
 
 
-@pytest.mark.parametrize("name", FAMILIES_WITH_VIDEO)
+@pytest.mark.parametrize("name", [*FAMILIES_WITH_VIDEO, *HYBRIDS])
 def test_lengths_from_headers_are_those_of_the_encoded_row(folder: Path, name: str) -> None:
     encoder, sample, encoded, store = encode(name, folder, videos=2, images=1)
     length = encoder.measure(sample, tuple(media_shape(store, ref) for ref in sample.media))
-    ids, config = encoded.features["input_ids"], FAMILIES[name].model().config
+    ids, config = encoded.features["input_ids"], (FAMILIES | HYBRIDS)[name].model().config
     assert length.total == encoded.length and len(length.visual) == 3
     in_videos = [int((ids == token).sum()) for token in (config.video_token_id, config.image_token_id)]
     assert in_videos == [sum(length.visual[:2]), length.visual[2]] and all(length.visual)
@@ -171,10 +172,10 @@ def test_lengths_from_headers_are_those_of_the_encoded_row(folder: Path, name: s
     assert answer.strip() == "A grey square."
 
 
-@pytest.mark.parametrize("name", FAMILIES_WITH_VIDEO)
+@pytest.mark.parametrize("name", [*FAMILIES_WITH_VIDEO, *HYBRIDS])
 def test_a_batch_of_videos_trains_as_its_rows(folder: Path, name: str) -> None:
     rows = [encode(name, folder, **shape)[2] for shape in ({"videos": 2}, {"images": 1}, {"videos": 0})]
-    collate, model = Collator(processor(name)), FAMILIES[name].model().train()
+    collate, model = Collator(processor(name)), (FAMILIES | HYBRIDS)[name].model().train()
     reducer = DART(layer=2, keep=0.5)
     with attach(model, reducer, processor=processor(name)):
         batch = collate(rows)
@@ -218,13 +219,14 @@ def test_patches_are_those_of_the_reference(name: str) -> None:
         ("llava", "LlavaProcessor takes none here: its models read images alone"),
         ("internvl", "InternVLProcessor takes none here: each frame is an image of its own in the prompt"),
         ("smolvlm", "SmolVLMProcessor takes none here: each frame is an image of its own"),
+        ("glm4v", "Glm4vProcessor takes none here: its model class takes a batch with images or one with videos"),
     ],
 )
 def test_other_models_refuse_videos_and_say_why(folder: Path, name: str, reason: str) -> None:
     sample = normalise(row(folder))
     with pytest.raises(BadRowError, match=reason) as error:
-        Encoder(FAMILIES[name].processor()).encode(sample, [])
-    assert error.value.code == "unsupported_media" and "Qwen3-VL" in str(error.value)
+        Encoder((FAMILIES | MORE_FAMILIES)[name].processor()).encode(sample, [])
+    assert error.value.code == "unsupported_media" and "Qwen3-VL, LLaVA-OneVision" in str(error.value)
 
 
 def test_a_model_of_no_known_family_refuses_videos() -> None:

@@ -32,7 +32,7 @@ class Family:
         of a video, are one image.
     reads: the model inputs that `tiles` uses, on the host.
     geometry(info): one `TokenGrid` for each tile of an image; None where it is not known.
-    video_geometry: `geometry` also handles videos; `no_video` is the reason why rows with videos are refused.
+    video_geometry: `geometry` also handles videos; `no_video` is the reason why no data may have videos.
     processors: class names of the family's processors; `resizer` makes their images smaller for fewer tokens, and
         `no_resizer` is the reason why a family has none.
     accept_smaller_images(model): a context in which the model takes images of the resizer's sizes.

@@ -34,7 +34,13 @@ class FramePatchResizer(PatchResizer):
         return new_height // self.side, new_width // self.side
 
 
-_GLM = replace(QWEN2_VL, tiles=glm_tiles, resizer=FramePatchResizer, projectors=frozenset({"merger", "downsample"}))
+_GLM = replace(
+    QWEN2_VL,
+    tiles=glm_tiles,
+    no_video="its model class takes a batch with images or one with videos, not both: their tokens are the same",
+    resizer=FramePatchResizer,
+    projectors=frozenset({"merger", "downsample"}),
+)
 GLM4V = register(
     replace(_GLM, name="GLM-4.1V, GLM-4.5V", model_types=("glm4v", "glm4v_moe"), processors=("Glm4vProcessor",))
 )
