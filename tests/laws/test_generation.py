@@ -50,6 +50,26 @@ def test_every_method_generates_alike_with_and_without_a_cache(method: str, laye
         assert torch.equal(cached, new_tokens(model, batch, use_cache=False))
 
 
+def test_rows_of_one_length_keep_different_numbers_of_tokens() -> None:
+    """There is no padding, so that the model gives its layers no mask; those after K need one."""
+    model, one, two = model_of("llava"), batch_of("llava", (1,)), batch_of("llava", (2,))
+    ids = one["input_ids"]
+    text = ids[:, -1:].expand(-1, two["input_ids"].shape[1] - ids.shape[1])  # in place of the second image
+    batch = {
+        "input_ids": torch.cat([torch.cat([ids[:, :1], text, ids[:, 1:]], 1), two["input_ids"]]),
+        "pixel_values": torch.cat([one["pixel_values"], two["pixel_values"]]),
+    }
+    batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+    options = {"do_sample": False, "max_new_tokens": 3, "min_new_tokens": 3, "output_logits": True}
+    with attach(model, DART(keep=8)) as attached:
+        cached, plain = (
+            torch.stack(model.generate(**batch, use_cache=use, return_dict_in_generate=True, **options).logits)
+            for use in (True, False)
+        )
+        torch.testing.assert_close(cached, plain, rtol=1e-4, atol=1e-4)
+        assert attached.last is not None and attached.last.visual_before == (64, 128)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_two_stages_generate_alike_with_and_without_a_cache(name: str) -> None:
     model, batch = model_of(name), batch_of(name)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from dart_train import DART, FastV, attach
+from dart_train import DART, FastV, Random, attach
 from tests.laws.cases import NAMES, batch_of, model_of, new_tokens
 from tests.zoo import FAMILIES
 
@@ -121,3 +121,14 @@ def test_budget_can_change_between_steps() -> None:
             attached.set_keep(keep)
             model(**batch)
             assert attached.last is not None and attached.last.visual_after == (number,)
+
+
+def test_random_selections_follow_the_seed() -> None:
+    """A trainer sets it to its step."""
+    model, batch, kept = model_of("llava"), batch_of("llava", (1,)), []
+    with torch.no_grad(), attach(model, Random(keep=8)) as attached:
+        for attached.seed in (0, 1, 0):
+            model(**batch)
+            assert attached.last is not None
+            kept.append(attached.last.mask)
+    assert torch.equal(kept[0], kept[2]) and not torch.equal(kept[0], kept[1])
