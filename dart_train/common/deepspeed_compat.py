@@ -1,7 +1,7 @@
 """What is private in DeepSpeed and used outside training. Read in deepspeed 0.19.8:
 
-- a parameter that ZeRO manages has `ds_id`, and its complete size is `ds_numel`; under ZeRO-3 a module's `__getattr__`
-  gathers it during a forward, on this rank alone;
+- a parameter that ZeRO manages has `ds_id`, and its complete size is `ds_numel`, its complete shape `ds_shape`; under
+  ZeRO-3 a module's `__getattr__` gathers it during a forward, on this rank alone;
 - `deepspeed.ops.__compatible_ops__` is the table of operators that this machine may compile.
 """
 
@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -36,6 +37,11 @@ def gathered(parameter: Tensor) -> Iterator[None]:
 def complete_size(parameter: Any) -> int:
     """Number of elements, also of a partitioned parameter."""
     return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+def complete_shape(parameter: Any) -> torch.Size:
+    """Also of a partitioned parameter."""
+    return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def init_deepspeed(backend: str, timeout: timedelta) -> None:

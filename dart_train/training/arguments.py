@@ -13,7 +13,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from ..common.distributed import RankInfo
 from ..config import Recipe
 from .deepspeed_config import deepspeed_config, uses_deepspeed
-from .resharding import with_universal
+from .resharding_compat import with_universal
 
 
 def training_arguments(recipe: Recipe, ranks: RankInfo, steps: int, universal: bool = False) -> TrainingArguments:

@@ -21,8 +21,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from ..common.distributed import RankInfo
 from ..config import Train
 from ..models.structure import find_parts
+from .complete_state import STATE_FILE
 
-STATE_FILE = "fsdp_state.pt"
 SHARDED = "fsdp2"  # in place of the ZeRO stage, in complete.json
 _COMPUTED_IN = {"bf16": torch.bfloat16, "fp32": None}
 

@@ -126,8 +126,16 @@ class RankMonitor:
             threading.Thread(target=self._watch, name="silence-watch", daemon=True).start()
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        """Raises LostRankError where another rank made a collective fail."""
         self._finished.set()
+        lost = self.explain(error) if isinstance(error, RuntimeError) else None
+        if lost is None:
+            return
+        # Here and at once: the launcher ends this rank too, and outside of `StopRequest` its SIGTERM is final.
+        if lost.reports:
+            print(f"train (rank {dist.get_rank()}): {lost}", file=sys.stderr, flush=True)
+        raise lost from error
 
     def heartbeat(self) -> None:
         """This rank has done something."""

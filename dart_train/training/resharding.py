@@ -1,50 +1,73 @@
-"""Resuming on another number of ranks, or at another ZeRO stage: the first rank converts the optimizer's state with
-DeepSpeed's universal checkpoints, into a folder next to the checkpoint that is removed once it has been read.
-
-Private in DeepSpeed 0.19 and used here: `deepspeed.checkpoint.ds_to_universal.main`, the names of its files, and
-`checkpoint.load_universal` of the configuration."""
+"""Resuming on another number of ranks, at another ZeRO stage, or with another backend: the first rank converts the
+optimizer's state into a folder next to the checkpoint, which is removed once it has been read. Between ZeRO stages 1,
+2 and 3 this is DeepSpeed's universal checkpoint."""
 
 from __future__ import annotations
 
-import os
 import shutil
-from argparse import Namespace
 from collections.abc import Mapping
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import torch
-
+from ..checkpoints import step_of
 from ..common.distributed import RankInfo, gather_objects
+from .complete_state import STATE_FILE, CompleteState, Layout, read_state_file, write_state_file
 from .fully_sharded import SHARDED
+from .resharding_compat import (
+    convert_to_universal,
+    engine_state,
+    link_or_copy,
+    mark_universal,
+    name_for_ranks,
+    read_stage_zero,
+    read_universal,
+    write_stage_zero,
+    write_universal,
+)
 
 Sharding = Mapping[str, int | str | None]  # as `optimizer_sharding` returns it
 _FOLDER = ".resharded"
-_OPTIMIZER_STATE = "optimizer_state.pt"
-_ZERO_STAGES = (1, 2, 3)
+_PARTITIONED = (1, 2, 3)  # ZeRO stages
+
+
+class ResumingTrainer(Protocol):
+    """What the conversion needs of the trainer. `layout`: of its optimizer."""
+
+    model: Any
+    args: Any
+
+    def layout(self) -> Layout: ...
 
 
 def needs_conversion(then: Sharding, now: Sharding) -> bool:
-    """Whether the state is partitioned differently. Under DDP every rank has all of it, and with FSDP2 the
-    checkpoint has."""
-    if then["stage"] == now["stage"] and now["stage"] in (None, SHARDED):
-        return False
-    return dict(then) != dict(now)
+    """Whether the state is partitioned differently. At stage 0 and under DDP every rank has all of it, and with FSDP2
+    the checkpoint has."""
+    return then["stage"] != now["stage"] or (then["ranks"] != now["ranks"] and now["stage"] in _PARTITIONED)
 
 
-def can_convert(then: Sharding, now: Sharding) -> bool:
-    return then["stage"] in _ZERO_STAGES and now["stage"] in _ZERO_STAGES
+def why_not_converted(then: Sharding, now: Sharding, precision: str) -> str | None:
+    if then["stage"] is None:
+        return "a checkpoint without DeepSpeed and FSDP2 has no float32 weights by the names of parameters"
+    if precision == "fp16" and not {then["stage"], now["stage"]} <= set(_PARTITIONED):
+        return "in fp16 the scale of the loss is converted between ZeRO stages 1, 2 and 3 only"
+    return None
 
 
-def reshard(checkpoint: Path, run: Path, now: Sharding, ranks: RankInfo) -> Path:
+def loads_universal(then: Sharding, now: Sharding) -> bool:
+    """Whether DeepSpeed reads the converted state as a universal checkpoint."""
+    return needs_conversion(then, now) and now["stage"] in _PARTITIONED
+
+
+def reshard(
+    checkpoint: Path, run: Path, then: Sharding, now: Sharding, ranks: RankInfo, trainer: ResumingTrainer
+) -> Path:
     """The checkpoint in a form that `now` can be resumed from, below the folder of the run. Collective. Raises
     ValueError on every rank."""
     error, target = None, run / _FOLDER / checkpoint.name
     if ranks.rank == 0:
         remove_resharded(run)
         try:
-            _convert(checkpoint, target, now)
+            _convert(checkpoint, target, then, now, trainer)
         except Exception as found:  # DeepSpeed raises many types; the other ranks are waiting
             error = f"{type(found).__name__}: {found}"
     error = next(filter(None, gather_objects(error)), None)
@@ -58,68 +81,52 @@ def remove_resharded(run: Path) -> None:
     shutil.rmtree(run / _FOLDER, ignore_errors=True)
 
 
-def _convert(checkpoint: Path, target: Path, now: Sharding) -> None:
-    from deepspeed.checkpoint.ds_to_universal import main
-
-    tag = (checkpoint / "latest").read_text(encoding="utf-8").strip()
+def _convert(checkpoint: Path, target: Path, then: Sharding, now: Sharding, trainer: ResumingTrainer) -> None:
     target.mkdir(parents=True)
     for file in checkpoint.iterdir():
-        if file.is_file() and file.name != "latest":
-            _link(file, target / file.name)
-    options = {"keep_temp_folder": False, "strict": True, "inject_missing_state": True}
-    workers = {"num_extract_workers": 1, "num_merge_workers": 1}
-    folders = {"input_folder": str(checkpoint / tag), "output_folder": str(target / tag)}
-    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-        main(Namespace(**folders, **workers, **options))
-    _complete(target / tag, now)
-
-
-def _complete(folder: Path, now: Sharding) -> None:
-    """What is only written for, or only read at, some stages: the files of the engine's own state have other names at
-    stage 3, one for each rank; the step of Adam is in the state of all, or of each parameter."""
-    import deepspeed
-
-    file = folder / "zero" / _OPTIMIZER_STATE
-    state = torch.load(file, weights_only=False)  # written by `_convert`
-    if "optimizer_state_dict" in state:
-        step = state["optimizer_state_dict"]["state"][0]["step"]
-        engine = torch.load(next(folder.glob("*model_states.pt")), map_location="cpu", weights_only=False)
-        for name, shape in ((name, shape) for group in engine["param_shapes"] for name, shape in group.items()):
-            torch.save(step, folder / "zero" / name / "step.pt")
-            for each in ("fp32", "exp_avg", "exp_avg_sq"):
-                values = torch.load(folder / "zero" / name / f"{each}.pt", weights_only=False)
-                torch.save({"param": values.reshape(shape)}, folder / "zero" / name / f"{each}.pt")
-        torch.save({"ds_version": deepspeed.__version__, **state}, file)
+        if file.is_file() and file.name not in ("latest", STATE_FILE):
+            link_or_copy(file, target / file.name)
+    step, tag = step_of(checkpoint), f"global_step{step_of(checkpoint)}"
+    written = None if then["stage"] == SHARDED else checkpoint / (checkpoint / "latest").read_text().strip()
+    if then["stage"] in _PARTITIONED and now["stage"] in _PARTITIONED:
+        assert written is not None
+        convert_to_universal(written, target / tag)
     else:
-        step = torch.load(next((folder / "zero").glob("*/step.pt")), weights_only=False)
-        groups = {"state": {0: {"step": step}}, "param_groups": state["param_groups"]}
-        torch.save({**state, "optimizer_state_dict": groups}, file)
-    source = next(iter(sorted(folder.glob("*model_states.pt"))))
-    names = [f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt" for rank in range(int(now["ranks"] or 1))]
-    for name in names if now["stage"] == 3 else ["mp_rank_00_model_states.pt"]:
-        if not (folder / name).exists():
-            _link(source, folder / name)
+        _write(_read(checkpoint, written, target, then, trainer.layout()), written, target, tag, step, now, trainer)
+    if now["stage"] in _PARTITIONED:
+        name_for_ranks(target / tag, int(now["stage"] or 0), int(now["ranks"] or 1))
+        mark_universal(target, tag)
 
 
-def _link(file: Path, target: Path) -> None:
+def _read(checkpoint: Path, written: Path | None, target: Path, then: Sharding, layout: Layout) -> CompleteState:
+    if written is None:
+        return read_state_file(checkpoint, layout)
+    if then["stage"] == 0:
+        return read_stage_zero(written, layout)
+    scratch = target.parent / "universal"  # next to it, DeepSpeed writes a mark
+    convert_to_universal(written, scratch / "state")
     try:
-        os.link(file, target)
-    except OSError:  # another file system, or one without links
-        shutil.copy2(file, target)
+        return read_universal(scratch / "state", layout)
+    finally:
+        shutil.rmtree(scratch)
 
 
-def restore_groups(optimizer: Any, checkpoint: Path) -> None:
-    """At stage 3 DeepSpeed gives every group of parameters the settings of the first one, and one tensor as the step of
-    all, which each would count up; this restores those of each. checkpoint: made by `reshard`."""
-    tag = (checkpoint / "latest_universal").read_text(encoding="utf-8").strip()
-    saved = torch.load(checkpoint / tag / "zero" / _OPTIMIZER_STATE, weights_only=False)["param_groups"]
-    for group, settings in zip(optimizer.param_groups, saved, strict=True):
-        group.update({name: value for name, value in settings.items() if name != "params"})
-    for state in optimizer.optimizer.state.values():
-        if isinstance(state.get("step"), torch.Tensor):
-            state["step"] = state["step"].clone()
-
-
-def with_universal(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration of DeepSpeed for a run that resumes from `reshard`."""
-    return {**config, "checkpoint": {**config.get("checkpoint", {}), "load_universal": True}}
+def _write(
+    state: CompleteState,
+    written: Path | None,
+    target: Path,
+    tag: str,
+    step: int,
+    now: Sharding,
+    trainer: ResumingTrainer,
+) -> None:
+    layout = trainer.layout()
+    if now["stage"] in (None, SHARDED):
+        write_state_file(state, target, layout)
+        return
+    engine = engine_state(written, step)
+    if now["stage"] == 0:
+        write_stage_zero(state, target / tag, layout, engine, trainer.model, trainer.args.bf16)
+        (target / "latest").write_text(tag, encoding="utf-8")
+    else:
+        write_universal(state, target / tag, layout, engine)

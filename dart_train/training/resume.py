@@ -18,7 +18,7 @@ from ..common.environment import versions
 from ..config import Recipe
 from .deepspeed_config import optimizer_sharding
 from .enum_pickles import GETATTR, reads_enum_members_only
-from .resharding import Sharding, can_convert, needs_conversion
+from .resharding import Sharding, loads_universal, needs_conversion, reshard, why_not_converted
 from .run_record import BASE_FILE, RECIPE_FILE, ROWS_FILE, VERSIONS_FILE, base_of
 
 # None of these changes which rows are trained on, or how.
@@ -75,8 +75,22 @@ def choose_checkpoint(
 def must_reshard(checkpoint: Path, recipe: Recipe, ranks: RankInfo) -> bool:
     """Whether the optimizer's state of the checkpoint is converted before it is read."""
     now = optimizer_sharding(recipe.train, ranks)
-    written = written_sharding(checkpoint, now)
-    return needs_conversion(written, now) and can_convert(written, now)
+    return needs_conversion(written_sharding(checkpoint, now), now)
+
+
+def reads_universal(checkpoint: Path | None, recipe: Recipe, ranks: RankInfo) -> bool:
+    """Whether DeepSpeed has to be told that the state was converted."""
+    now = optimizer_sharding(recipe.train, ranks)
+    return checkpoint is not None and loads_universal(written_sharding(checkpoint, now), now)
+
+
+def folder_to_load(checkpoint: Path | None, recipe: Recipe, ranks: RankInfo, trainer: Any) -> str | None:
+    """For the Trainer, which is ready to start. Collective: the optimizer's state may be converted here."""
+    if checkpoint is None or not must_reshard(checkpoint, recipe, ranks):
+        return None if checkpoint is None else str(checkpoint)
+    now = optimizer_sharding(recipe.train, ranks)
+    then, run = written_sharding(checkpoint, now), Path(recipe.train.output_dir)
+    return str(reshard(checkpoint, run, then, now, ranks, trainer))
 
 
 def with_grouping(recipe: Recipe, checkpoint: Path | None) -> Recipe:
@@ -160,15 +174,16 @@ def scan_pickles(checkpoint: Path) -> None:
 
 
 def _check_sharding(folder: Path, recipe: Recipe, ranks: RankInfo) -> None:
-    """The optimizer's state is partitioned for one number of ranks and one ZeRO stage; some are converted to others."""
+    """The optimizer's state is partitioned for one number of ranks, one ZeRO stage and one backend; most are converted
+    to others."""
     now = optimizer_sharding(recipe.train, ranks)
     written = written_sharding(folder, now)
     differs = [f"{name} {written[name]}, now {now[name]}" for name in now if written[name] != now[name]]
-    if needs_conversion(written, now) and not can_convert(written, now):
+    reason = why_not_converted(written, now, recipe.train.precision) if needs_conversion(written, now) else None
+    if reason is not None:
         raise ValueError(
-            f"{folder} was written with {' and '.join(differs)}; the optimizer's state is partitioned for that, and is "
-            "converted between numbers of ranks and ZeRO stages 1, 2 and 3 only. Start with the same number of ranks "
-            "and stage, or begin a new run from its weights: "
+            f"{folder} was written with {' and '.join(differs)}; the optimizer's state is not converted: {reason}. "
+            "Start with the same launcher, backend and stage, or begin a new run from its weights: "
             f"python -m dart_train export {folder} --out FOLDER, then model.path=FOLDER and another "
             "train.output_dir. Nothing was changed"
         )

@@ -24,15 +24,22 @@ from ..models.structure import find_parts, unwrap_model
 from .arguments import reset_deepspeed_state, training_arguments
 from .callbacks import MetricsFile, ProgressLine
 from .data_feed import TrainFeed
-from .deepspeed_config import deepspeed_config, optimizer_sharding, uses_deepspeed, zero_stage
+from .deepspeed_config import deepspeed_config, uses_deepspeed, zero_stage
 from .early_stopping import has_stopped_early, make_early_stopping
 from .fully_sharded import shard_fully, uses_fsdp2
 from .header import header, run_facts
 from .liveness import RankMonitor, StopRequest
 from .optional_packages import find_missing_packages
 from .overlays import Overlays, OverlaySample, overlay_samples
-from .resharding import remove_resharded, reshard
-from .resume import check_same_rows, choose_checkpoint, must_reshard, was_surveyed, with_grouping
+from .resharding import remove_resharded
+from .resume import (
+    check_same_rows,
+    choose_checkpoint,
+    folder_to_load,
+    reads_universal,
+    was_surveyed,
+    with_grouping,
+)
 from .row_guard import UnusableRowsError
 from .run_lock import RunLock
 from .run_record import write_run_record
@@ -65,17 +72,9 @@ class PreparedRun:
     resume: Path | None
     overlay_samples: Sequence[OverlaySample] = ()
 
-    @property
-    def reshards(self) -> bool:
-        """Whether the optimizer's state of `resume` is converted for these ranks."""
-        return self.resume is not None and must_reshard(self.resume, self.recipe, self.ranks)
-
-    def resume_from(self) -> str | None:
-        """The folder for the Trainer. Collective: the optimizer's state may be converted here."""
-        if self.resume is None or not self.reshards:
-            return None if self.resume is None else str(self.resume)
-        sharding = optimizer_sharding(self.recipe.train, self.ranks)
-        return str(reshard(self.resume, Path(self.recipe.train.output_dir), sharding, self.ranks))
+    def resume_from(self, trainer: Any) -> str | None:
+        """The folder for the Trainer. Collective."""
+        return folder_to_load(self.resume, self.recipe, self.ranks, trainer)
 
     @property
     def start_step(self) -> int:
@@ -169,7 +168,8 @@ def build(prepared: PreparedRun, stop: StopRequest | None = None) -> DartTrainer
         write_run_record(folder, recipe, prepared.feed.fingerprint())
         prune(folder)
         remove_resharded(folder)
-    arguments = training_arguments(recipe, ranks, prepared.feed.steps, prepared.reshards)
+    universal = reads_universal(prepared.resume, recipe, ranks)
+    arguments = training_arguments(recipe, ranks, prepared.feed.steps, universal)
     model = load_model(recipe)
     set_seed(recipe.train.seed)  # new adapters are the same on every rank, however the weights were loaded
     model = choose_parameters(model, recipe.parts)
@@ -236,20 +236,12 @@ def train_prepared(prepared: PreparedRun, trainer: DartTrainer, stop: StopReques
         return TrainResult(Path(prepared.recipe.train.output_dir), prepared.resume, prepared.start_step)
     with stop, monitor:
         try:
-            trainer.train(resume_from_checkpoint=prepared.resume_from())
+            trainer.train(resume_from_checkpoint=prepared.resume_from(trainer))
         except UnusableRowsError as error:
             trainer.save_before_error()
             saved = latest_complete(Path(prepared.recipe.train.output_dir))[0]
             note = f". Trained so far: {saved}" if saved else ""
             raise UnusableRowsError(f"{error}{note}") from error
-        except RuntimeError as error:
-            lost_rank = monitor.explain(error)
-            if lost_rank is None:
-                raise
-            # Here and at once: the launcher ends this rank too, and outside of `stop` its SIGTERM is final.
-            if lost_rank.reports:
-                print(f"train (rank {prepared.ranks.rank}): {lost_rank}", file=sys.stderr, flush=True)
-            raise lost_rank from error
         finally:
             if prepared.ranks.rank == 0:
                 remove_resharded(Path(prepared.recipe.train.output_dir))

@@ -30,15 +30,15 @@ from ..common.distributed import is_sharded
 from ..common.hub import offline
 from ..config import Recipe
 from ..models.structure import unwrap_model
+from .complete_state import STATE_FILE, Layout, optimizer_layout
 from .fully_sharded import (
-    STATE_FILE,
     full_state,
     full_weights,
     is_fully_sharded,
     restore_optimizer,
     restore_weights,
 )
-from .resharding import restore_groups
+from .resharding_compat import is_universal, restore_groups
 from .trainable import parameter_groups
 
 
@@ -68,11 +68,18 @@ class CompatTrainer(Trainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             model = self.model if model is None else model
-            groups = parameter_groups(model, self.recipe, set(self.get_decay_parameter_names(model)))
+            groups = self._parameter_groups(model)
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
             self.optimizer = optimizer_class(groups, **options)
             declare_overflow(self.optimizer)
         return self.optimizer
+
+    def _parameter_groups(self, model: Any) -> list[dict[str, Any]]:
+        return parameter_groups(model, self.recipe, set(self.get_decay_parameter_names(model)))
+
+    def layout(self) -> Layout:
+        """Of the optimizer, before or after it is made."""
+        return optimizer_layout(self.model, self._parameter_groups(self.model))
 
     def prepare_inputs(self, host: Mapping[str, Any]) -> Any:
         """A collated batch on the device, in the dtype that DeepSpeed computes in."""
@@ -84,7 +91,7 @@ class CompatTrainer(Trainer):
             skip_nonfinite_steps_at_stage_zero(model)
             collect_deepspeed_write_errors(model, self.checkpoint_writer)
             folder = Path(args[-1]) if isinstance(args[-1], str) else None
-            if folder is not None and (folder / "latest_universal").is_file():
+            if folder is not None and is_universal(folder):
                 restore_groups(model.optimizer, folder)
         return model, loader
 
@@ -126,11 +133,15 @@ class CompatTrainer(Trainer):
             self.checkpoint_writer.run_and_collect(lambda: write(output_dir, state_dict))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Full weights are read by the class that wrote them: their names in the file are not those in the model."""
-        if is_fully_sharded(self.model):
-            restore_weights(self.model, Path(resume_from_checkpoint))
-        elif not self.checkpoint_writer.restore(self.model if model is None else model, Path(resume_from_checkpoint)):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        """Full weights are read by the class that wrote them: their names in the file are not those in the model. A
+        complete state has those that train, in float32."""
+        folder = Path(resume_from_checkpoint)
+        if not is_fully_sharded(self.model):
+            restored = self.checkpoint_writer.restore(self.model if model is None else model, folder)
+            if not restored:
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if (folder / STATE_FILE).is_file():
+            restore_weights(self.model, folder)
 
     # FSDP2 ----------------------------------------------------------------------------------------------------
 
@@ -159,7 +170,7 @@ class CompatTrainer(Trainer):
             self.checkpoint_writer.run_and_collect(lambda: torch.save(schedule, folder / SCHEDULER_NAME))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None or not is_fully_sharded(self.model):
+        if checkpoint is None or not (Path(checkpoint) / STATE_FILE).is_file():
             super()._load_optimizer_and_scheduler(checkpoint)
             return
         restore_optimizer(self.optimizer.optimizer, Path(checkpoint))

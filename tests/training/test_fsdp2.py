@@ -13,11 +13,8 @@ from transformers import AutoModelForImageTextToText
 
 import dart_train
 from dart_train.checkpoints import is_complete
-from dart_train.common.distributed import RankInfo
-from dart_train.config import load_recipe
 from dart_train.exporting import verify, verify_process
 from dart_train.training.callbacks import read_metrics
-from dart_train.training.run import prepare
 from tests.fixtures.rank_jobs import Job, RankRuns
 from tests.fixtures.run_scene import ROOT, launch, losses
 from tests.fixtures.runs import logits
@@ -147,18 +144,6 @@ def test_checkpoint_has_complete_weights_in_the_dtype_of_the_computation(folder:
     state = torch.load(checkpoint / "fsdp_state.pt", weights_only=True)
     assert {value.dtype for value in state["weights"].values()} == {torch.float32}
     assert is_complete(checkpoint) and json.loads((checkpoint / "complete.json").read_text())["stage"] == "fsdp2"
-
-
-@pytest.mark.parametrize("backend", ["deepspeed", "ddp"])
-def test_resume_with_another_backend_is_refused(
-    rank_runs: RankRuns, backend: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("RANK", "0")  # as a launcher sets them
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    overrides = common(rank_runs.recipe, rank_runs.folder / "lora", LORA)
-    now = "2" if backend == "deepspeed" else "None"
-    with pytest.raises(ValueError, match=f"written with stage fsdp2, now {now}.*Nothing was changed"):
-        prepare(load_recipe(rank_runs.recipe, [*overrides, f"train.backend={backend}"]), RankInfo.read())
 
 
 @pytest.mark.slow

@@ -1,5 +1,5 @@
-"""A run of two ranks resumed on another number of ranks or at another ZeRO stage continues as it would have; without
-DeepSpeed it is refused before anything is changed, and what the message advises works."""
+"""A run of two ranks resumed on another number of ranks, at another ZeRO stage, with another backend or in one process
+continues as it would have; what is not converted is refused before anything is changed, and the advice works."""
 
 from __future__ import annotations
 
@@ -21,58 +21,89 @@ from tests.fixtures.run_scene import ROOT, free_port, launch, losses
 
 pytestmark = pytest.mark.deepspeed
 SHORT = ["train.max_steps=4", "train.save_steps=2", "train.per_device_batch_size=2"]
-CHANGES = ("2 to 1", "2 to 3", "3 to 2")
 KINDS = {"lora": [], "full": ["parts.language={mode: full}", "parts.vision={mode: full}"]}
+FROZEN_TOWER = ["parts.language={mode: full}"]
+WRITTEN = {
+    "lora": "train.zero_stage=2",
+    "full": "train.zero_stage=2",
+    "3": "train.zero_stage=3",
+    "0-bf16": "train.zero_stage=0",
+    "fsdp2": "train.backend=fsdp2",
+}
+OPTIONS = KINDS | {"3": FROZEN_TOWER, "0-bf16": ["train.precision=bf16"], "fsdp2": []}
+# The second step of a run is continued by another run.
+CHANGES = [
+    ("lora", "train.zero_stage=3"),
+    ("lora", "train.zero_stage=0"),
+    ("lora", "train.backend=fsdp2"),
+    ("3", "train.zero_stage=2"),
+    ("3", "train.zero_stage=0"),
+    ("0-bf16", "train.zero_stage=2"),
+    ("fsdp2", "train.zero_stage=2"),
+]
 
 
 def rank_jobs(recipe: Path, folder: Path) -> list[Job]:
-    """At ZeRO-2; and runs that are resumed at another stage."""
-    resumed = []
-    for change in CHANGES:
-        then, now = change[0], change[-1]
-        given = [*SHORT, f"train.output_dir={folder / change}"]
-        resumed.append({"recipe": str(recipe), "overrides": [*given, f"train.zero_stage={then}"]})
-        again = [*given, f"train.zero_stage={now}"]
-        resumed.append({"recipe": str(recipe), "overrides": again, "forget": ["checkpoint-4"]})
-    return [
-        *resumed,
-        *(
-            {"recipe": str(recipe), "overrides": [*SHORT, f"train.output_dir={folder / kind}", *changes]}
-            for kind, changes in KINDS.items()
-        ),
-    ]
+    runs = {name: [how, f"train.output_dir={folder / name}", *OPTIONS[name]] for name, how in WRITTEN.items()}
+    for name, how in CHANGES:
+        goes_on = [f"train.resume={folder / name / 'checkpoint-2'}", f"train.output_dir={folder / f'{name} {how}'}"]
+        runs[f"{name} {how}"] = [how, *goes_on, *OPTIONS[name]]
+    return [{"recipe": str(recipe), "overrides": [*SHORT, *overrides]} for overrides in runs.values()]
+
+
+def continues(found: Path, expected: Path, tolerance: float) -> bool:
+    """Whether steps 3 and 4 are those of the other run."""
+    for name in ("loss", "grad_norm", "lr_projector", "lr_language", "visual_after"):
+        one, other = ([line[name] for line in losses(run) if line["step"] > 2] for run in (found, expected))
+        assert len(one) == 2 and one == pytest.approx(other, rel=tolerance), name
+    return True
 
 
 def stamps(run: Path) -> dict[Path, int]:
     return {file: file.stat().st_mtime_ns for file in run.rglob("*") if file.is_file() and file.name != ".lock"}
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_resume_on_fewer_ranks_is_refused_and_the_advice_works(
-    rank_runs: RankRuns, capsys: pytest.CaptureFixture[str], kind: str
+@pytest.mark.parametrize(("name", "how"), CHANGES)
+def test_resume_at_another_stage_or_backend_continues_with_the_same_losses(
+    rank_runs: RankRuns, name: str, how: str
 ) -> None:
-    recipe, run, out = rank_runs.recipe, rank_runs.folder / kind, rank_runs.folder / f"{kind}-exported"
+    """In bf16, ZeRO adds gradients up in another order."""
+    run = rank_runs.folder / f"{name} {how}"
+    assert continues(run, rank_runs.folder / name, 1e-2 if "bf16" in name else 1e-4)
+    stage = json.loads((run / "checkpoint-4/complete.json").read_text())["stage"]
+    assert str(stage) == how.partition("=")[2]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_process_continues_a_run_of_two_ranks(rank_runs: RankRuns, kind: str) -> None:
+    whole, run = rank_runs.folder / kind, rank_runs.folder / f"{kind} alone"
+    more = [f"train.resume={whole / 'checkpoint-2'}", f"train.output_dir={run}", "train.per_device_batch_size=4"]
+    assert main([str(rank_runs.recipe), *SHORT, *KINDS[kind], *more]) == 0
+    assert continues(run, whole, 1e-3)
+    assert not (run / ".resharded").exists()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_ranks_do_not_continue_a_run_of_one_process_and_the_advice_works(
+    rank_runs: RankRuns, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, run, out = rank_runs.recipe, rank_runs.folder / f"{kind}-one", rank_runs.folder / f"{kind}-exported"
+    given = [*SHORT, *KINDS[kind], f"train.output_dir={run}"]
+    assert main([str(recipe), *given, "train.max_steps=2"]) == 0
     before, held = stamps(run), digests(run)
-    assert main([str(recipe), *SHORT, *KINDS[kind], f"train.output_dir={run}"]) == 2
-    message = capsys.readouterr().err
-    assert "written with ranks 2, now 1 and stage 2, now None" in message and "Nothing was changed" in message
+    with monkeypatch.context() as launched:
+        launched.setenv("RANK", "0")  # as a launcher sets them
+        launched.setenv("WORLD_SIZE", "2")
+        with pytest.raises(ValueError, match="Nothing was changed") as refused:
+            prepare(load_recipe(recipe, given), RankInfo.read())
+    assert "written with ranks 1, now 2 and stage None, now 2" in str(refused.value)
     assert (stamps(run), digests(run)) == (before, held)
-    advice = re.search(r"python -m dart_train export (.+?), then model.path=FOLDER", message)
+    advice = re.search(r"python -m dart_train export (.+?), then model.path=FOLDER", str(refused.value))
     assert advice is not None
     assert export(advice[1].replace("FOLDER", str(out)).split()) == 0
     again = rank_runs.folder / f"{kind}-again"
     assert main([str(recipe), *SHORT, *KINDS[kind], f"model.path={out}", f"train.output_dir={again}"]) == 0
     assert losses(again)[-1]["step"] == 4
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_resume_at_another_zero_stage_continues_with_the_same_losses(rank_runs: RankRuns, change: str) -> None:
-    run = rank_runs.folder / change
-    before = [json.loads(line) for line in (run / "uninterrupted.jsonl").read_text().splitlines()]
-    expected = [line for line in before if "loss" in line]
-    for name in ("loss", "grad_norm", "lr_projector", "lr_language", "visual_after"):
-        assert [line[name] for line in losses(run)] == pytest.approx([line[name] for line in expected], rel=1e-4), name
-    assert json.loads((run / "checkpoint-4/complete.json").read_text())["stage"] == int(change[-1])
 
 
 @pytest.mark.parametrize("ranks", [1, pytest.param(4, marks=pytest.mark.slow)])

@@ -47,10 +47,10 @@ def find_trl_errors(recipe: Recipe) -> list[str]:
     return found + [str(issue) for issue in find_unknown(given, config, "preference.trl", reserved)]
 
 
-def preference_arguments(recipe: Recipe, ranks: RankInfo) -> Any:
-    """Raises ValueError where TRL refuses a combination."""
+def preference_arguments(recipe: Recipe, ranks: RankInfo, universal: bool = False) -> Any:
+    """universal: as for `training_arguments`. Raises ValueError where TRL refuses a combination."""
     train, preference = recipe.train, recipe.preference
-    values = argument_values(recipe, ranks, train.max_steps or -1)
+    values = argument_values(recipe, ranks, train.max_steps or -1, universal)
     values |= {
         "ignore_data_skip": False,  # TRL's own loader: a resumed run skips the batches that were trained
         "dataloader_num_workers": recipe.data.workers,

@@ -19,12 +19,13 @@ from ...models.structure import find_parts
 from ..arguments import reset_deepspeed_state
 from ..callbacks import MetricsFile
 from ..checkpointing import CheckpointWriter
-from ..deepspeed_config import deepspeed_config, uses_deepspeed, zero_stage
+from ..deepspeed_config import uses_deepspeed
 from ..early_stopping import has_stopped_early, make_early_stopping
-from ..liveness import StopRequest
+from ..liveness import RankMonitor, StopRequest
 from ..objective import StepBudgets
 from ..optional_packages import find_missing_packages
-from ..resume import check_same_rows, choose_checkpoint, with_grouping
+from ..resharding import remove_resharded
+from ..resume import check_same_rows, choose_checkpoint, folder_to_load, reads_universal, with_grouping
 from ..run import TrainResult
 from ..run_lock import RunLock
 from ..run_record import write_run_record
@@ -119,8 +120,6 @@ def check(recipe: Recipe, ranks: RankInfo) -> Any:
         load_rewards(recipe.preference.rewards)
     except ValueError as error:
         problems.append(str(error))
-    if zero_stage(deepspeed_config(recipe.train)) == 3:
-        problems.append(f"train.deepspeed: {recipe.train.deepspeed} has zero_optimization.stage 3; expected 0, 1 or 2")
     if problems:
         raise ValueError("\n".join(problems))
     reset_deepspeed_state()
@@ -143,13 +142,18 @@ def describe(recipe: Recipe) -> str:
 
 
 def build(
-    recipe: Recipe, ranks: RankInfo, rows: PreferenceRows, validation: PreferenceRows | None, processor: Any
+    recipe: Recipe,
+    ranks: RankInfo,
+    rows: PreferenceRows,
+    validation: PreferenceRows | None,
+    processor: Any,
+    resume: Path | None = None,
 ) -> Any:
     """The trainer, ready to start."""
     from .arguments import preference_arguments
     from .trainers import ReducedDPOTrainer, ReducedGRPOTrainer
 
-    arguments = preference_arguments(recipe, ranks)
+    arguments = preference_arguments(recipe, ranks, reads_universal(resume, recipe, ranks))
     model = load_model(recipe)
     set_seed(recipe.train.seed)
     adapters = freeze_parameters(model, recipe.parts)
@@ -179,10 +183,11 @@ def _train(recipe: Recipe, ranks: RankInfo, resume: Path | None, stop: StopReque
     rows = open_rows(data.train, data, processor, pairs)
     validation = open_rows(data.validation, data, processor, pairs) if data.validation else None
     check_same_rows(resume, rows.fingerprint, force)
-    trainer = build(recipe, ranks, rows, validation, processor)
+    trainer = build(recipe, ranks, rows, validation, processor, resume)
     if ranks.rank == 0:
         write_run_record(folder, recipe, rows.fingerprint)
         prune(folder)
+        remove_resharded(folder)
         for line in rows.skipped:
             print(f"train: left out {line}", file=sys.stderr)
     start = step_of(resume) if resume else 0
@@ -194,8 +199,14 @@ def _train(recipe: Recipe, ranks: RankInfo, resume: Path | None, stop: StopReque
         trainer.add_callback(callback)
     if has_stopped_early(resume, recipe.train):
         return TrainResult(folder, resume, start)
-    with stop:
-        trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+    monitor = RankMonitor(recipe.train.timeout_seconds)
+    trainer.on_heartbeat = monitor.heartbeat
+    with stop, monitor:
+        try:
+            trainer.train(resume_from_checkpoint=folder_to_load(resume, recipe, ranks, trainer))
+        finally:
+            if ranks.rank == 0:
+                remove_resharded(folder)
     reason = (stop.reason or "another rank was requested to stop") if stop.agreed else None
     return TrainResult(folder, latest_complete(folder)[0], trainer.state.global_step, reason)
 

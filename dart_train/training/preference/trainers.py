@@ -9,7 +9,7 @@ the rows, shuffled together with every entry of the batch); `create_model_card` 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -34,6 +34,7 @@ class PreferenceTrainer(CompatTrainer):
     attached: Attached | None = None
     others: tuple[Attached, ...] = ()
     recipe: Recipe
+    on_heartbeat: Callable[[], None] = staticmethod(lambda: None)  # set by the caller that watches the run
     counted_rows: int = 0
     counted_differing: int = 0
     share_choices: bool = True  # False: each forward chooses, and differences are only counted
@@ -51,6 +52,29 @@ class PreferenceTrainer(CompatTrainer):
                 unwrapped = self.accelerator.unwrap_model(reference)
                 self.others = (attach(unwrapped, stages, processor=self.processing_class),)
         self.remove_callback(PrinterCallback)
+        self._keep_recorded_choices_in_checkpointing()
+
+    def _keep_recorded_choices_in_checkpointing(self) -> None:
+        """With an adapter at ZeRO-3 TRL asks for reentrant checkpointing, in whose second forward the recorded keys are
+        lost. The other kind trains there as at any stage, since DeepSpeed 0.19. transformers has renamed the
+        argument."""
+        for name in ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"):
+            options = getattr(self.args, name, None)
+            if options is not None:
+                options["use_reentrant"] = False
+
+    def heartbeat(self) -> None:
+        self.on_heartbeat()
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        """A batch of rollouts is one of its parts."""
+        loss = super().training_step(*args, **kwargs)
+        self.heartbeat()
+        return loss
+
+    def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
+        self.heartbeat()
+        return super().prediction_step(*args, **kwargs)
 
     def on_optimizer_step(self, taken: bool) -> None:
         if not taken and self.recipe.train.on_nan == "stop" and self.recipe.train.precision != "fp16":
