@@ -95,6 +95,9 @@ def _fsdp2(recipe: Recipe) -> Iterator[ConfigIssue]:
         if stage.get("method") == "learned":
             what = f"the scorers of learned are {without}"
             yield ConfigIssue(f"reduction.stages.{i}", what, f"{instead}a method without scorers")
+    if train.liger:
+        what = f"kernels that replace modules after they were sharded are {without}"
+        yield ConfigIssue("train.liger", what, f"{instead}liger false")
     if train.optimizer not in SHARDED_OPTIMIZERS:
         remedy = f"{instead}one of {', '.join(SHARDED_OPTIMIZERS)}"
         yield ConfigIssue("train.optimizer", f"{train.optimizer} is {without}", remedy)
@@ -135,9 +138,6 @@ def check_preference(recipe: Recipe) -> Iterator[ConfigIssue]:
     if recipe.trains_scorer:
         remedy = "train the scorer first, then give scorer.path and scorer.train false"
         yield ConfigIssue("scorer.train", f"scorers do not learn from {method}", remedy)
-    if recipe.train.zero_stage == 3:
-        what = f"{method} at stage 3 needs reentrant checkpointing, in which the recorded keys are lost"
-        yield ConfigIssue("train.zero_stage", what, "choose 0, 1 or 2")
     if recipe.model.quantization != "none":
         yield ConfigIssue("model.quantization", f"not available with {method}", "choose none")
     if recipe.reduction.tower is not None and recipe.parts.vision.mode != "frozen":

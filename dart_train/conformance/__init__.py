@@ -6,13 +6,12 @@ compute the same thing, and reports the largest relative difference.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..hooks import attach
 from ..hooks.reference import masked_logits, plain_logits
@@ -36,9 +35,12 @@ from .measures import (
     count_hooks,
     generate_greedily,
     largest,
+    last_tokens,
+    only_few_trained,
     relative_difference,
     step_differences,
 )
+from .packed import packed_rows
 from .tower import tower_laws
 
 
@@ -83,8 +85,7 @@ def check(model: Any, processor: Any, reducers: Sequence[Reducer] | None = None,
         layers = sorted({reducer.layer for reducer in reducers})
         results = [_run_law(keep_all, tested, KeepAll(layer=layer)) for layer in layers]
         for reducer in reducers:
-            laws = (reduced, generation, gradients, cached_prefill, text_alongside, same_choice, past_window)
-            results += [_run_law(law, tested, reducer) for law in laws]
+            results += [_run_law(law, tested, reducer) for law in LAWS]
         results += [_run_law(law, tested, reducers[0]) for law in (second_turn, reduced_second_turn)]
         results += [*tower_laws(tested), removal(tested)]
     finally:
@@ -185,33 +186,13 @@ def removal(tested: ModelUnderTest) -> LawResult:
     return LawResult.of(law, relative_difference(logits, tested.plain, tested.real), tested.tolerance)
 
 
-# What the laws are made of ----------------------------------------------------------------------------------
-
-
-@contextmanager
-def only_few_trained(model: nn.Module, layer: int) -> Iterator[dict[str, nn.Parameter]]:
-    """The smallest weight of three layers; all other parameters are frozen for a while, so that a check fits in memory
-    where the model does."""
-    before = [(p, p.requires_grad) for p in model.parameters()]
-    layers = find_parts(model).layers
-    few = {f"layer {i}": _smallest_weight(layers[i]) for i in sorted({0, layer, len(layers) - 1})}
-    try:
-        for parameter, _ in before:
-            parameter.requires_grad_(False)
-        for parameter in few.values():
-            parameter.requires_grad_(True)
-        yield few
-    finally:
-        for parameter, trained in before:
-            parameter.requires_grad_(trained)
-
-
-def _smallest_weight(layer: nn.Module) -> nn.Parameter:
-    weights = [p for name, p in layer.named_parameters() if name.endswith("weight") and p.is_floating_point()]
-    return min(weights, key=lambda weight: weight.numel())
-
-
-def last_tokens(real: Tensor, number: int) -> Tensor:
-    """[B, L] bool: the last `number` real tokens of each row."""
-    to_end = real.long().flip(1).cumsum(1).flip(1)
-    return real & (to_end <= number)
+LAWS: tuple[Law, ...] = (
+    reduced,
+    generation,
+    gradients,
+    packed_rows,
+    cached_prefill,
+    text_alongside,
+    same_choice,
+    past_window,
+)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -149,3 +150,32 @@ def shapes_under_noise(seed: int, size: tuple[int, int]) -> Image.Image:
         corner = (left + rng.randrange(size[0] // 8, size[0] // 2), top + size[1] // 4)
         shape((left, top, *corner), fill=tuple(rng.randbytes(3)))
     return Image.blend(image, Image.frombytes("RGB", size, rng.randbytes(3 * size[0] * size[1])), 0.25)
+
+
+@contextmanager
+def only_few_trained(model: nn.Module, layer: int) -> Iterator[dict[str, nn.Parameter]]:
+    """The smallest weight of three layers; all other parameters are frozen for a while, so that a check fits in memory
+    where the model does."""
+    before = [(p, p.requires_grad) for p in model.parameters()]
+    layers = find_parts(model).layers
+    few = {f"layer {i}": _smallest_weight(layers[i]) for i in sorted({0, layer, len(layers) - 1})}
+    try:
+        for parameter, _ in before:
+            parameter.requires_grad_(False)
+        for parameter in few.values():
+            parameter.requires_grad_(True)
+        yield few
+    finally:
+        for parameter, trained in before:
+            parameter.requires_grad_(trained)
+
+
+def _smallest_weight(layer: nn.Module) -> nn.Parameter:
+    weights = [p for name, p in layer.named_parameters() if name.endswith("weight") and p.is_floating_point()]
+    return min(weights, key=lambda weight: weight.numel())
+
+
+def last_tokens(real: Tensor, number: int) -> Tensor:
+    """[B, L] bool: the last `number` real tokens of each row."""
+    to_end = real.long().flip(1).cumsum(1).flip(1)
+    return real & (to_end <= number)

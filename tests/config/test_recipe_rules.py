@@ -178,6 +178,7 @@ REFUSED_BY_BACKEND = {
         "model.quantization=nf4": "model.quantization",
         "train.precision=fp16": "train.precision",
         "train.optimizer=adafactor": "train.optimizer",
+        "train.liger=true": "train.liger",
         "reduction={method: learned, keep: 64}": "reduction",
     },
     "ddp": {"train.zero_stage=1": "train.zero_stage", "train.offload_optimizer=true": "train.offload_optimizer"},

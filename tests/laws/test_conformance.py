@@ -26,11 +26,22 @@ from dart_train.conformance import (
     only_few_trained,
     relative_difference,
 )
-from dart_train.conformance.measures import placeholder_ids
-from dart_train.hooks import engine, forward_state, masks, observers, outputs, reference, selection_inputs, tower
+from dart_train.conformance.measures import ModelUnderTest, placeholder_ids
+from dart_train.conformance.packed import packed_rows
+from dart_train.hooks import (
+    engine,
+    forward_state,
+    masks,
+    observers,
+    outputs,
+    packing,
+    reference,
+    selection_inputs,
+    tower,
+)
 from dart_train.models.structure import find_parts
 from tests.laws.test_tower import NAMES as TOWERS
-from tests.zoo import FAMILIES, save_folder
+from tests.zoo import FAMILIES, HYBRIDS, save_folder
 
 PADDING = ("llava_next", "llava_onevision")  # their processors pad images to tiles
 
@@ -60,7 +71,7 @@ def test_every_family_holds(name: str) -> None:
     padded = {"vision tower: nothing dropped changes nothing"} if name in PADDING else set()
     assert not_checked <= {*LATER_TURNS, *unknown_tower, *padded}, str(report)
     assert "does not hold" not in verdicts(report).values(), str(report)
-    assert report.ok and len(report.results) == (18 if has_window(name) else 16) + (1 if unknown_tower else 3)
+    assert report.ok and len(report.results) == (20 if has_window(name) else 18) + (1 if unknown_tower else 3)
     assert not unknown_tower or name not in TOWERS
     assert all(0 <= f.number < report.tolerance / 5 for f in report.results if f.number is not None)
 
@@ -148,6 +159,18 @@ def test_entries_of_other_tokens_are_found_where_their_number_fits(monkeypatch: 
 def test_window_over_kept_tokens_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(masks, "reaches_window", lambda config, layer, length: False)
     assert "generation past a window" in failing(checked("gemma3", Random(keep=8)))
+
+
+@pytest.mark.parametrize("name", HYBRIDS)
+def test_rows_of_a_recurrent_model_are_refused_by_name(name: str) -> None:
+    family = HYBRIDS[name]
+    result = packed_rows(ModelUnderTest.of(family.model(), family.processor()), DART(keep=8))
+    assert result.verdict == "not checked" and "train.padding_free is refused: the state of its rec" in result.note
+
+
+def test_packed_row_that_sees_the_one_before_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing.RowPacking, "_on_layer", lambda self, module, args, kwargs: (args, kwargs))
+    assert failing(checked("llava", DART(keep=8))) == {"rows without padding = padded"}
 
 
 def test_prefill_that_forgets_its_cache_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

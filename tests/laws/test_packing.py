@@ -11,10 +11,10 @@ from torch import Tensor
 from transformers import modeling_flash_attention_utils
 
 from dart_train import DART, FastV, KeepAll, Learned, Pooling, Random, Reducer, attach
+from dart_train.conformance.packed import without_padding
 from dart_train.hooks.packing import RowPacking
 from dart_train.models.structure import find_parts
 from dart_train.reduction.packed_rows import PackedRows
-from tests.fixtures.packed import pack_batch
 from tests.laws.cases import KERNELS, METHODS, NAMES, batch_of, model_of, reducer_of
 from tests.laws.test_keep_all import gradients
 from tests.zoo import FAMILIES, HYBRIDS
@@ -37,7 +37,7 @@ THREE = ("llava", "qwen2_5_vl", "qwen3_vl")
 
 def both(name: str, attn: str = "sdpa", images: tuple[int, ...] = ROWS) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     batch = batch_of(name, images, "right", labels=True)
-    return model_of(name, attn), batch, pack_batch(batch)
+    return model_of(name, attn), batch, without_padding(batch)
 
 
 def close(found: Tensor, expected: Tensor) -> None:
@@ -112,7 +112,7 @@ def test_without_a_reduction(name: str, attn: str) -> None:
     """Keep-all, paused, text alone, and no reduction at all."""
     model, padded, packed = both(name, attn)
     text = batch_of(name, (0, 0), "right", labels=True)
-    packed_text = pack_batch(text)
+    packed_text = without_padding(text)
     with torch.no_grad():
         expected, expected_text = model(**padded).loss, model(**text).loss
         with attach(model, KeepAll()) as attached:
@@ -252,7 +252,7 @@ def test_a_copy_of_the_model_packs_by_itself() -> None:
 
 @pytest.mark.parametrize("name", HYBRIDS)
 def test_recurrent_layers_are_refused(name: str) -> None:
-    model, packed = HYBRIDS[name].model(), pack_batch(batch_of_hybrid(name))
+    model, packed = HYBRIDS[name].model(), without_padding(batch_of_hybrid(name))
     with torch.no_grad(), attach(model, DART(keep=8)), pytest.raises(NotImplementedError, match="recurrent layers"):
         model(**packed)
 

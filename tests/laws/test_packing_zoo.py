@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from dart_train import attach
+from dart_train.conformance.packed import without_padding
 from dart_train.hooks.packing import why_not_packed
 from dart_train.models.structure import find_parts
-from tests.fixtures.packed import pack_batch
 from tests.zoo import every_model, survey
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -27,7 +27,7 @@ def test_choices_and_logits_are_those_of_the_padded_batch(name: str) -> None:
         except survey.PlainModelFails as error:
             pytest.skip(f"the plain model fails: {error}")
         padded = survey.ragged(model, "right")
-        real, packed = padded["attention_mask"].bool(), pack_batch(padded)
+        real, packed = padded["attention_mask"].bool(), without_padding(padded)
         with torch.no_grad(), attach(model, survey.SIMILAR) as attached:
             if why_not_packed(find_parts(model)) is not None:
                 with pytest.raises(NotImplementedError, match=r"rows cannot be packed|an indexer selects"):

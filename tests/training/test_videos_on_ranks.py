@@ -1,4 +1,5 @@
-"""Two ranks of which one has a video, the other an image or text alone: the same losses as one process has."""
+"""Two ranks of which one has a video, the other an image or text alone: the same losses as one process has, with every
+backend."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from tests.zoo import make_image, save_video_folder
 
 pytestmark = pytest.mark.deepspeed
 SHAPES = ((1, 0), (0, 1), (1, 1), (0, 0))  # videos and images of the rows, repeated
+HOW = {"2": "train.zero_stage=2", "3": "train.zero_stage=3", "fsdp2": "train.backend=fsdp2", "ddp": "train.backend=ddp"}
 FEW = ["train.max_steps=4", "data.video.frames=4", "train.learning_rate=1e-4"]
 
 
@@ -40,16 +42,16 @@ def rank_jobs(recipe: Path, folder: Path) -> list[Job]:
     own = str(make_video_recipe(folder))
     shape = ["train.per_device_batch_size=1", "train.gradient_accumulation_steps=2"]
     return [
-        {"recipe": own, "overrides": [*FEW, *shape, f"train.output_dir={folder / stage}", f"train.zero_stage={stage}"]}
-        for stage in "23"
+        {"recipe": own, "overrides": [*FEW, *shape, f"train.output_dir={folder / name}", how]}
+        for name, how in HOW.items()
     ]
 
 
-@pytest.mark.parametrize("stage", ["2", "3"])
-def test_ranks_with_and_without_videos_train_like_one_process(rank_runs: RankRuns, stage: str) -> None:
+@pytest.mark.parametrize("how", HOW)
+def test_ranks_with_and_without_videos_train_like_one_process(rank_runs: RankRuns, how: str) -> None:
     one, folder = rank_runs.folder / "one", rank_runs.folder
     if not one.exists():
         train(folder / "recipe.yaml", [*FEW, "train.per_device_batch_size=4", f"train.output_dir={one}"])
     for name in ("loss", "visual_before", "visual_after"):
         expected = [line[name] for line in losses(one)]
-        assert [line[name] for line in losses(folder / stage)] == pytest.approx(expected, rel=2e-3), name
+        assert [line[name] for line in losses(folder / how)] == pytest.approx(expected, rel=2e-3), name
