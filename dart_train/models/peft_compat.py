@@ -1,6 +1,7 @@
 """An adapter on its base model, or merged into its weights. Everything of peft that this package calls.
 
-Read in peft 0.21.2: attributes of `LoraLayer` (`lora_A`, `lora_B`, `lora_variant`, `scaling`, `fan_in_fan_out`).
+Read in peft 0.21.2: attributes of `LoraLayer` (`lora_A`, `lora_B`, `lora_variant`, `scaling`, `fan_in_fan_out`); that
+`get_peft_model_state_dict` renames the tensors of a given `state_dict` and leaves them as they are.
 """
 
 from __future__ import annotations
@@ -38,6 +39,16 @@ def merge_adapter(adapted: Any) -> Any:
             f"merging the adapter changed weights by more than the rounding of their dtype at {', '.join(wrong[:3])}"
         )
     return adapted.base_model.unload()
+
+
+def names_in_file(adapted: Any) -> dict[str, str]:
+    """Parameter of an adapter -> its name in adapter_model.safetensors."""
+    from peft import get_peft_model_state_dict
+
+    own = {id(parameter): name for name, parameter in adapted.named_parameters()}
+    given = dict(adapted.named_parameters())
+    saved = get_peft_model_state_dict(adapted, state_dict=given, save_embedding_layers=False)
+    return {own[id(tensor)]: name for name, tensor in saved.items()}
 
 
 def _merge_layer(layer: Any) -> bool:

@@ -24,6 +24,7 @@ from .resharding_compat import (
     write_stage_zero,
     write_universal,
 )
+from .saved_weights import read_saved
 
 Sharding = Mapping[str, int | str | None]  # as `optimizer_sharding` returns it
 _FOLDER = ".resharded"
@@ -46,8 +47,7 @@ def needs_conversion(then: Sharding, now: Sharding) -> bool:
 
 
 def why_not_converted(then: Sharding, now: Sharding, precision: str) -> str | None:
-    if then["stage"] is None:
-        return "a checkpoint without DeepSpeed and FSDP2 has no float32 weights by the names of parameters"
+    """None: it is."""
     if precision == "fp16" and not {then["stage"], now["stage"]} <= set(_PARTITIONED):
         return "in fp16 the scale of the loss is converted between ZeRO stages 1, 2 and 3 only"
     return None
@@ -87,20 +87,26 @@ def _convert(checkpoint: Path, target: Path, then: Sharding, now: Sharding, trai
         if file.is_file() and file.name not in ("latest", STATE_FILE):
             link_or_copy(file, target / file.name)
     step, tag = step_of(checkpoint), f"global_step{step_of(checkpoint)}"
-    written = None if then["stage"] == SHARDED else checkpoint / (checkpoint / "latest").read_text().strip()
+    by_deepspeed = then["stage"] not in (None, SHARDED)
+    written = checkpoint / (checkpoint / "latest").read_text().strip() if by_deepspeed else None
     if then["stage"] in _PARTITIONED and now["stage"] in _PARTITIONED:
         assert written is not None
         convert_to_universal(written, target / tag)
     else:
-        _write(_read(checkpoint, written, target, then, trainer.layout()), written, target, tag, step, now, trainer)
+        _write(_read(checkpoint, written, target, then, trainer), written, target, tag, step, now, trainer)
     if now["stage"] in _PARTITIONED:
         name_for_ranks(target / tag, int(now["stage"] or 0), int(now["ranks"] or 1))
         mark_universal(target, tag)
 
 
-def _read(checkpoint: Path, written: Path | None, target: Path, then: Sharding, layout: Layout) -> CompleteState:
+def _read(
+    checkpoint: Path, written: Path | None, target: Path, then: Sharding, trainer: ResumingTrainer
+) -> CompleteState:
+    """written: the files of DeepSpeed."""
+    layout = trainer.layout()
     if written is None:
-        return read_state_file(checkpoint, layout)
+        with_file = then["stage"] == SHARDED
+        return read_state_file(checkpoint, layout) if with_file else read_saved(checkpoint, layout, trainer.model)
     if then["stage"] == 0:
         return read_stage_zero(written, layout)
     scratch = target.parent / "universal"  # next to it, DeepSpeed writes a mark
