@@ -35,7 +35,6 @@ def rank_jobs(recipe: Path, folder: Path) -> list[Job]:
         {
             "recipe": own[method],
             "overrides": [*COMMON, f"train.output_dir={folder / name}", f"train.zero_stage={stage}", *more],
-            "command": str(folder / name),
         }
         for name, (method, stage, more) in runs.items()
     ]
