@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from ..common.hub import cached_first
 from .peft_compat import apply_adapter
 from .processors import warn_remote_code
+from .quantization import release_files
 
 _FLASH_PACKAGES = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
 _INDEX = "model.safetensors.index.json"
@@ -124,6 +125,8 @@ def read_model(
         ),
         source.path,
     )
+    if quantization is not None:
+        release_files(model)
     if source.adapter is not None:
         model = apply_adapter(model, str(source.adapter), merge)
     return model.eval()

@@ -37,6 +37,14 @@ def modules_kept_precise(model: Any, trained: Collection[str] = ()) -> list[str]
     ]
 
 
+def release_files(model: Any) -> None:
+    """On a CPU, weights that were not quantized are parts of mapped files; each keeps a whole file in memory, with the
+    weights in it that were quantized. This copies them."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu" and tensor.is_floating_point():
+            tensor.data = tensor.data.clone()
+
+
 def is_linear(module: nn.Module) -> bool:
     """A plain linear layer, or one of bitsandbytes. Not the output projection inside nn.MultiheadAttention, a subclass
     that is never called as a module."""

@@ -99,6 +99,22 @@ def test_weights_below_the_adapters_are_four_bit_numbers(recipe: Path) -> None:
 
 
 @needs_bitsandbytes
+@pytest.mark.skipif(torch.cuda.is_available(), reason="weights on a GPU are not parts of files")
+def test_quantized_model_keeps_no_file_in_memory(recipe: Path) -> None:
+    """Its other weights would keep whole files there, with the weights that were quantized."""
+
+    def parts_of_files(model: nn.Module) -> list[str]:
+        mapped = [line.split()[0].split("-") for line in Path("/proc/self/maps").read_text().splitlines()
+                  if line.endswith(".safetensors")]  # fmt: skip
+        ends = [(int(begin, 16), int(end, 16)) for begin, end in mapped]
+        return [n for n, p in model.named_parameters() if any(begin <= p.data_ptr() < end for begin, end in ends)]
+
+    as_saved = ["model.dtype=float32"]
+    assert parts_of_files(load_model(load_recipe(recipe, as_saved)))
+    assert not parts_of_files(load_model(load_recipe(recipe, [*as_saved, "model.quantization=nf4"])))
+
+
+@needs_bitsandbytes
 def test_exported_adapter_is_merged_into_the_unquantized_weights(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
