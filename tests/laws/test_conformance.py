@@ -192,7 +192,8 @@ def test_tower_whose_features_come_back_in_the_wrong_row_is_found(monkeypatch: p
 def test_padding_that_moves_pivots_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without position ids the model counts padding on the left, too, and DART compares rotated keys."""
     monkeypatch.setattr(engine, "position_ids_from_mask", lambda plan, inputs, parts: {})
-    assert failing(checked("llava", DART(keep=8))) == {"padding does not decide what is kept"}
+    found = failing(checked("llava", DART(keep=8)))
+    assert found == {"padding does not decide what is kept", "rows without padding = padded"}
 
 
 def test_later_turn_without_its_mask_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
