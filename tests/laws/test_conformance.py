@@ -269,7 +269,7 @@ def test_table_is_printed_with_names_verdicts_and_numbers(capsys: pytest.Capture
     check(FAMILIES["llava"].model(), FAMILIES["llava"].processor(), [Random(keep=8)])
     out = capsys.readouterr().out.splitlines()
     assert out[0].startswith("LlavaForConditionalGeneration, float32")
-    assert len(out) == 14 and all(re.search(r"  holds +\d\.\de[-+]\d\d", line) for line in out[1:])
+    assert len(out) == 15 and all(re.search(r"  holds +\d\.\de[-+]\d\d", line) for line in out[1:])
 
 
 def test_unknown_models_are_refused_with_what_is_missing() -> None:

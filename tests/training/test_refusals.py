@@ -133,11 +133,12 @@ def test_train_help() -> None:
     assert done.returncode == 0 and "--dry-run" in done.stdout
 
 
-def test_resume_from_another_number_of_ranks_is_refused(
+def test_resume_with_another_number_of_rows_in_a_step_is_refused(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "checkpoint-3"
     folder.mkdir()
     (folder / "complete.json").write_text(json.dumps({"ranks": 4, "stage": 3, "files": {}}))
+    (folder / "recipe.yaml").write_text("train: {per_device_batch_size: 1, gradient_accumulation_steps: 1}")
     output = refused(recipe, capsys, f"train.output_dir={tmp_path}")
-    assert "written with ranks 4, now 1 and stage 3, now None" in output
+    assert "written with 4 rows in a step (4 ranks x 1 x 1), now 8 (1 ranks x 8 x 1)" in output
