@@ -244,12 +244,13 @@ class PlanInputs:
         return Rates(found.layer, found.forward, head, found.tower, projector=found.projector)
 
     def _patches_per_token(self) -> float:
-        """Patches per visual token of the first row with an image."""
+        """Patches per visual token of the first row with an image or a video."""
         number = next((n for n, row in enumerate(self.rows.rows) if sum(row.visual)), None)
         if number is None:
             return 0.0
         batch = self.rows.encode([number], self.recipe, self.setup.dtype, torch.device("cpu"))
-        return patches_in(batch["pixel_values"], self.config) / sum(self.rows.rows[number].visual)
+        pixels = [batch[name] for name in ("pixel_values", "pixel_values_videos") if name in batch]
+        return sum(patches_in(each, self.config) for each in pixels) / sum(self.rows.rows[number].visual)
 
     def break_even(self, rates: Rates) -> float | None:
         if not self.reducers:

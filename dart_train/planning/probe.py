@@ -64,15 +64,19 @@ class Probe:
         return run
 
     def tower(self, batch: Mapping[str, Tensor], gradients: bool = True) -> Workload:
-        """From pixels to image features; backward as far as something trains."""
-        inner = self.parts.inner
-        accepted = inspect.signature(inner.get_image_features).parameters
-        inputs = {name: value for name, value in batch.items() if name in accepted}
+        """From the pixels of images and videos to their features; backward as far as something trains."""
+        inner, calls = self.parts.inner, list[tuple[Any, dict[str, Tensor]]]()
+        for pixels, method in (("pixel_values", "get_image_features"), ("pixel_values_videos", "get_video_features")):
+            if pixels in batch:
+                encode = getattr(inner, method)
+                accepted = inspect.signature(encode).parameters
+                calls.append((encode, {name: value for name, value in batch.items() if name in accepted}))
 
         def run() -> None:
-            with torch.set_grad_enabled(gradients), self._autocast():
-                features = inner.get_image_features(**inputs, return_dict=True)
-            _backward([features.pooler_output, getattr(features, "deepstack_features", None)])
+            for encode, inputs in calls:
+                with torch.set_grad_enabled(gradients), self._autocast():
+                    features = encode(**inputs, return_dict=True)
+                _backward([features.pooler_output, getattr(features, "deepstack_features", None)])
             self._clear_gradients()
 
         return run
