@@ -17,11 +17,11 @@ from tests.faults.launched import logged_step, wait
 from tests.fixtures.run_scene import ROOT, free_port, losses, make_recipe
 
 # In place of DeepSpeed's launcher: two ranks that end as a training does which was requested to stop.
-LAUNCHER = """
+LAUNCHER = r"""
 import os, subprocess, sys
 
-rank = "import signal, sys, time; signal.signal(signal.SIGUSR1, lambda *_: sys.exit(75)); print(1, flush=True)"
-command = [sys.executable, "-c", rank + "; time.sleep(600)"]
+rank = "import os, signal, sys, time; signal.signal(signal.SIGUSR1, lambda *_: sys.exit(75)); os.write(1, b'1\\n')"
+command = [sys.executable, "-c", rank + "; time.sleep(60)"]
 ranks = [subprocess.Popen(command, env={**os.environ, "RANK": number}) for number in "01"]
 sys.exit(max(rank.wait() for rank in ranks))
 """
