@@ -189,7 +189,7 @@ def _of_recipe(options: argparse.Namespace) -> _RecipeRows:
         return open_sources(specs, store), None, reducers, config.max_bad_fraction, None, checker
     sources = open_sources(specs, store.leave_limits_to(processor))
     encoder = Encoder(processor, max_length, config.on_too_long)
-    tolerance = None if tower is None else tower.tolerance
+    tolerance = None if tower is None or checker is not None else tower.tolerance  # counted on conversations
     return sources, encoder, reducers, config.max_bad_fraction, tolerance, checker
 
 
