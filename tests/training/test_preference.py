@@ -23,7 +23,6 @@ from dart_train.training.callbacks import read_metrics
 from dart_train.training.preference import run as preference_run
 from dart_train.training.preference.run import check, describe
 from dart_train.training.preference.trainers import PreferenceTrainer
-from tests.fixtures.rank_jobs import Job, RankRuns
 from tests.fixtures.runs import logits
 from tests.training.preference_scene import make_preference_recipe
 
@@ -113,24 +112,6 @@ def test_validation_of_pairs(scene: Path, tmp_path: Path) -> None:
     dart_train.train(recipe, [rows, "train.max_steps=2", "train.eval_steps=1", f"train.output_dir={tmp_path}"])
     found = [line for line in read_metrics(tmp_path) if "eval_loss" in line]
     assert len(found) == 2 and "eval_rewards/margins" in found[0]
-
-
-def rank_jobs(recipe: Path, folder: Path) -> list[Job]:
-    more = ["train.zero_stage=2", "train.per_device_batch_size=2", "train.max_steps=2"]
-    return [
-        {"recipe": str(make_preference_recipe(folder, method)), "overrides": more, "command": str(folder / method)}
-        for method in ("dpo", "grpo")
-    ]
-
-
-@pytest.mark.deepspeed
-@pytest.mark.parametrize("method", ["dpo", "grpo"])
-def test_two_ranks_under_deepspeed(rank_runs: RankRuns, method: str) -> None:
-    codes, output = rank_runs.command(method)
-    assert codes == [0, 0], output[-4000:]
-    last = lines(rank_runs.folder / method)[-1]
-    assert last["rows_with_another_choice"] == 0 and last["rows_sharing_choice"] == {"dpo": 16, "grpo": 8}[method]
-    assert (rank_runs.folder / method / "checkpoint-2" / "complete.json").is_file()
 
 
 class SendsSigterm(TrainerCallback):

@@ -35,6 +35,7 @@ def rank_jobs(recipe: Path, folder: Path) -> list[Job]:
         {
             "recipe": own[method],
             "overrides": [*COMMON, f"train.output_dir={folder / name}", f"train.zero_stage={stage}", *more],
+            "command": str(folder / name),
         }
         for name, (method, stage, more) in runs.items()
     ]
@@ -52,9 +53,16 @@ def test_zero_3_trains_like_zero_2_on_one_choice_of_tokens(rank_runs: RankRuns, 
     for key in ("loss", "grad_norm", *shared):
         values = [[line[key] for line in run] for run in (found, expected)]
         assert len(values[0]) == 2 and values[0] == pytest.approx(values[1], rel=2e-3, abs=1e-5), key
-    last = found[-1]
-    assert last["rows_with_another_choice"] == 0
-    assert last["rows_sharing_choice"] == expected[-1]["rows_sharing_choice"] > 0
+    for run in (found, expected):
+        assert run[-1]["rows_with_another_choice"] == 0
+        assert run[-1]["rows_sharing_choice"] == 16  # two steps, and for grpo a reference
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_two_ranks_end_with_a_complete_checkpoint(rank_runs: RankRuns, name: str) -> None:
+    codes, output = rank_runs.command(name)
+    assert codes == [0, 0], output[-4000:]
+    assert (rank_runs.folder / name / "checkpoint-2/complete.json").is_file()
 
 
 def test_resume_at_another_zero_stage_continues_with_the_same_losses(rank_runs: RankRuns) -> None:
