@@ -10,6 +10,7 @@ import pytest
 from dart_train import DART, KeepAll
 from dart_train.checkpoints import (
     COMPLETE_MARKER,
+    atomic,
     commit_checkpoint,
     is_complete,
     latest_complete,
@@ -39,6 +40,18 @@ def test_committed_checkpoint_is_complete_and_lists_its_files(tmp_path: Path) ->
         "inner/state.pt": 10,
     }
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
+
+
+def test_everything_is_flushed_before_the_checkpoint_gets_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, flushed = tmp_path / "checkpoint-5", list[tuple[str, bool]]()
+    monkeypatch.setattr(atomic, "fsync_path", lambda path: flushed.append((path.name, target.exists())))
+    make(tmp_path, 5)
+    before = [name for name, renamed in flushed if not renamed]
+    assert before[:3] == ["state.pt", "model.safetensors", COMPLETE_MARKER]  # the marker after what it lists
+    assert set(before[3:]) == {"inner", draft_folder(tmp_path, 5).name}
+    assert [name for name, renamed in flushed if renamed] == [tmp_path.name]
 
 
 @pytest.mark.parametrize("harm", ["mark", "cut", "gone", "inner", "garbled", "list"])
