@@ -237,7 +237,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--change", nargs="*", default=[], metavar="key=value", help="of the model's training recipe")
     parser.add_argument("--change-scorer", nargs="*", default=[], metavar="key=value", help="of the scorer's recipe")
     parser.add_argument("--compare", nargs="*", default=[], metavar="key=value", help="of the comparison's recipe")
-    parser.add_argument("--publish", action="store_true", help="write the results to data/results/demo and README.md")
+    parser.add_argument("--publish", action="store_true", help="write the results to data/results/demo")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""`python -m launch.publish runs/demo`: the results of a demo, into data/results/demo and the README's table."""
+"""`python -m launch.publish runs/demo`: the results of a demo, into data/results/demo."""
 
 from __future__ import annotations
 
@@ -31,9 +31,7 @@ def publish(folder: Path, root: Path = ROOT) -> None:
         number = seed["seed"]
         cells = (folder / f"seed-{number}" / "compare" / "table.md").read_text(encoding="utf-8")
         (target / f"table_seed{number}.md").write_text(f"{cells.rstrip()}\n\n{FASTV_NOTE}\n", encoding="utf-8")
-    table = readme_table(claim)
-    for file in (root / "README.md", target / "README.md"):
-        _replace(file, table)
+    _replace(target / "README.md", readme_table(claim))
 
 
 def readme_table(claim: dict[str, Any]) -> str:
