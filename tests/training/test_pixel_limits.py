@@ -16,6 +16,7 @@ from dart_train.data.dataset import RowDataset
 from dart_train.data.encoder import Encoded, visual_token_ids
 from dart_train.evaluation.generate import LoadedCheckpoint
 from dart_train.evaluation.questions import open_sets, questions_of
+from dart_train.exporting import verify, verify_process
 from dart_train.models.processors import load_processor
 from dart_train.models.prompts import build_inputs, user_message
 from dart_train.training.data_feed import TrainFeed
@@ -62,7 +63,10 @@ def prompt_tokens(processor: object, folder: Path) -> list[int]:
 
 
 @pytest.mark.parametrize("limits", LIMITS)
-def test_checkpoint_export_and_compare_have_the_tokens_of_the_training(tmp_path: Path, limits: str) -> None:
+def test_checkpoint_export_and_compare_have_the_tokens_of_the_training(
+    tmp_path: Path, limits: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify, "_run_in_fresh_process", lambda scratch, job: verify_process.main(job))
     recipe, data = make_recipe(tmp_path, "qwen2_5_vl"), make_rows(tmp_path)
     overrides = [f"data.train={data}", *LIMITS[limits], "train.max_steps=1", "train.per_device_batch_size=4"]
     train(recipe, overrides)
