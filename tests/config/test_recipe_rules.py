@@ -103,6 +103,7 @@ CONFLICTS = [
         ["distill={enabled: true, teacher: reduction, reduction: {method: dartt, layer: 2}}"],
         "distill.reduction.method=dart",
     ),
+    ("data.template", ["data.template='{% if messages %}{{ messages }}'"], "data.template=null"),
     ("data.min_pixels", ["data.min_pixels=10", "data.max_pixels=9"], "data.max_pixels=10"),
     (
         "parts",

@@ -132,3 +132,13 @@ def test_random_selections_follow_the_seed() -> None:
             assert attached.last is not None
             kept.append(attached.last.mask)
     assert torch.equal(kept[0], kept[2]) and not torch.equal(kept[0], kept[1])
+
+
+def test_pivots_of_the_last_forward_are_those_that_count() -> None:
+    """A budget of 2 leaves room for 2 of the 4 image pivots."""
+    model, batch = model_of("llava"), batch_of("llava", (1,))
+    with torch.no_grad(), attach(model, DART(keep=2)) as attached:
+        model(**batch)
+    kept = attached.last
+    assert kept is not None and kept.pivots is not None
+    assert torch.equal(kept.pivots & kept.visual, kept.kept_visual) and kept.visual_after == (2,)
