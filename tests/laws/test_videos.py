@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from dart_train import DART, FastV, KeepAll, Pooling, Reducer, UniformGrid, attach
+from dart_train.conformance.packed import without_padding
 from dart_train.models.structure import find_parts
 from dart_train.reduction.batch_layout import BatchLayout
-from tests.fixtures.packed import pack_batch
 from tests.fixtures.reference_forward import first_difference, masked_logits
 from tests.laws.cases import KERNELS, ROUNDING, model_of, new_tokens
 from tests.laws.test_keep_all import gradients
@@ -134,7 +134,7 @@ def rows_alone(name: str, batch: dict[str, Tensor], row: int, frames: int) -> di
 @pytest.mark.parametrize("name", FAMILIES_WITH_VIDEO)
 def test_packed_rows_are_the_padded_batch(name: str, stages: str) -> None:
     model, padded = model_of(name), batch_of(name)
-    packed, real = pack_batch(padded), padded["attention_mask"].bool()
+    packed, real = without_padding(padded), padded["attention_mask"].bool()
     assert not bool(real.all())
     with torch.no_grad(), attach(model, PACKED[stages], output="compact") as attached:
         expected, before = model(**padded), attached.last
@@ -148,7 +148,7 @@ def test_packed_rows_are_the_padded_batch(name: str, stages: str) -> None:
 def test_packed_rows_have_the_gradients_of_the_padded_batch(name: str) -> None:
     model, padded = FAMILIES[name].model().train(), batch_of(name)
     with attach(model, DART(keep=8), output="compact"):
-        expected, found = gradients(model, padded), gradients(model, pack_batch(padded))
+        expected, found = gradients(model, padded), gradients(model, without_padding(padded))
     assert found.keys() == expected.keys()
     for parameter in expected:
         torch.testing.assert_close(found[parameter], expected[parameter], rtol=1e-3, atol=2e-4)
@@ -160,13 +160,13 @@ def test_packed_rows_without_a_reduction(name: str) -> None:
     with torch.no_grad():
         expected = model(**padded).loss
         with attach(model, KeepAll()):
-            torch.testing.assert_close(model(**pack_batch(padded)).loss, expected, rtol=2e-5, atol=2e-5)
+            torch.testing.assert_close(model(**without_padding(padded)).loss, expected, rtol=2e-5, atol=2e-5)
 
 
 def test_a_second_video_in_the_batch_is_not_seen_by_the_first() -> None:
     """Other pixels in the video of one packed row change nothing in the other."""
     for name in FAMILIES_WITH_VIDEO:
-        model, packed = model_of(name), pack_batch(batch_of(name))
+        model, packed = model_of(name), without_padding(batch_of(name))
         changed = {**packed, "pixel_values_videos": packed["pixel_values_videos"].clone()}
         pixels = changed["pixel_values_videos"]
         last = pixels[1:] if name == "llava_onevision" else pixels[int(packed["video_grid_thw"][0].prod()) :]

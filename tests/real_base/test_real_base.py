@@ -24,9 +24,8 @@ from transformers import (
 from dart_train import DART, Pooling, attach
 from dart_train.config.errors import RecipeError
 from dart_train.data.chat_template import ChatTemplate
-from dart_train.evaluation.prompts import build_inputs
 from dart_train.models.processors import load_processor
-from dart_train.models.prompts import user_message
+from dart_train.models.prompts import build_inputs, user_message
 from data.pinned_file import checksum
 from data.real_base import convert
 from data.real_base import parts as parts_module
