@@ -13,7 +13,7 @@ from dart_train import DART, attach
 from dart_train.hooks import scorers
 from dart_train.models.structure import SCORERS
 from dart_train.reduction import Learned
-from dart_train.reduction.scorer import top_overlap
+from dart_train.reduction.scorer import scorer_loss, top_overlap
 from tests.laws.cases import NAMES, batch_of, model_of
 from tests.zoo import conversation, encode, sentence
 
@@ -78,6 +78,24 @@ def test_loss_reaches_every_weight_of_the_scorer_and_none_of_the_model() -> None
         with_gradient = {name for name, weight in model.named_parameters() if weight.grad is not None}
         assert with_gradient == {name for name, _ in model.named_parameters() if name.startswith(SCORERS)}
     model.zero_grad()
+
+
+@torch.no_grad()
+def test_each_stage_learns_from_its_own_layer_on() -> None:
+    model, batch = model_of("llava"), batch_of("llava", (1,), labels=True)
+    stages = [Learned(layer=1, keep=1.0), Learned(layer=3, keep=1.0)]
+    with attach(model, stages) as attached, attached.with_scorer_loss(ANSWER):
+        model(**batch, use_cache=False)
+        training = attached._scorer_training
+        assert training is not None and training.full is not None
+        rows, expected = training.rows, []
+        for reducer, stage in zip(stages, training.full.stages, strict=True):
+            assert stage.scores is not None
+            attention = torch.stack([row for layer, row in rows.items() if layer >= reducer.layer]).mean(0)
+            target = attention.gather(1, stage.scores.positions)  # one row, no padding: slots are positions
+            expected.append(scorer_loss(stage.scores.logits, target, stage.scores.valid))
+        assert min(rows) == 1 and max(rows) >= 3
+        torch.testing.assert_close(attached.scorer_loss(), torch.stack(expected).mean())
 
 
 @torch.no_grad()
