@@ -19,15 +19,14 @@ import os, sys, time
 from pathlib import Path
 from dart_train.training.run_lock import RunLock
 RunLock(Path(sys.argv[1])).take()
-child = os.fork() if sys.argv[2] == "fork" else 1
-if child:
-    print(child, flush=True)
+if sys.argv[2] == "alone" or os.fork() == 0:
+    print(os.getpid(), flush=True)  # the child itself: it has left the lock by now
 time.sleep(600)
 """
 
 
 def holder(run: Path, kind: str = "alone") -> tuple[subprocess.Popen[str], int]:
-    """A process that holds the lock, and its child."""
+    """A process that holds the lock, and the number of its child."""
     held = subprocess.Popen([sys.executable, "-c", HOLD, str(run), kind], stdout=subprocess.PIPE, text=True)
     assert held.stdout is not None
     return held, int(held.stdout.readline())
