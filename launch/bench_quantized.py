@@ -1,4 +1,4 @@
-"""What quantized weights save in memory, and what a QLoRA step costs beside a LoRA step on weights in bf16.
+"""What quantized weights save in memory, and what a QLoRA step costs against a LoRA step on weights in bf16.
 
     python -m launch.bench_quantized --out data/results/benchmarks      # about ten minutes on two cores
 

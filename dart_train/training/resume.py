@@ -79,7 +79,7 @@ def must_reshard(checkpoint: Path, recipe: Recipe, ranks: RankInfo) -> bool:
 
 
 def reads_universal(checkpoint: Path | None, recipe: Recipe, ranks: RankInfo) -> bool:
-    """Whether DeepSpeed has to be told that the state was converted."""
+    """Whether DeepSpeed reads the state as a universal checkpoint (`load_universal`)."""
     now = optimizer_sharding(recipe.train, ranks)
     return checkpoint is not None and loads_universal(written_sharding(checkpoint, now), now)
 

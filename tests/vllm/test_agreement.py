@@ -124,7 +124,7 @@ def test_other_families(family: str, engine: Engine, processed: Processed, tmp_p
     video = [expected.request(QUESTIONS[0], frames=images[:1] * 2)] if family == "qwen3_vl" else []
     rounds = [requests, again, video] if video else [requests, again]
     found = engine(folder, rounds, **CHUNKS, **SMALL_BLOCKS)["rounds"]
-    if video:  # refused by itself; the engine goes on
+    if video:  # refused by itself; the engine continues
         assert "the reduction is not defined for video inputs" in found[2][0]["error"]
     answers = expected.answers([*requests, *again], QUARTER, inputs=processed(base, [*requests, *again]))
     assert_same([*found[0], *found[1]], answers)

@@ -157,7 +157,7 @@ def test_engine_settings(vllm_python: Path, tmp_path: Path) -> None:
 @pytest.mark.vllm
 @pytest.mark.slow
 def test_budget_that_was_not_trained(engine: Engine, tmp_path: Path) -> None:
-    """A request at another budget is refused by itself; the engine goes on."""
+    """A request at another budget is refused by itself; the engine continues."""
     folder = save_served(TINY_BASE, tmp_path / "served", [SERVABLE], ELASTIC)
     tiny = Expected(TINY_BASE)
     images = draw(tmp_path / "images", [(96, 96)])
