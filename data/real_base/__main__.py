@@ -24,6 +24,7 @@ def parser() -> argparse.ArgumentParser:
     measure = commands.add_parser("measure", help="evaluate the trained model and write its card")
     claims = commands.add_parser("claims", help="evaluate the claims on a comparison, and write claims.md")
     claims.add_argument("compared", type=Path, help="folder of the comparison of recipes/real_compare.yaml")
+    claims.add_argument("--texts", type=Path, help="folder of the comparison of recipes/real_reading.yaml")
     claims.add_argument("--out", type=Path, help="folder to write to; default: the comparison's")
     for command in (build, train, measure, claims):
         command.add_argument("--recipe", type=Path, default=RECIPE)
@@ -46,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
             from .build import assembled, with_trained
 
             size = options.size or recipe.pictures.size
-            model, processor = assembled(Path(recipe.parts_dir), recipe.pictures.feature_layer, size)
+            model, processor = assembled(Path(recipe.parts_dir), recipe.pictures.feature_layers, size)
             model = model if options.untrained else with_trained(model, Path(recipe.output_dir))
             model.save_pretrained(options.out)
             processor.save_pretrained(options.out)
@@ -60,10 +61,11 @@ def main(arguments: list[str] | None = None) -> int:
 
             evaluate(recipe)
         else:
-            from .claims import write_evidence
+            from .evidence import write_evidence
 
             measured = json.loads((Path(recipe.output_dir) / "measured.json").read_text(encoding="utf-8"))
-            print(write_evidence(options.compared, options.out or options.compared, measured))
+            compared = [folder for folder in (options.compared, options.texts) if folder]
+            print(write_evidence(compared, options.out or options.compared, measured))
     except (RecipeError, ValueError) as error:
         print(f"data.real_base: {error}", file=sys.stderr)
         return 2

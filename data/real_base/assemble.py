@@ -42,11 +42,15 @@ TEMPLATE = """
 
 
 def assemble(
-    language: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, vision: Dinov2Model, feature_layer: int, size: int
+    language: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    vision: Dinov2Model,
+    feature_layers: list[int],
+    size: int,
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """The model in float32, without a copy of its parts' weights, and its processor for square images.
 
-    feature_layer: the layer of the vision tower that the projector reads, counted from the end (-1 is the last).
+    feature_layers: the layers of the vision tower that the projector reads, counted from the end (-1 is the last).
     size: of the images, in pixels; a multiple of the patch size. The tower's positions are interpolated to it once."""
     patch = vision.config.patch_size
     if size % patch:
@@ -65,7 +69,7 @@ def assemble(
         text_config=language.config,
         image_token_id=tokenizer.image_token_id,
         image_seq_length=(size // patch) ** 2,
-        vision_feature_layer=feature_layer,
+        vision_feature_layer=feature_layers,
         vision_feature_select_strategy="default",
         tie_word_embeddings=language.config.tie_word_embeddings,
     )

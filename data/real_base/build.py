@@ -20,16 +20,18 @@ TRAINED = Path(__file__).with_name("weights")
 PROJECTOR = "projector.safetensors"
 
 
-def assembled(parts: Path, feature_layer: int, size: int) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+def assembled(
+    parts: Path, feature_layers: list[int], size: int
+) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """The model with a random projector; downloaded and converted once, then read from `parts`."""
-    folder = parts / f"pretrained_{size}_{-feature_layer}"
+    folder = parts / f"pretrained_{size}_{'_'.join(str(-layer) for layer in feature_layers)}"
     if not folder.exists():
         check_readers()
         language, tokenizer = convert_language(fetch_part("language", parts))
         vision = convert_vision(fetch_part("vision", parts))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # of the projector: the same whichever command makes this folder
-            model, processor = assemble(language, tokenizer, vision, feature_layer, size)
+            model, processor = assemble(language, tokenizer, vision, feature_layers, size)
         unfinished = folder.with_name(folder.name + ".writing")
         shutil.rmtree(unfinished, ignore_errors=True)
         model.save_pretrained(unfinished)

@@ -66,7 +66,7 @@ def make_recipe(folder: Path, **more: Any) -> RealRecipe:
                 "few": {**stage, "patches": 32},
                 "all": {**stage, "decay": 1},
             },
-            "pictures": {"train": 6, "feature_layer": -2},
+            "pictures": {"train": 6, "feature_layers": [-3, -2]},
             "measure": {"images": 1},
             "work_dir": str(folder / "work"),
             "output_dir": str(folder / "out"),

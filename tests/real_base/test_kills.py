@@ -71,7 +71,7 @@ def write_recipe(folder: Path) -> Path:
     settings = make_recipe(
         folder,
         stages=stages,
-        pictures={"train": 10, "feature_layer": -2},
+        pictures={"train": 10, "feature_layers": [-3, -2]},
         parts_dir=str(folder / "parts"),
         save_steps=2,
     )

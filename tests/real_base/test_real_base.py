@@ -52,7 +52,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def small() -> tuple[LlavaForConditionalGeneration, Any]:
     language, tokenizer, vision = make_parts()
-    return assemble(language, tokenizer, vision, -2, SIZE)
+    return assemble(language, tokenizer, vision, [-3, -2], SIZE)
 
 
 def test_shipped_recipe_loads_and_reports_all_errors(tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_what_is_missing_is_named(small: Any, tmp_path: Path, monkeypatch: pytes
         with_trained(small[0], tmp_path)
     monkeypatch.setattr(convert, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"gguf and onnx not installed.*\.\[real\]"):
-        assembled(tmp_path, -5, SIZE)
+        assembled(tmp_path, [-5], SIZE)
 
 
 def test_assembled_model_is_saved_loaded_and_reduced(small: Any, tmp_path: Path) -> None:
@@ -199,20 +199,24 @@ def test_features_are_those_that_the_projector_reads_and_are_computed_once(small
     image = draw(scene(0, "train", 1))
     pixels = processor.image_processor([image], return_tensors="pt")["pixel_values"]
     with torch.no_grad():
-        hidden = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
-    assert torch.equal(tower_features(model, processor, [image]), hidden)
+        states = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states
+        read = model.model.get_image_features(pixels, output_hidden_states=True).pooler_output[0]
+    hidden = torch.cat([states[-3][:, 1:], states[-2][:, 1:]], dim=-1)
+    features = tower_features(model, processor, [image])
+    assert torch.equal(features, hidden)
+    assert torch.equal(model.model.multi_modal_projector(features)[0], read)
     assert torch.allclose(store.batch([1]) * store.deviation + store.mean, hidden, atol=2e-3)
     stamp = (tmp_path / "work" / "features.f16").read_bytes()
-    more = compute_features(make_recipe(tmp_path, pictures={"train": 8, "feature_layer": -2}), model, processor)
+    more = compute_features(make_recipe(tmp_path, pictures={"train": 8, "feature_layers": [-3, -2]}), model, processor)
     assert len(more.array) == 8
     assert (tmp_path / "work" / "features.f16").read_bytes().startswith(stamp)
-    with pytest.raises(ValueError, match="other images or another layer"):
-        compute_features(make_recipe(tmp_path, pictures={"train": 8, "feature_layer": -1}), model, processor)
+    with pytest.raises(ValueError, match="other images or other layers"):
+        compute_features(make_recipe(tmp_path, pictures={"train": 8, "feature_layers": [-2, -1]}), model, processor)
 
 
 def test_folded_projector_reads_plain_features(small: Any) -> None:
     projector = small[0].model.multi_modal_projector
-    features, mean, deviation = torch.randn(5, 64) * 3 + 1, torch.randn(64), torch.rand(64) + 0.5
+    features, mean, deviation = torch.randn(5, 128) * 3 + 1, torch.randn(128), torch.rand(128) + 0.5
     wanted = projector((features - mean) / deviation)
     projector.load_state_dict(folded(projector, mean, deviation))
     assert torch.allclose(projector(features), wanted, atol=1e-5)
@@ -278,7 +282,7 @@ def test_stopped_training_resumes_with_the_same_weights(tmp_path: Path, monkeypa
         recipe = make_recipe(folder)
         torch.manual_seed(0)
         language, tokenizer, vision = make_parts()
-        model, processor = assemble(language, tokenizer, vision, -2, SIZE)
+        model, processor = assemble(language, tokenizer, vision, [-3, -2], SIZE)
         torch.manual_seed(1)
         return RealStages(recipe, model, processor, compute_features(recipe, model, processor))
 
@@ -306,7 +310,7 @@ def test_stopped_training_resumes_with_the_same_weights(tmp_path: Path, monkeypa
     assert all(torch.equal(first[name], second[name]) for name in first)
 
     language, tokenizer, vision = make_parts()
-    model, processor = assemble(language, tokenizer, vision, -2, SIZE)
+    model, processor = assemble(language, tokenizer, vision, [-3, -2], SIZE)
     built = with_trained(model, tmp_path / "a" / "out")
     image, asked = draw(scene(0, "train", 1)), questions(scene(0, "train", 1), KINDS)
     rows = RowMaker(processor.tokenizer, 14, built.config.image_token_id)
@@ -341,7 +345,7 @@ def test_shipped_weights_are_those_of_the_recipe() -> None:
     assert sum(file.stat().st_size for file in folder.iterdir()) < 20e6
     projector, adapter = load_file(folder / "projector.safetensors"), load_file(folder / "adapter_model.safetensors")
     assert {name: tuple(weight.shape) for name, weight in projector.items() if name.endswith("weight")} == {
-        "linear_1.weight": (576, 384),
+        "linear_1.weight": (576, 384 * len(recipe.pictures.feature_layers)),
         "linear_2.weight": (576, 576),
     }
     assert len(adapter) == 30 * 7 * 2  # layers, linear modules, factors

@@ -12,8 +12,8 @@ from .scores import Scores, percent
 
 CARD = """# A LLaVA of pretrained parts
 
-`LlavaForConditionalGeneration` of 157 million parameters that names things in images of {size} x {size} pixels
-({tokens} visual tokens). Two parts were trained by others and come from packages of the Python index:
+`LlavaForConditionalGeneration` of 157 million parameters that names things and reads texts in images of {size} x {size}
+pixels ({tokens} visual tokens). Two parts were trained by others and come from packages of the Python index:
 
 {parts}
 
@@ -40,11 +40,12 @@ with attach(model, DART(keep=0.111, layer=2)):
 
 {stages}
 
-The vision tower is frozen; the projector reads layer {layer} of its 12, because the last layers were tuned by the
-package's author to predict salient regions. In the first stage the targets are the language model's own input
-embeddings: of the word that names what a patch shows (zero for background), plus {position:g} times those of *top*,
-*middle*, *bottom* and *left*, *center*, *right*, mixed by where the patch is. How the settings were found, what the run
-cost, and accuracy with fewer tokens: [data/results/real](../../results/real/README.md).
+The vision tower is frozen; the projector reads layers {layers} of its 12: texts are told apart best by layer 5, things
+by layer 8, and the last layers were tuned by the package's author to predict salient regions. In the first stage the
+targets are the language model's own input embeddings: of the word that names what a patch shows (zero for background),
+plus {position:g} times those of *top*, *middle*, *bottom* and *left*, *center*, *right*, mixed by where the patch is.
+How the settings were found, what the run cost, and accuracy with fewer tokens:
+[data/results/real](../../results/real/README.md).
 
 ## Accuracy
 
@@ -64,7 +65,7 @@ def write_card(recipe: RealRecipe, scores: Scores) -> str:
         parts="\n".join(f"- `{part.requirement}` ({part.licence}): {part.contents}" for part in PARTS.values()),
         precision=recipe.precision,
         rank=recipe.adapter.rank,
-        layer=13 + recipe.pictures.feature_layer,
+        layers=" and ".join(str(13 + layer) for layer in recipe.pictures.feature_layers),
         stages="\n".join(_describe(recipe)),
         position=recipe.stages.projector.position,
         split=recipe.measure.split,

@@ -28,7 +28,7 @@ VALIDATION_IMAGES = 6  # scenes on which a stage is observed while it is trained
 
 def train(recipe: RealRecipe, until: str | None = None) -> None:
     """Train all stages, or those up to `until`."""
-    model, processor = assembled(Path(recipe.parts_dir), recipe.pictures.feature_layer, recipe.pictures.size)
+    model, processor = assembled(Path(recipe.parts_dir), recipe.pictures.feature_layers, recipe.pictures.size)
     model.model.vision_tower.to(getattr(torch, recipe.precision))
     store = compute_features(recipe, model, processor)
     set_seed(recipe.seed)  # of the adapter; here, after what a resumed training does not do again

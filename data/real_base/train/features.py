@@ -34,15 +34,15 @@ class FeatureStore:
 
 
 def tower_features(model: Any, processor: Any, images: list[Any]) -> Tensor:
-    """[B, patches, width] of the layer that the projector reads, in float32. Later layers are not computed."""
+    """[B, patches, width] of the layers that the projector reads, in float32. Later layers are not computed."""
     pixels = processor.image_processor(images, return_tensors="pt")["pixel_values"]
     tower = model.model.vision_tower
-    layers = tower.encoder.layer
+    wanted = [len(tower.encoder.layer) + 1 + layer for layer in model.config.vision_feature_layer]
     with torch.no_grad():
-        hidden = tower.embeddings(pixels.to(tower.dtype))
-        for layer in layers[: len(layers) + 1 + model.config.vision_feature_layer]:
-            hidden = layer(hidden)
-    return hidden[:, 1:].float()
+        states = [tower.embeddings(pixels.to(tower.dtype))]
+        for layer in tower.encoder.layer[: max(wanted)]:
+            states.append(layer(states[-1]))
+    return torch.cat([states[number][:, 1:] for number in wanted], dim=-1).float()
 
 
 def compute_features(recipe: RealRecipe, model: Any, processor: Any) -> FeatureStore:
@@ -51,13 +51,14 @@ def compute_features(recipe: RealRecipe, model: Any, processor: Any) -> FeatureS
     folder.mkdir(parents=True, exist_ok=True)
     data, state = folder / "features.f16", folder / "features.json"
     side = recipe.pictures.size // model.config.vision_config.patch_size
-    shape = (recipe.pictures.train, side * side, model.config.vision_config.hidden_size)
-    wanted = {"seed": recipe.pictures.seed, "layer": recipe.pictures.feature_layer, "shape": list(shape[1:])}
+    layers = recipe.pictures.feature_layers
+    shape = (recipe.pictures.train, side * side, model.config.vision_config.hidden_size * len(layers))
+    wanted = {"seed": recipe.pictures.seed, "layers": layers, "shape": list(shape[1:])}
     done = 0
     if state.exists():
         saved = json.loads(state.read_text())
         if {name: saved[name] for name in wanted} != wanted:
-            raise ValueError(f"{state} is of other images or another layer: set work_dir to another folder")
+            raise ValueError(f"{state} is of other images or other layers: set work_dir to another folder")
         done = saved["done"]
     with data.open("ab") as file:
         file.truncate(max(done, recipe.pictures.train) * shape[1] * shape[2] * 2)

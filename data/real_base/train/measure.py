@@ -35,7 +35,7 @@ def groups(split: str) -> dict[str, tuple[str, str]]:
 
 def evaluate(recipe: RealRecipe) -> None:
     """Build the model as users do, evaluate it, and write measured.json and the card."""
-    model, processor = assembled(Path(recipe.parts_dir), recipe.pictures.feature_layer, recipe.pictures.size)
+    model, processor = assembled(Path(recipe.parts_dir), recipe.pictures.feature_layers, recipe.pictures.size)
     model = with_trained(model, Path(recipe.output_dir)).to(getattr(torch, recipe.precision))
     scores = measure(model, processor, recipe) | {"without the image": most_frequent(recipe)}
     (Path(recipe.output_dir) / "measured.json").write_text(json.dumps(scores, indent=1) + "\n")

@@ -27,7 +27,7 @@ class ThingImages(Section):
     train: Count = 3000  # scenes whose features are computed once and kept in work_dir
     seed: NotNegativeInt = 0
     size: Count = 224  # in pixels
-    feature_layer: int = -5  # of the vision tower; -1 is the last
+    feature_layers: list[int] = Field(default=[-8, -5], min_length=1)  # of the vision tower, joined; -1 is the last
 
 
 class ProjectorStage(Section):
