@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from dart_train.common.metrics import METRICS
 from dart_train.common.statistics import Estimate, PairedDifference, estimate, paired_difference
-from dart_train.evaluation.answer_store import from_ranges
+from dart_train.evaluation.answer_store import RESULTS, from_ranges
 
 METRIC = METRICS["exact_match"]
 FULL = "full"
@@ -29,7 +29,10 @@ class ComparedAnswers:
     """The answers in the results.jsonl of one or more comparisons."""
 
     def __init__(self, folders: Iterable[Path]) -> None:
-        lines = [line for folder in folders for line in (folder / "results.jsonl").read_text("utf-8").splitlines()]
+        files = [folder / RESULTS for folder in folders]
+        if missing := [str(file.parent) for file in files if not file.exists()]:
+            raise ValueError(f"{', '.join(missing)}: no {RESULTS}, expected the folder of a finished comparison")
+        lines = [line for file in files for line in file.read_text("utf-8").splitlines()]
         self.records: list[dict[str, Any]] = [json.loads(line) for line in lines]
         self.scores: dict[Cell, Scores] = {}
         for record in self.records:

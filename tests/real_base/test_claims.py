@@ -107,3 +107,9 @@ def test_answers_to_different_questions_are_not_compared(tmp_path: Path) -> None
     del answers.scores[second]["3"]
     with pytest.raises(ValueError, match="answered different questions"):
         answers.difference(first, second)
+
+
+def test_folder_without_a_comparison_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "measured.json").write_text(json.dumps({"seen": {"what": [80, 100]}}))
+    assert main(["claims", str(tmp_path / "nothing"), f"output_dir={tmp_path}"]) == 2
+    assert "nothing: no results.jsonl, expected the folder of a finished comparison" in capsys.readouterr().err
