@@ -2,13 +2,14 @@
 
     python -m launch.real_evidence
 
-Adaptations and scorers are trained side by side, each on one core, then compared. Everything that was finished before
-is kept, so that a stopped run is continued by the same command.
+Adaptations and scorers are trained side by side, two at a time with one thread each, then compared. Everything that was
+finished before is kept, so that a stopped run is continued by the same command.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from .demo import Commands, deepspeed_command, precision, python_command
 BASE = "runs/real_base/model"
 DART, SCORER, LEARNED = "recipes/real_dart.yaml", "recipes/real_scorer.yaml", "recipes/real_learned.yaml"
 NAMES, TEXTS = "recipes/real_compare.yaml", "recipes/real_reading.yaml"
+LOGS = Path("runs/real_logs")
 CONTENT = "what,label,price,note"  # kinds of questions that a few places of the image answer
 DRAWN = {
     "data/things_single": ("--train", "1600", "--seed", "1", "--kinds", CONTENT),
@@ -31,6 +33,7 @@ def main() -> int:
     parser.add_argument("--ranks", type=int, default=2, help="processes of a comparison")
     parser.add_argument("--publish", action="store_true", help="write the page to data/results/real")
     options = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the commands: two at a time, on two cores
     commands = Commands()
     if not Path(BASE, "config.json").exists():
         commands.run("Assemble the base", python_command("-m", "data.real_base", "build", "--out", BASE))
@@ -48,8 +51,7 @@ def main() -> int:
 
 def train(commands: Commands) -> None:
     """Each model, and a scorer of it. The control differs from the adapted model in the reduction alone."""
-    chains: dict[str, Sequence[Sequence[str]]] = {
-        "learned": [_train(SCORER), _train(LEARNED)],
+    pair: dict[str, Sequence[Sequence[str]]] = {
         "adapted": [
             _train(DART),
             _export("runs/real_dart"),
@@ -61,7 +63,8 @@ def train(commands: Commands) -> None:
             _train(SCORER, "model.path=runs/real_control_model", "train.output_dir=runs/real_scorer_control"),
         ],
     }
-    commands.run_together("Train", chains, Path("runs/real_logs"))
+    commands.run_together("Adapt to DART, and the control", pair, LOGS)
+    commands.run_together("A scorer of the base, and adapt to it", {"learned": [_train(SCORER), _train(LEARNED)]}, LOGS)
 
 
 def _train(recipe: str, *overrides: str) -> list[str]:
