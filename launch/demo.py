@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from dart_train.cli.options import FAILED, OK
-from dart_train.common.environment import read_environment
+from dart_train.common.environment import cpu_has_bf16, read_environment
 from dart_train.common.io import free_port
 
 from .claim import SECOND_SET, SET, Verdict, evaluate_claim, summarize, write_claim
@@ -164,8 +164,7 @@ def _train(recipe: str, overrides: Sequence[str]) -> list[str]:
 
 def precision() -> list[str]:
     """The recipe's bf16 if the CPU has it; without, bf16 would be emulated and slow."""
-    native = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return [] if native or torch.cuda.is_available() else ["train.precision=fp32"]
+    return [] if torch.cuda.is_available() or cpu_has_bf16() else ["train.precision=fp32"]
 
 
 def compare(

@@ -41,7 +41,7 @@ def main() -> int:
         commands.run(f"Draw {folder}", python_command("-m", "data.things", "--out", folder, *arguments))
     train(commands)
     for title, recipe in (("Compare: names", NAMES), ("Compare: texts", TEXTS)):
-        commands.run(title, deepspeed_command(options.ranks, "launch/compare.py", recipe))
+        commands.run(title, deepspeed_command(options.ranks, "launch/compare.py", recipe, *model_dtype()))
     claims = ["-m", "data.real_base", "claims", "runs/real_compare", "--texts", "runs/real_reading"]
     claims += ["--out", "data/results/real"] if options.publish else []
     commands.run("Evaluate the claims", python_command(*claims))
@@ -68,7 +68,12 @@ def train(commands: Commands) -> None:
 
 
 def _train(recipe: str, *overrides: str) -> list[str]:
-    return deepspeed_command(1, "launch/train.py", recipe, *overrides, *precision())
+    return deepspeed_command(1, "launch/train.py", recipe, *overrides, *precision(), *model_dtype())
+
+
+def model_dtype() -> list[str]:
+    """float32 wherever training is in fp32, in place of the recipes' bfloat16."""
+    return ["model.dtype=float32"] if precision() else []
 
 
 def _export(run: str) -> list[str]:

@@ -42,6 +42,7 @@ class Environment:
     python: str
     system: str
     cores: int
+    cpu_bf16: bool  # whether the CPU has instructions for bfloat16
     versions: dict[str, str | None]  # None: not installed
     cuda: str | None  # what torch was built for; None: a CPU build
     gpus: tuple[Gpu, ...]
@@ -67,6 +68,7 @@ def read_environment() -> Environment:
         python=platform.python_version(),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cpu_bf16=cpu_has_bf16(),
         versions={name: _version(name) for name in PACKAGES},
         cuda=torch.version.cuda,
         gpus=_gpus(),
@@ -74,6 +76,13 @@ def read_environment() -> Environment:
         shared_memory_gib=shared_memory,
         variables={name: os.environ[name] for name in VARIABLES if name in os.environ},
     )
+
+
+def cpu_has_bf16() -> bool:
+    """Whether bfloat16 is computed by the CPU's own instructions; emulated, it is several times slower than float32."""
+    import torch
+
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def versions() -> dict[str, str]:
@@ -158,6 +167,11 @@ def _device_warnings(found: Environment) -> Iterator[str]:
         )
     if found.cuda is None and found.nvcc:
         yield "there is a CUDA compiler and torch is a CPU build: install torch for CUDA to train on the GPU"
+    if not found.gpus and not found.cpu_bf16:
+        yield (
+            "this CPU emulates bfloat16, several times slower than float32: set train.precision: fp32 to train, and "
+            "model.dtype: float32"
+        )
     if any(not gpu.bf16 for gpu in found.gpus):
         yield "a GPU here has no bfloat16: set train.precision: fp16"
     if found.gpus and found.nvcc is None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..checkpoints import step_of
+from ..common.environment import cpu_has_bf16
 from ..config import Elastic, Recipe
 from .data_feed import TrainFeed
 from .deepspeed_config import optimizer_sharding
@@ -74,8 +77,13 @@ def _batch(feed: TrainFeed) -> str:
     engine = others.get(stage, f"DeepSpeed ZeRO-{stage}")
     return (
         f"{feed.rows_per_step} rows a step = {train.per_device_batch_size} x {ranks.world} processes x "
-        f"{train.gradient_accumulation_steps} forwards, {train.precision}, {engine}"
+        f"{train.gradient_accumulation_steps} forwards, {precision_text(train.precision)}, {engine}"
     )
+
+
+def precision_text(precision: str) -> str:
+    slow = precision == "bf16" and not torch.cuda.is_available() and not cpu_has_bf16()
+    return f"{precision} (which this CPU emulates: fp32 is faster)" if slow else precision
 
 
 def _reduction(recipe: Recipe) -> str:

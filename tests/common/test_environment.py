@@ -14,6 +14,7 @@ GOOD = Environment(
     python="3.11.7",
     system="Linux",
     cores=8,
+    cpu_bf16=True,
     versions={"torch": "2.13.0+cu128", "transformers": "5.23.0", "deepspeed": "0.19.8", "peft": "0.21.2"},
     cuda="12.8",
     gpus=(Gpu("H100", 80.0, (9, 0), True),),
@@ -34,6 +35,7 @@ BAD = {
     "no GPU is visible": {"gpus": ()},
     "CUDA compiler": {**CPU, "nvcc": "nvcc"},
     "OMP_NUM_THREADS": CPU,
+    "emulates bfloat16": {**CPU, "cpu_bf16": False},
     "--shm-size": {"shared_memory_gib": 0.06},
     "offload_optimizer": {"nvcc": None},
 }

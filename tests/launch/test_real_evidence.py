@@ -10,15 +10,15 @@ import pytest
 import yaml
 
 from dart_train.config import load_recipe
-from launch import real_evidence
+from launch import demo, real_evidence
 from launch.demo import Commands
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture
-def commands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
-    """Every command, in an order in which it is run; none is."""
+@pytest.fixture(params=[True, False], ids=["bf16", "fp32"])
+def commands(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
+    """Every command, in an order in which it is run, on a CPU with and without bfloat16; none is run."""
     found: list[list[str]] = []
 
     def run(self: Commands, title: str, command: Sequence[str], accepted: Sequence[int] = (0,)) -> None:
@@ -29,6 +29,8 @@ def commands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]
 
     monkeypatch.setattr(Commands, "run", run)
     monkeypatch.setattr(Commands, "run_together", run_together)
+    monkeypatch.setattr(demo, "cpu_has_bf16", lambda: request.param)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("sys.argv", ["real_evidence"])
     monkeypatch.chdir(tmp_path)  # without a base
     assert real_evidence.main() == 0
@@ -36,9 +38,14 @@ def commands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]
 
 
 def trainings(commands: list[list[str]]) -> Iterator[tuple[Path, list[str]]]:
+    return launched("launch/train.py", commands)
+
+
+def launched(script: str, commands: list[list[str]]) -> Iterator[tuple[Path, list[str]]]:
+    """The recipe and the overrides of each command that runs the script."""
     for command in commands:
-        if "launch/train.py" in command:
-            place = command.index("launch/train.py")
+        if script in command:
+            place = command.index(script)
             yield ROOT / command[place + 1], command[place + 2 :]
 
 
@@ -65,6 +72,15 @@ def test_everything_that_is_trained_on_is_made(commands: list[list[str]]) -> Non
         assert recipe.model.path in made
         assert recipe.scorer.path is None or recipe.scorer.path in made
         assert {str(Path(source.path).parent) for source in recipe.data.train} <= made
+
+
+def test_bf16_only_on_cpus_that_have_it(commands: list[list[str]], request: pytest.FixtureRequest) -> None:
+    bf16 = request.node.callspec.params["commands"]
+    recipes = [load_recipe(*each) for each in trainings(commands)]
+    assert {recipe.train.precision for recipe in recipes} == {"bf16" if bf16 else "fp32"}
+    recipes += [load_recipe(*each) for each in launched("launch/compare.py", commands)]
+    assert len(recipes) == 8
+    assert {recipe.model.dtype for recipe in recipes} == {"bfloat16" if bf16 else "float32"}
 
 
 def test_the_control_differs_in_the_reduction_alone(commands: list[list[str]]) -> None:

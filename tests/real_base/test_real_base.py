@@ -5,6 +5,7 @@ No package is downloaded: files of the same layout with small random models stan
 from __future__ import annotations
 
 import json
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from data.real_base.assemble import assemble
 from data.real_base.build import assembled, with_trained
 from data.real_base.claims import NAMED
 from data.real_base.parts import PretrainedPart, fetch_part
+from data.real_base.train import command
 from data.real_base.train.card import score_table
 from data.real_base.train.command import RealStages
 from data.real_base.train.features import compute_features, tower_features
@@ -83,6 +85,17 @@ def test_what_is_missing_is_named(small: Any, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(convert, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"gguf and onnx not installed.*\.\[real\]"):
         assembled(tmp_path, [-5], SIZE)
+
+
+def test_emulated_bf16_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "cpu_has_bf16", lambda: False)
+    monkeypatch.setattr(command, "assembled", lambda *_: sys.exit())
+    for precision, reported in (("bfloat16", True), ("float32", False)):
+        with pytest.raises(SystemExit):
+            command.train(make_recipe(tmp_path, precision=precision))
+        assert ("give precision=float32" in capsys.readouterr().out) == reported
 
 
 def test_assembled_model_is_saved_loaded_and_reduced(small: Any, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from dart_train import train
 from dart_train.common.distributed import RankInfo
 from dart_train.common.trackers import wandb_mode
 from dart_train.config import load_recipe
+from dart_train.training import header
 from dart_train.training.callbacks import MetricsFile, progress_line, read_metrics
 from dart_train.training.predictions import PREDICTED_ROWS
 from dart_train.training.run import build, prepare
@@ -199,6 +200,14 @@ def test_progress_line() -> None:
     assert "  lr 1.0e-05  gradient 2.35  " in line and "  3 rows skipped  " in line
     line = progress_line(40, 500, {**logs, **more, "lr_language": 2e-4}, timedelta(seconds=754))
     assert "  lr vision 1.0e-05, language 2.0e-04  " in line
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_header_reports_emulated_bf16(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(header, "cpu_has_bf16", lambda: fast)
+    assert ("fp32 is faster" in header.precision_text("bf16")) == (not fast)
+    assert header.precision_text("fp32") == "fp32"
 
 
 def test_header_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

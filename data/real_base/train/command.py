@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import set_seed
 
+from dart_train.common.environment import cpu_has_bf16
 from data.scenes.rng import PortableRandom
 from data.things import draw, scene
 
@@ -28,6 +29,8 @@ VALIDATION_IMAGES = 6  # scenes on which a stage is observed while it is trained
 
 def train(recipe: RealRecipe, until: str | None = None) -> None:
     """Train all stages, or those up to `until`."""
+    if recipe.precision == "bfloat16" and not cpu_has_bf16():
+        print("precision: bfloat16, which this CPU emulates several times slower than float32; give precision=float32")
     model, processor = assembled(Path(recipe.parts_dir), recipe.pictures.feature_layers, recipe.pictures.size)
     model.model.vision_tower.to(getattr(torch, recipe.precision))
     store = compute_features(recipe, model, processor)
