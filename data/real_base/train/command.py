@@ -24,7 +24,6 @@ from .rows import RowMaker
 from .words import WordTargets
 
 BACKGROUND = 0.3  # share of the background's patches that the projector stage uses
-VALIDATION_IMAGES = 6  # scenes on which a stage is observed while it is trained
 
 
 def train(recipe: RealRecipe, until: str | None = None) -> None:
@@ -53,7 +52,7 @@ class RealStages:
         embeddings = model.get_input_embeddings().weight.detach().float()
         self.targets = WordTargets(processor.tokenizer, embeddings, side, recipe.stages.projector.position)
         self.rows = RowMaker(processor.tokenizer, self.patch, model.config.image_token_id)
-        seen = [scene(recipe.pictures.seed, "validation", index) for index in range(VALIDATION_IMAGES)]
+        seen = [scene(recipe.pictures.seed, "validation", index) for index in range(recipe.validation_images)]
         features = tower_features(model, processor, [draw(one) for one in seen])
         self.validation = seen, (features - store.mean) / store.deviation
         self.parts = TrainedParts(recipe, model)

@@ -78,6 +78,7 @@ class RealRecipe(Section):
     work_dir: Text = "runs/real_base/work"  # features, and the state of the stages; a new start resumes from it
     output_dir: Text = "data/real_base/weights"  # projector and adapter
     save_steps: Count = 20
+    validation_images: Count = 6  # scenes on which a stage is observed at each save
     precision: Literal["float32", "bfloat16"] = "bfloat16"  # of the frozen weights; trained weights are float32
     seed: NotNegativeInt = 0
 
