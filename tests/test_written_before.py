@@ -29,6 +29,8 @@ WAYS: dict[str, tuple[str, dict[str, Any]]] = {
     "random": ("exported", {"reducer": "random", "keep": 0.25}),
 }
 
+ROUNDING = {"rtol": 1e-4, "atol": 1e-4}  # of another processor than the one that wrote the files
+
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -52,8 +54,8 @@ def test_written_before_loads_with_the_same_logits(here: Path, way: str) -> None
         with loaded.attached.paused():
             full = loaded.model(**batch).logits[:, -4:]
     assert torch.equal(kept, stored[f"kept.{way}"])
-    torch.testing.assert_close(reduced, stored[f"logits.{way}"], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(full, stored[f"logits_full.{way}"], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(reduced, stored[f"logits.{way}"], **ROUNDING)
+    torch.testing.assert_close(full, stored[f"logits_full.{way}"], **ROUNDING)
     assert not torch.allclose(reduced, full, atol=1e-3)  # the reduction is part of what was compared
 
 
