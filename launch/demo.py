@@ -15,10 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
 from dart_train.cli.options import FAILED, OK
-from dart_train.common.environment import cpu_has_bf16, read_environment
+from dart_train.common.environment import bf16_is_emulated, read_environment
 from dart_train.common.io import free_port
 
 from .claim import SECOND_SET, SET, Verdict, evaluate_claim, summarize, write_claim
@@ -164,7 +162,7 @@ def _train(recipe: str, overrides: Sequence[str]) -> list[str]:
 
 def precision() -> list[str]:
     """The recipe's bf16 if the CPU has it; without, bf16 would be emulated and slow."""
-    return [] if torch.cuda.is_available() or cpu_has_bf16() else ["train.precision=fp32"]
+    return ["train.precision=fp32"] if bf16_is_emulated() else []
 
 
 def compare(

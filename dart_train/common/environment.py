@@ -85,6 +85,13 @@ def cpu_has_bf16() -> bool:
     return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+def bf16_is_emulated() -> bool:
+    """Whether models run on a CPU that has no bfloat16."""
+    import torch
+
+    return not torch.cuda.is_available() and not cpu_has_bf16()
+
+
 def versions() -> dict[str, str]:
     """Python and the recorded packages; `not installed` for a missing one."""
     packages = {name: _version(name) or "not installed" for name in RECORDED_PACKAGES}

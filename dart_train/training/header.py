@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..checkpoints import step_of
-from ..common.environment import cpu_has_bf16
+from ..common.environment import bf16_is_emulated
 from ..config import Elastic, Recipe
 from .data_feed import TrainFeed
 from .deepspeed_config import optimizer_sharding
@@ -82,7 +80,7 @@ def _batch(feed: TrainFeed) -> str:
 
 
 def precision_text(precision: str) -> str:
-    slow = precision == "bf16" and not torch.cuda.is_available() and not cpu_has_bf16()
+    slow = precision == "bf16" and bf16_is_emulated()
     return f"{precision} (which this CPU emulates: fp32 is faster)" if slow else precision
 
 

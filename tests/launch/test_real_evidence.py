@@ -29,8 +29,7 @@ def commands(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tm
 
     monkeypatch.setattr(Commands, "run", run)
     monkeypatch.setattr(Commands, "run_together", run_together)
-    monkeypatch.setattr(demo, "cpu_has_bf16", lambda: request.param)
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(demo, "bf16_is_emulated", lambda: not request.param)
     monkeypatch.setattr("sys.argv", ["real_evidence"])
     monkeypatch.chdir(tmp_path)  # without a base
     assert real_evidence.main() == 0

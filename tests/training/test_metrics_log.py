@@ -204,8 +204,7 @@ def test_progress_line() -> None:
 
 @pytest.mark.parametrize("fast", [True, False])
 def test_header_reports_emulated_bf16(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr(header, "cpu_has_bf16", lambda: fast)
+    monkeypatch.setattr(header, "bf16_is_emulated", lambda: not fast)
     assert ("fp32 is faster" in header.precision_text("bf16")) == (not fast)
     assert header.precision_text("fp32") == "fp32"
 
