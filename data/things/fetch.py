@@ -1,4 +1,6 @@
-"""Make the sprite sheets again from the two npm packages that they were taken from: `python -m data.things.fetch`.
+"""Make the sprite sheets again from the two npm packages that they were taken from.
+
+    python -m data.things.fetch --packages DIR
 
 The sheets are in the repository; this documents where they come from, and makes them for a longer catalogue.
 """
